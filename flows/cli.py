@@ -1,0 +1,112 @@
+"""The `touchstone` command. Each subcommand is thin, and imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flows import command
+from pipelines import paths
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    return command.run(lambda: options.command(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="touchstone", description="From a pile of problems to a better reasoning model, with proof of how.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = add("run", run, "run every stage that is not current, then name the report")
+    sub.add_argument("--until", metavar="STAGE", help="stop after this stage; only what it needs runs (rl means all RL stages)")
+    sub.add_argument("--force", metavar="STAGE", action="append", default=[], help="run this stage though it is current; may be given again")
+    add("up", up, "start a lasting Prefect server and the MLflow UI on loopback")
+    add("down", down, "stop what `up` started")
+    add("serve", serve, "serve the deployments of prefect.yaml until Ctrl-C, so that the Prefect UI or a schedule can start runs")
+    sub = add("configure", configure, "merge an overlay into params.yaml, keeping its comments; a null deletes a key")
+    sub.add_argument("overlay", type=Path, help="YAML file with the keys to change")
+    sub = add("lineage", lineage, "the chain from a model or file back to its rows and source files")
+    sub.add_argument("path", type=Path, help="a model folder, or any file or folder under data/")
+    sub.add_argument("--verify", action="store_true", help="recompute every digest; exit code 1 names the first link that does not hold")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    from tasks import locking, planning, settings
+
+    project = settings.root()
+    with locking.single_run(project):
+        plan = planning.make(project, options.until, options.force)
+        if planning.all_current(project, plan):
+            print("everything is current")
+        else:
+            from flows.post_training import post_training
+
+            post_training(until=options.until, force=options.force)
+    if (project / paths.PAGE).exists() and "report" in plan.stages:
+        print(f"report: {project / paths.PAGE}")
+    return 0
+
+
+def up(options: argparse.Namespace) -> int:
+    from tasks import services, settings
+
+    for service in services.up(settings.root()):
+        print(f"{service.name}: {service.url}")
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    from tasks import services, settings
+
+    stopped = services.down(settings.root())
+    print(f"stopped {' and '.join(stopped)}" if stopped else "nothing was running")
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    from flows.deployments import serve_all
+
+    serve_all()
+    return 0
+
+
+def configure(options: argparse.Namespace) -> int:
+    from tasks import overlays, settings
+
+    project = settings.root()
+    for key, before, after in overlays.apply(project / paths.PARAMS, options.overlay):
+        print(f"{key}: {before} -> {after}")
+    return 0
+
+
+def lineage(options: argparse.Namespace) -> int:
+    from pipelines.lineage.walk import Lineage
+    from tasks import settings
+
+    found = Lineage(settings.root())
+    stages = found.find(options.path)
+    print("\n".join(found.tree(stages)))
+    if not options.verify:
+        return 0
+    broken, checked, notes = found.verify(stages)
+    print("\n".join(notes), end="\n" if notes else "")
+    if broken:
+        print(f"broken: {broken}", file=sys.stderr)
+        return 1
+    print(f"the chain holds: {checked} links checked")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

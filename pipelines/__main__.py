@@ -1,0 +1,103 @@
+"""Run one stage's science without any orchestrator: `python -m pipelines STAGE [--params params.yaml] [--root .]`.
+
+The flows start the same command, with `--settings FILE` in place of `--params`: one JSON object {seed, settings}, already
+resolved, so that the stage loads its own section's code only. Exit codes: 0 done, 2 a sentence for the user on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipelines import graph, paths
+from pipelines.errors import UserError
+from pipelines.lineage.manifests import write_manifest
+from pipelines.progress import Journal
+from pipelines.stages import ENTRIES, Context
+from pipelines.store import replacing, write_json
+
+PR_SET_PDEATHSIG = 1
+# Threads that spin while they wait make a shared machine several times slower; sleeping costs a quiet one next to nothing.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
+    parser.add_argument("stage", help="address of a stage: " + ", ".join(ENTRIES) + " (an RL stage is rl@NAME)")
+    parser.add_argument("--params", type=Path, default=paths.PARAMS, help="a whole params file")
+    parser.add_argument("--settings", type=Path, help="this stage's resolved settings as JSON, instead of --params")
+    parser.add_argument("--root", type=Path, default=Path(), help="project root")
+    parser.add_argument("--device", default=os.environ.get("TOUCHSTONE_DEVICE", "cpu"), help="torch device")
+    options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run(options.stage, options.root.resolve(), load_settings(options), options.device)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+            raise
+        print(f"{options.stage}: no space left on the disk of {error.filename or options.root}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def load_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """{seed, settings} of the stage, from the file the flow wrote or resolved here from params."""
+    if options.settings:
+        return json.loads(options.settings.read_text())
+    from pipelines import config  # all sections, which a flow's child does not need
+
+    params = config.load(options.params)
+    return {"seed": params.seed, "settings": config.resolve(params, options.stage).model_dump(mode="json")}
+
+
+def run(stage: str, root: Path, given: dict[str, Any], device: str) -> dict[str, float]:
+    """Run `stage`, then write its metrics, its plot and its manifest. Returns the metrics."""
+    module, settings_module, settings_class = ENTRIES[stage.partition("@")[0]]
+    settings = getattr(importlib.import_module(settings_module), settings_class).model_validate(given["settings"])
+    slug = paths.slug(stage)
+    work = root / paths.WORK / slug
+    work.mkdir(parents=True, exist_ok=True)
+    journal = Journal(work / "journal.jsonl", stage)
+    summary = importlib.import_module(module).run(Context(stage, root, given["seed"], settings, work, journal, device))
+    for path in graph.records(stage):
+        if path.suffix == ".json":
+            write_json(root / path, summary)
+        else:
+            write_plot(root / path, journal.rows())
+    inputs = graph.inputs(stage, getattr(settings, "init", "sft"))
+    write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), modules=(module, settings_module))
+    return summary
+
+
+def write_plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The journal as CSV, one row per step, for `dvc plots`."""
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["step"]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it is gone, so that kill -9 leaves no orphan."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    if os.environ.get("TOUCHSTONE_CHILD"):
+        die_with_parent()
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""params.yaml as frozen models, one module per section so that a stage's code dependencies stay its own.
+
+`load(path)` reads and checks a whole file; its errors name the key, what was expected, and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pipelines.config.common import Section
+from pipelines.config.curation import CurationSettings, DifficultySettings, SynthesisSettings
+from pipelines.config.evaluation import EvaluationSettings, MergingSettings, ReportSettings
+from pipelines.config.rl import RlSettings
+from pipelines.config.sources import SourcesSettings
+from pipelines.config.training import BaseSettings, SftSettings
+from pipelines.errors import UserError
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: int = Field(ge=0)
+    """The one seed; every use derives its own stream from it by name."""
+    sources: SourcesSettings
+    curation: CurationSettings = CurationSettings()
+    base: BaseSettings = BaseSettings()
+    sft: SftSettings = SftSettings()
+    difficulty: DifficultySettings = DifficultySettings()
+    synthesis: SynthesisSettings = SynthesisSettings()
+    rl: RlSettings
+    merging: MergingSettings = MergingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Params:
+        for name in self.merging.models or ():
+            if name not in self.rl.stages:
+                raise ValueError(f"merging.models: '{name}' is no RL stage; there are {', '.join(self.rl.stages)}")
+        for name in self.evaluation.gate.improve:
+            if name not in self.sources.benchmarks:
+                raise ValueError(f"evaluation.gate.improve: '{name}' is no benchmark; there are {', '.join(self.sources.benchmarks)}")
+        if self.evaluation.gate.candidate not in (*self.rl.stages, "base", "sft", "merged"):
+            raise ValueError(f"evaluation.gate.candidate: '{self.evaluation.gate.candidate}' is no model")
+        if max(self.evaluation.ks) > self.evaluation.samples:
+            raise ValueError(f"evaluation.ks: pass@{max(self.evaluation.ks)} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
+        return self
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML 1.1 lets a repeated key silently win; here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' appears twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from disk.
+
+    Raises:
+        UserError: no such file, not YAML, a key given twice, or not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
+    return content
+
+
+def load(path: Path) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        UserError: one sentence per problem found, each naming the key.
+    """
+    return check(Params, read_yaml(path), str(path))
+
+
+def check(model: type[M], content: object, where: str) -> M:
+    """Validate `content` as `model`; `where` starts every message."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{where}: {_sentence(model, details)}" for details in error.errors())) from None
+
+
+def _sentence(model: type[BaseModel], details: Any) -> str:
+    """One error of pydantic as one clear sentence."""
+    # pydantic puts the tag of a discriminated union ("arithmetic") into the path; users know only keys.
+    path = [part for part in details["loc"] if not str(part).startswith("function-")]
+    key = ".".join(str(part) for part in path)
+    if details["type"] == "extra_forbidden":
+        known = _keys(model, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.0)
+        return f"unknown key '{key}'; did you mean '{near[0]}'?" if near else f"unknown key '{key}'"
+    if details["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = details["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    if details["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message[0].lower() + message[1:]}, got {details['input']!r}"
+
+
+def _keys(model: Any, path: list[Any]) -> list[str]:
+    """Valid keys at `path` below `model`, found by walking the annotations."""
+    for depth, part in enumerate(path):
+        model = _unwrap(model)
+        if isinstance(model, list):
+            chosen = [m for m in model if typing.get_args(m.model_fields["kind"].annotation) and part in typing.get_args(m.model_fields["kind"].annotation)]
+            if chosen:
+                return _keys(chosen[0], path[depth + 1 :])
+            return []
+        if isinstance(model, dict):
+            model = model["value"]
+        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+        else:
+            return []
+    model = _unwrap(model)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _unwrap(annotation: Any) -> Any:
+    """Optional[X] -> X, Annotated[X, ...] -> X, dict[K, V] -> {"value": V}, a union of sections -> list of them."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _unwrap(typing.get_args(annotation)[0])
+    if origin is dict:
+        return {"value": typing.get_args(annotation)[1]}
+    args = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+    if args and origin is not tuple:
+        return _unwrap(args[0]) if len(args) == 1 else args
+    return annotation
+
+
+def resolve(params: Params, stage: str) -> Section:
+    """The settings of one stage with every null that stands for 'all of them' filled in; this is what the stage is given.
+
+    Raises:
+        UserError: no such stage.
+    """
+    name, _, item = stage.partition("@")
+    if name == "rl":
+        if item not in params.rl.stages:
+            raise UserError(f"there is no RL stage '{item}'; params.yaml has {', '.join(params.rl.stages) or 'none'}")
+        return params.rl.stages[item]
+    if name not in Params.model_fields or item or name == "seed":
+        raise UserError(f"there is no stage '{stage}'")
+    section: Section = getattr(params, name)
+    experts = tuple(params.rl.stages)
+    if isinstance(section, SynthesisSettings):
+        procedural = {key: source for key, source in params.sources.train.items() if source.kind in ("arithmetic", "functions", "reasoning_gym")}
+        return section.model_copy(
+            update={
+                "generators": procedural if section.generators is None else section.generators,
+                "curation": params.curation if section.curation is None else section.curation,
+            }
+        )
+    if isinstance(section, MergingSettings):
+        return section.model_copy(update={"models": experts if section.models is None else section.models})
+    if isinstance(section, EvaluationSettings):
+        everything = ("base", "sft", *experts, "merged")
+        return section.model_copy(update={"models": everything if section.models is None else section.models})
+    return section

@@ -1,0 +1,52 @@
+"""What every section of params.yaml shares: frozen, no unknown keys, bounds checked, a docstring under each field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GenerationSettings(Section):
+    """How responses are sampled."""
+
+    engine: Literal["torch"] = "torch"
+    """`torch` runs the model in this process."""
+    max_new_tokens: Positive = 96
+    """A response that reaches this length ends with finish reason `length`."""
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """0 is greedy decoding."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus mass; 1 keeps the whole distribution, which is what on-policy training assumes."""
+    batch_size: Positive = 256
+    """Sequences that decode together; it changes speed and memory, not results."""
+
+
+class OptimiserSettings(Section):
+    """AdamW with linear warm-up, then a cosine or constant schedule."""
+
+    lr: Rate = 1e-3
+    """Peak learning rate."""
+    warmup: Share = 0.05
+    """Share of the steps in which the rate rises linearly from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine falls to `final_share` of the peak."""
+    final_share: Share = 0.1
+    """Learning rate at the last step, as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: Rate = 1.0
+    """Global gradient norm above which gradients are scaled down."""

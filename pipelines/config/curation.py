@@ -1,0 +1,96 @@
+"""params.yaml: curation, difficulty, synthesis."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share
+from pipelines.config.sources import Source
+
+Step = Literal["normalise", "filters", "exact_dedup", "decontaminate", "audit"]
+
+
+class FilterSettings(Section):
+    """Rows outside these bounds are dropped, each with the bound it broke."""
+
+    prompt_chars: tuple[int, int] = (8, 8000)
+    """Shortest and longest prompt, in characters."""
+    answer_chars: tuple[int, int] = (1, 4000)
+    """Shortest and longest answer, in characters."""
+    solution_chars: tuple[int, int] = (0, 16000)
+    """Shortest and longest worked solution, in characters, where there is one."""
+
+
+class DecontaminationSettings(Section):
+    """Which overlap with a benchmark prompt drops a row."""
+
+    n: Positive = 13
+    """Length of the word n-grams."""
+    rule: Literal["any", "containment"] = "any"
+    """`any`: one shared n-gram suffices (open-r1, n = 8). `containment`: the share of the row's or the item's n-grams that are shared reaches `threshold`."""
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of shared n-grams, for `containment`."""
+
+
+class CurationSettings(Section):
+    """From raw rows to splits that can be trained on."""
+
+    steps: tuple[Step, ...] = ("normalise", "filters", "exact_dedup", "decontaminate", "audit")
+    """Steps in order; leave one out or move it here."""
+    filters: FilterSettings = FilterSettings()
+    decontamination: DecontaminationSettings = DecontaminationSettings()
+    splits: dict[Literal["base", "sft", "rl"], float] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
+    """Relative share of curated rows for each training stage, drawn by hash of the problem id. Rows without a solution always go to `rl`."""
+
+
+class DifficultySettings(Section):
+    """Pass rates by the SFT policy, and the band that RL sees."""
+
+    samples: Positive = 8
+    """Responses per problem."""
+    band: tuple[Share, Share] = (0.05, 0.95)
+    """Problems whose pass rate lies in this closed interval go to RL; the rest are kept aside with their reason."""
+    limit: dict[str, Positive] = {}
+    """Domain -> at most this many problems are graded (the first by problem id); the rest are kept aside as `not graded`."""
+    generation: GenerationSettings = GenerationSettings()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DifficultySettings:
+        if self.band[0] > self.band[1]:
+            raise ValueError(f"band must rise, got {list(self.band)}")
+        return self
+
+
+class TeacherSettings(Section):
+    """An OpenAI-compatible endpoint. Its address and key come from TOUCHSTONE_TEACHER_URL and TOUCHSTONE_TEACHER_KEY."""
+
+    model: str = "default"
+    """Model name sent with each request."""
+    votes: Positive = 5
+    """Independent answers per new problem."""
+    agree: Positive = 3
+    """Answers that must agree for the row to be kept; the consensus is its gold answer."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.7
+    max_tokens: Positive = 1024
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for one request."""
+    retries: Count = 3
+    """Further tries after a failed request."""
+
+
+class SynthesisSettings(Section):
+    """New problems where the policy is weak (SwS, arXiv 2506.08989)."""
+
+    method: Literal["procedural", "teacher", "none"] = "procedural"
+    """`procedural` draws from the generators of the sources; `teacher` asks an OpenAI-compatible endpoint."""
+    budget: Count = 200
+    """New problems to propose, spread over weak topics in proportion to their failure rate."""
+    weak_below: Share = 0.6
+    """A topic is weak when its mean pass rate is below this."""
+    generators: dict[str, Source] | None = None
+    """Generators that `procedural` draws from; null takes the procedural ones of sources.train."""
+    teacher: TeacherSettings = TeacherSettings()
+    curation: CurationSettings | None = None
+    """How new rows are curated; null takes the section `curation`."""

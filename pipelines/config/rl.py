@@ -1,0 +1,61 @@
+"""params.yaml: rl."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Section
+
+RESERVED = ("base", "sft", "merged")
+"""Model names an RL stage may not take."""
+
+
+class RlStage(Section):
+    """One stage of RL with verifiable rewards."""
+
+    init: str
+    """`base`, `sft` or the name of another RL stage: the weights this stage starts from."""
+    domains: tuple[str, ...]
+    """Only problems of these domains are sampled."""
+    recipe: str = "grpo"
+    """A row of pipelines/rl/recipes.yaml; `touchstone methods` lists them."""
+    overrides: dict[str, Any] = {}
+    """Slots of the recipe to change, for example {aggregation: {name: token_mean}}."""
+    steps: Positive = 80
+    """Optimiser batches."""
+    prompts_per_step: Positive = 16
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Responses per prompt."""
+    minibatches: Positive = 1
+    """Optimiser steps per batch of rollouts: more than 1 reuses rollouts off-policy."""
+    micro_batch: Positive = 64
+    """Sequences per forward and backward; changes memory, not the loss."""
+    generation: GenerationSettings = GenerationSettings()
+    optimiser: OptimiserSettings = OptimiserSettings(lr=2e-4, warmup=0.05, schedule="constant", weight_decay=0.0)
+    checkpoint_every: Positive = 5
+    """Steps between resumable checkpoints."""
+    task_sampler: Literal["shuffle"] = "shuffle"
+    """`shuffle`: every problem once per epoch, in an order keyed by seed and epoch."""
+
+
+class RlSettings(Section):
+    """RL stages by name; an edit of this mapping is all it takes to add, remove or reorder one."""
+
+    stages: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], RlStage]
+
+    @model_validator(mode="after")
+    def _walkable(self) -> RlSettings:
+        for name, stage in self.stages.items():
+            if name in RESERVED:
+                raise ValueError(f"{name}: the name is taken by a stage of the graph; choose another")
+            if stage.init not in self.stages and stage.init not in ("base", "sft"):
+                raise ValueError(f"{name}.init: '{stage.init}' names no stage; choose one of {', '.join(['base', 'sft', *self.stages])}")
+        for name in self.stages:
+            seen = [name]
+            while (init := self.stages[seen[-1]].init) in self.stages:
+                if init in seen:
+                    raise ValueError(f"{name}.init: the stages {' -> '.join([*seen, init])} make a cycle")
+                seen.append(init)
+        return self

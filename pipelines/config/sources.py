@@ -1,0 +1,87 @@
+"""params.yaml: sources."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipelines.config.common import Count, Positive, Section, Share
+
+
+class ArithmeticSource(Section):
+    """Generated word problems: a chain of additions, subtractions and doublings told as a short story."""
+
+    kind: Literal["arithmetic"]
+    count: Positive
+    """Problems to generate (distinct prompts)."""
+    levels: dict[int, float] = Field(default={1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    """Number of operations -> relative weight: the difficulty knob."""
+    styles: dict[Literal["steps", "terse", "direct"], float] = Field(default={"steps": 1.0, "terse": 1.0, "direct": 1.0})
+    """How the worked solution is written -> relative weight: every step, every other result, or no working at all. All are correct."""
+
+
+class FunctionsSource(Section):
+    """Generated requests for a short Python function, with call tests."""
+
+    kind: Literal["functions"]
+    count: Positive
+    levels: dict[int, float] = Field(default={1: 1.0, 2: 1.0, 3: 1.0})
+    """Number of operations the function applies -> relative weight."""
+    styles: dict[Literal["statements", "nested", "direct"], float] = Field(default={"statements": 1.0, "nested": 1.0, "direct": 1.0})
+    """How the program is written -> relative weight: one statement each, one nested expression, or the nested expression without a plan."""
+
+
+class ReasoningGymSource(Section):
+    """Puzzles from reasoning-gym, judged by its own scorers."""
+
+    kind: Literal["reasoning_gym"]
+    task: str
+    """Name of a reasoning-gym dataset."""
+    count: Positive
+    settings: dict[str, Any] = {}
+    """Keyword settings of that dataset."""
+    topics: tuple[str, ...] = ("puzzle",)
+    """Labels given to every row."""
+
+
+class FileSource(Section):
+    """Rows of a JSONL or Parquet file, or of a Hugging Face dataset (local folder or hub id)."""
+
+    kind: Literal["file", "huggingface"]
+    path: str
+    """File, folder or hub id; relative paths start at the project root."""
+    name: str | None = None
+    """Hugging Face configuration name."""
+    split: str = "train"
+    """Hugging Face split."""
+    revision: str | None = None
+    """Hugging Face commit or tag: pin it, or a changed hub dataset goes unnoticed."""
+    fields: dict[str, str]
+    """Field of Problem -> field of the row; `prompt` and `answer` are needed. verifier_args may be given as a dict of names too (see README)."""
+    domain: str = "math"
+    """Domain of every row."""
+    verifier: str = "math"
+    """Verifier of every row."""
+    answer_type: str = "expression"
+    """Answer type of every row."""
+    licence: str = "unknown"
+    """Licence of every row, carried to the data card."""
+    topics: tuple[str, ...] = ()
+    """Labels of every row, beside a mapped `topics` field."""
+    limit: Count | None = None
+    """Take the first rows only."""
+
+
+Source = Annotated[ArithmeticSource | FunctionsSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
+
+
+class SourcesSettings(Section):
+    """Where problems come from."""
+
+    train: dict[str, Source]
+    """Name -> source of training problems."""
+    benchmarks: dict[str, Source]
+    """Name -> source of held-out problems; no training row may resemble them."""
+    max_bad_rows: Share = 0.01
+    """Share of malformed rows above which the stage stops; fewer go to the ledger with their reason."""

@@ -1,0 +1,60 @@
+"""params.yaml: base, sft."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from pipelines.config.common import OptimiserSettings, Positive, Section
+
+
+class ArchitectureSettings(Section):
+    """A small Llama-architecture decoder trained from scratch."""
+
+    family: Literal["llama", "qwen2"] = "llama"
+    hidden_size: Positive = 128
+    layers: Positive = 4
+    heads: Positive = 4
+    intermediate_size: Positive = 384
+    vocab_size: Positive = 512
+    """Upper bound of the byte-level BPE vocabulary, special tokens included."""
+    context: Positive = 512
+    """Longest sequence, in tokens."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ArchitectureSettings:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads ({self.heads})")
+        return self
+
+
+class LanguageModellingSettings(Section):
+    """Next-token training over shuffled examples."""
+
+    epochs: float = 1.0
+    """Passes over the examples; a fraction stops early."""
+    batch_size: Positive = 128
+    """Sequences per optimiser step."""
+    max_tokens: Positive = 512
+    """Longer examples are left out and counted."""
+    checkpoint_every: Positive = 100
+    """Steps between resumable checkpoints."""
+    optimiser: OptimiserSettings = OptimiserSettings()
+
+
+class BaseSettings(Section):
+    """The model that everything starts from."""
+
+    model: str | None = None
+    """Folder or hub id of a Hugging Face causal language model; null trains a tiny one from scratch on the `base` split."""
+    revision: str | None = None
+    """Hub commit or tag of `model`."""
+    architecture: ArchitectureSettings = ArchitectureSettings()
+    train: LanguageModellingSettings = LanguageModellingSettings()
+
+
+class SftSettings(Section):
+    """Cold start: worked solutions in the chat template, loss on the response only."""
+
+    train: LanguageModellingSettings = LanguageModellingSettings()

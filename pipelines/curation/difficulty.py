@@ -1,0 +1,62 @@
+"""How hard is a problem for this policy? Pass rates, their intervals, and the band that training sees.
+
+A group whose rollouts are all right or all wrong has no gradient under group-relative advantages (DAPO, arXiv 2503.14476), so
+only problems whose pass rate lies inside a band are worth rollouts. Pass rate: correct verdicts / n, where a verdict
+`infrastructure` says nothing of the response and is not counted in n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pipelines.records import Dropped, Outcome, Problem, Verdict
+
+Z95 = 1.959963984540054
+
+
+def wilson(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a share: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n); (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p = correct / n
+    centre, scale = p + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def within_limit(problems: Sequence[Problem], limit: Mapping[str, int]) -> tuple[list[Problem], list[Dropped]]:
+    """The first `limit[domain]` problems of each domain by problem id; the rest as `not_graded`."""
+    taken: dict[str, int] = {}
+    kept, dropped = [], []
+    for problem in sorted(problems, key=lambda row: row.problem_id):
+        most = limit.get(problem.domain)
+        if most is not None and taken.get(problem.domain, 0) >= most:
+            dropped.append(Dropped(problem, "difficulty", "not_graded", f"difficulty.limit takes {most} of domain {problem.domain}"))
+            continue
+        taken[problem.domain] = taken.get(problem.domain, 0) + 1
+        kept.append(problem)
+    return kept, dropped
+
+
+def graded(problem: Problem, verdicts: Sequence[Verdict]) -> Problem | Dropped:
+    """The problem with its pass rate; dropped as `not_judged` when no verdict counts."""
+    counted = [verdict for verdict in verdicts if verdict.outcome is not Outcome.INFRASTRUCTURE]
+    if not counted:
+        return Dropped(problem, "difficulty", "not_judged", verdicts[0].detail if verdicts else "no response")
+    rate = sum(verdict.correct for verdict in counted) / len(counted)
+    return replace(problem, pass_rate=rate, pass_n=len(counted), difficulty=1 - rate)
+
+
+def inside_band(problems: Sequence[Problem], band: tuple[float, float]) -> tuple[list[Problem], list[Dropped]]:
+    """Problems whose pass rate lies in the closed interval; the others as `too_hard` or `too_easy`."""
+    kept, dropped = [], []
+    for problem in problems:
+        rate = problem.pass_rate if problem.pass_rate is not None else math.nan
+        if band[0] <= rate <= band[1]:
+            kept.append(problem)
+            continue
+        reason, bound = ("too_hard", f"below {band[0]:g}") if rate < band[0] else ("too_easy", f"above {band[1]:g}")
+        dropped.append(Dropped(problem, "difficulty", reason, f"pass rate {rate:.3f} of {problem.pass_n} samples is {bound}"))
+    return kept, dropped

@@ -1,0 +1,90 @@
+"""The graph of stages as data: what each reads and writes. dvc.yaml says the same for DVC; a test holds the two together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipelines import paths
+
+HEAD = ("sources", "curation", "base", "sft", "difficulty", "synthesis")
+TAIL = ("merging", "evaluation", "report")
+
+
+def stages(rl: dict[str, Any]) -> list[str]:
+    """Addresses of all stages in an order in which they can run; `rl` is params' rl.stages (name -> settings with `init`).
+
+    RL stages run in the order of params, except that a stage follows its `init`.
+    """
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        init = rl[name].init if hasattr(rl[name], "init") else rl[name]["init"]
+        if init in rl and init not in ordered:
+            visit(init)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in rl:
+        visit(name)
+    return [*HEAD, *(f"rl@{name}" for name in ordered), *TAIL]
+
+
+LEARNING = ("base", "sft", "rl")
+"""Stages that learn step by step: their journal becomes a plot."""
+
+
+def inputs(stage: str, init: str = "sft") -> list[Path]:
+    """Data that a stage reads; `init` matters for RL stages only.
+
+    Merging names its experts by their manifests: data/models holds its own output too, and DVC would see a cycle.
+    """
+    if stage.startswith("rl@"):
+        return [paths.model(init), paths.SELECTED, paths.SYNTHESISED]
+    return {
+        "sources": [paths.EXTERNAL / "sources"],
+        "curation": [paths.SOURCES],
+        "base": [paths.SPLITS["base"], paths.EXTERNAL / "base"],
+        "sft": [paths.SPLITS["sft"], paths.BASE],
+        "difficulty": [paths.SPLITS["rl"], paths.SFT],
+        "synthesis": [paths.GRADED, paths.CURATION, paths.BENCHMARKS],
+        "merging": [paths.BASE, paths.SFT, paths.RL_MANIFESTS],
+        "evaluation": [paths.BENCHMARKS, paths.MODELS],
+        "report": [
+            paths.SOURCES,
+            paths.CURATION,
+            paths.DIFFICULTY,
+            paths.SYNTHESIS,
+            paths.EVALUATION,
+            paths.MODELS,
+            paths.METRICS,
+            paths.PLOTS,
+            paths.MANIFESTS,
+        ],
+    }[stage]
+
+
+def outputs(stage: str) -> list[Path]:
+    """Folders that a stage writes."""
+    if stage.startswith("rl@"):
+        name = stage.removeprefix("rl@")
+        return [paths.model(name), paths.ROLLOUTS / name]
+    return {
+        "sources": [paths.SOURCES],
+        "curation": [paths.CURATION],
+        "base": [paths.BASE],
+        "sft": [paths.SFT],
+        "difficulty": [paths.DIFFICULTY],
+        "synthesis": [paths.SYNTHESIS],
+        "merging": [paths.MERGED],
+        "evaluation": [paths.EVALUATION],
+        "report": [paths.REPORT],
+    }[stage]
+
+
+def records(stage: str) -> list[Path]:
+    """Small files that tell of a stage's run: its metrics and, where it learns, its plot. The report reads them all, so it has none."""
+    slug = paths.slug(stage)
+    metrics = [] if stage == "report" else [paths.METRICS / f"{slug}.json"]
+    plots = [paths.PLOTS / f"{slug}.csv"] if stage.partition("@")[0] in LEARNING else []
+    return metrics + plots

@@ -1,0 +1,44 @@
+"""Policies from and to Hugging Face folders. Weights are safetensors only: no pickle is ever read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipelines.errors import UserError
+from pipelines.store import replacing_folder
+
+
+def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer from a folder or hub id, in float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+        UserError: not a model, no chat template, or the hub cannot be reached.
+    """
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
+    if tokenizer.chat_template is None:
+        raise UserError(f"{source}: its tokenizer has no chat template; choose an instruction-tuned model or add chat_template.jinja")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(torch.device(device)), tokenizer
+
+
+def save_policy(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A complete Hugging Face folder (safetensors, config, tokenizer, chat template), whole or absent."""
+    with replacing_folder(path) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def copy_policy(path: Path, source: Path) -> None:
+    """An identical folder at `path`."""
+    with replacing_folder(path) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)

@@ -1,0 +1,84 @@
+"""Where every stage reads and writes, relative to the project root. dvc.yaml must agree; a test checks it.
+
+Outputs of stages live under data/ and belong to DVC. Work in progress (resumable checkpoints, caches, the MLflow
+store) lives under .touchstone/, because DVC deletes a stage's outputs before it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+
+SOURCES = Path("data/sources")
+PROBLEMS = SOURCES / "problems.parquet"
+BENCHMARKS = SOURCES / "benchmarks"
+"""One <name>.parquet of problems per benchmark."""
+
+CURATION = Path("data/curation")
+SPLITS = {name: CURATION / f"{name}.parquet" for name in ("base", "sft", "rl")}
+
+MODELS = Path("data/models")
+"""One folder per model: base, sft, one per RL stage, merged."""
+BASE = MODELS / "base"
+SFT = MODELS / "sft"
+MERGED = MODELS / "merged"
+
+DIFFICULTY = Path("data/difficulty")
+SELECTED = DIFFICULTY / "selected.parquet"
+"""Problems inside the band, with pass rates."""
+GRADED = DIFFICULTY / "graded.parquet"
+"""All graded problems."""
+
+SYNTHESIS = Path("data/synthesis")
+SYNTHESISED = SYNTHESIS / "problems.parquet"
+
+ROLLOUTS = Path("data/rollouts")
+"""One folder per RL stage, one Parquet file per some steps."""
+
+EVALUATION = Path("data/evaluation")
+SCORES = EVALUATION / "scores.json"
+SAMPLES = EVALUATION / "samples"
+"""<model>/<benchmark>.parquet: every response with its verdict."""
+
+REPORT = Path("data/report")
+PAGE = REPORT / "index.html"
+
+METRICS = Path("data/metrics")
+"""<stage>.json for `dvc metrics show`."""
+PLOTS = Path("data/plots")
+"""<stage>.csv, one row per step, for `dvc plots`."""
+
+LEDGER = "ledger.json"
+"""Name of the step-by-step account in the folder of each curating stage."""
+DROPPED = "dropped.parquet"
+"""Name of the file of dropped rows in the folder of each curating stage."""
+MANIFESTS = Path("data/manifests")
+"""One provenance statement per stage. They stand apart from the outputs, so that a rerun that writes the same bytes stops there."""
+RL_MANIFESTS = MANIFESTS / "rl"
+"""Those of the RL stages. Each names the digest of every file of its model, so depending on this folder is depending on all experts."""
+
+EXTERNAL = Path("data/external")
+"""<stage>/: links to the local files and folders that params name, so that DVC sees when their content changes."""
+
+STATE = Path(".touchstone")
+WORK = STATE / "work"
+"""<stage>/: resumable checkpoints and partial results."""
+
+
+def model(name: str) -> Path:
+    """Folder of the model called `name`: base, sft, merged, or an RL stage."""
+    return MODELS / name
+
+
+def manifest(stage: str) -> Path:
+    """Provenance statement of a stage; that of the report, which depends on all the others, lies beside the page."""
+    if stage == "report":
+        return REPORT / "manifest.json"
+    name, _, item = stage.partition("@")
+    return MANIFESTS / name / f"{item}.json" if item else MANIFESTS / f"{name}.json"
+
+
+def slug(stage: str) -> str:
+    """A stage's address (`rl@math`) as a file name (`rl-math`)."""
+    return stage.replace("@", "-")

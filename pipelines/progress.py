@@ -1,0 +1,80 @@
+"""What a running stage tells the world: a journal of metrics per step on disk, and one line (or a live bar) for people.
+
+The journal is JSON lines, so that whoever started the stage can follow it; on resume it is cut back to the step of the
+checkpoint, so a resumed run leaves the same file as one left alone (wall-clock figures apart).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipelines.store import replacing
+
+BAR = 24
+
+
+class Journal:
+    """Append-only metrics of one stage, `{"step": n, name: value, ...}` per line."""
+
+    def __init__(self, path: Path, title: str, out: TextIO | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.title = title
+        self._out = out or sys.stdout
+        self._live = self._out.isatty()
+        self._started: float | None = None
+        self._first = 0
+        self._spoke = float("-inf")
+
+    def cut(self, step: int) -> None:
+        """Forget rows after `step`: they belong to work that is about to be done again."""
+        rows = [row for row in self.rows() if row["step"] <= step]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every whole line so far; a line torn by a crash is not one."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def log(self, step: int, total: int, show: str = "", **metrics: float) -> None:
+        """Record `metrics` at `step` of `total`; `show` is what people read beside the bar."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.show(step, total, show)
+
+    def show(self, step: int, total: int, text: str = "") -> None:
+        """Progress without a record: a live bar on a terminal, elsewhere a line at most every five seconds and at the end."""
+        now = time.monotonic()
+        if self._started is None:
+            self._started, self._first = now, step - 1
+        done = step >= total
+        if not done and now - self._spoke < (0.1 if self._live else 5.0):
+            return
+        self._spoke = now
+        rate = (step - self._first) / max(now - self._started, 1e-9)
+        left = "" if done or rate <= 0 or step - self._first < 2 else f"  {_clock((total - step) / rate)} left"
+        if self._live:
+            filled = BAR * step // max(total, 1)
+            columns = os.get_terminal_size(self._out.fileno()).columns
+            line = f"{self.title} [{'#' * filled}{'.' * (BAR - filled)}] {step}/{total}  {text}{left}"
+            self._out.write("\r\x1b[K" + line[: columns - 1] + ("\n" if done else ""))
+        else:
+            self._out.write(f"{self.title} {step}/{total}  {text}{left}\n")
+        self._out.flush()
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        self._out.write(("\r\x1b[K" if self._live else "") + f"{self.title}: {text}\n")
+        self._out.flush()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,64 @@
+"""How a problem becomes a prompt, and what a well-formed response looks like.
+
+A response is `<think>` working `</think>` and then the answer: `\\boxed{...}`, or a fenced python block where a program is
+asked for. What stands inside the think block is never judged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.records import Problem
+
+THINK = "<think>"
+END_THINK = "</think>"
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+"""Template of the embedded model's tokenizer: one special token per role, `<|end|>` closes a turn."""
+
+SYSTEM = {
+    "program": "Think inside <think> and </think>, then give the program in a ```python block.",
+    "other": "Think inside <think> and </think>, then put the final answer within \\boxed{}.",
+}
+"""System message for models that bring their own chat template; the embedded model learns the format from its cold start."""
+
+
+def final(problem: Problem) -> str:
+    """The gold answer in the form that verifiers read."""
+    if problem.answer_type == "program":
+        return f"```python\n{problem.answer}\n```"
+    return f"\\boxed{{{problem.answer}}}"
+
+
+def response(problem: Problem) -> str:
+    """The worked solution as a policy should write it.
+
+    Raises:
+        ValueError: the problem has no solution.
+    """
+    if problem.solution is None:
+        raise ValueError(f"problem {problem.problem_id} has no worked solution")
+    return f"{THINK}{problem.solution}{END_THINK}{final(problem)}"
+
+
+def messages(problem: Problem, *, system: bool) -> list[dict[str, str]]:
+    """The chat turns of a prompt."""
+    turns = [{"role": "system", "content": SYSTEM["program" if problem.answer_type == "program" else "other"]}] if system else []
+    return [*turns, {"role": "user", "content": problem.prompt}]
+
+
+def prompt_ids(tokenizer: Any, problem: Problem) -> list[int]:
+    """Token ids of the prompt, up to where the response starts, through the tokenizer's own chat template."""
+    embedded = tokenizer.chat_template == CHAT_TEMPLATE
+    text = tokenizer.apply_chat_template(messages(problem, system=not embedded), tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def response_ids(tokenizer: Any, problem: Problem) -> list[int]:
+    """Token ids of the worked solution, end-of-turn token included."""
+    return [*tokenizer(response(problem), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

@@ -1,0 +1,111 @@
+"""Word problems with a difficulty knob: a short story in which a count is changed `level` times.
+
+    Mia has 7 pears. She buys 5 more pears. She gives 3 pears to Omar. How many pears does Mia have now?
+
+The chain of operations is the dependency graph of GSM-Infinite-style generators (arXiv 2512.07783) in its simplest form:
+depth (the level) and surface (people, things, verbs) vary independently. Every solution is right, but they are written
+in one of several styles, as text in the wild is ('Echo Chamber', arXiv 2504.07912):
+
+    steps   7+5=12 / 12-3=9     every result written down
+    terse   7+5-3=9             the whole chain in one line, results kept in the head
+    direct  (nothing)           the answer only
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import seeding
+from pipelines.config.sources import ArithmeticSource
+from pipelines.errors import UserError
+from pipelines.records import Problem, problem_id
+
+LARGEST = 40
+"""No count in a story exceeds this."""
+NAMES = (
+    ("Mia", "She"), ("Omar", "He"), ("Lena", "She"), ("Ivan", "He"), ("Ruth", "She"), ("Paul", "He"), ("Nina", "She"), ("Hugo", "He"),
+    ("Aiko", "She"), ("Samir", "He"), ("Clara", "She"), ("Felix", "He"), ("Dora", "She"), ("Jonas", "He"), ("Priya", "She"), ("Marco", "He"),
+)  # fmt: skip
+THINGS = (
+    "pears", "coins", "books", "shells", "stamps", "cards", "plums", "stones", "keys", "cups", "pens", "rings", "nuts", "boxes", "maps", "figs",
+)  # fmt: skip
+ADD = ("{who} buys {n} more {things}.", "{who} finds {n} {things}.", "{who} gets {n} {things} from {other}.", "Then {n} {things} are added.")
+SUBTRACT = ("{who} loses {n} {things}.", "{who} gives {n} {things} to {other}.", "{who} sells {n} {things}.", "Then {n} {things} are taken away.")
+DOUBLE = ("Then the number of {things} doubles.", "{who} now gets as many {things} again.")
+TRIES = 200
+"""Draws in a row that bring nothing new before the space of stories counts as used up."""
+
+
+def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> Iterator[Problem]:
+    """`settings.count` distinct problems, the same for the same (seed, name).
+
+    Raises:
+        UserError: the levels asked for do not hold that many distinct stories.
+    """
+    rng = seeding.generator(seed, "arithmetic", name)
+    levels, weights = _choices(settings.levels)
+    styles, style_weights = _choices(settings.styles)
+    seen: set[str] = set()
+    stale = 0
+    while len(seen) < settings.count:
+        level = levels[rng.choice(len(levels), p=weights)]
+        style = styles[rng.choice(len(styles), p=style_weights)]
+        prompt, answer, solution = story(rng, level, style)
+        if prompt in seen:
+            stale += 1
+            if stale == TRIES:
+                raise UserError(f"sources: '{name}' found only {len(seen)} distinct problems of {settings.count} at levels {levels}; ask for fewer")
+            continue
+        stale = 0
+        seen.add(prompt)
+        yield Problem(
+            problem_id=problem_id(prompt, answer),
+            domain="math",
+            prompt=prompt,
+            answer=answer,
+            answer_type="integer",
+            verifier="math",
+            verifier_args=json.dumps({"require_boxed": True}),
+            solution=solution,
+            source=name,
+            source_id=f"{name}/{len(seen) - 1}",
+            licence="generated",
+            topics=("word problem", f"level {level}"),
+            difficulty=float(level),
+        )
+
+
+def story(rng: np.random.Generator, level: int, style: str) -> tuple[str, str, str]:
+    """One story of `level` operations: (prompt, answer, worked solution in `style`)."""
+    (name, who), (other, _) = (NAMES[i] for i in rng.choice(len(NAMES), 2, replace=False))
+    things = THINGS[rng.integers(len(THINGS))]
+    count = int(rng.integers(2, 10))
+    sentences = [f"{name} has {count} {things}."]
+    expression, steps = str(count), []
+    for _ in range(level):
+        templates, symbol, n = _operation(rng, count)
+        after = {"+": count + n, "-": count - n, "*": count * n}[symbol]
+        sentences.append(templates[rng.integers(len(templates))].format(who=who, n=n, things=things, other=other))
+        steps.append(f"{count}{symbol}{n}={after}")
+        expression = f"({expression})*{n}" if symbol == "*" and not expression.isdigit() else f"{expression}{symbol}{n}"
+        count = after
+    prompt = " ".join([*sentences, f"How many {things} does {name} have now?"])
+    return prompt, str(count), {"steps": "\n".join(steps), "terse": f"{expression}={count}", "direct": ""}[style]
+
+
+def _operation(rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], str, int]:
+    """Templates, symbol and operand (at least 2: no plural to mend) of a change that keeps the count within [0, LARGEST]."""
+    possible = [(ADD, "+")] * 2 * (count + 2 <= LARGEST) + [(SUBTRACT, "-")] * 2 * (count >= 2) + [(DOUBLE, "*")] * (1 <= count <= LARGEST // 2)
+    templates, symbol = possible[rng.integers(len(possible))]
+    most = {"+": min(9, LARGEST - count), "-": min(9, count), "*": 2}[symbol]
+    return templates, symbol, 2 if symbol == "*" else int(rng.integers(2, most + 1))
+
+
+def _choices(weights: dict) -> tuple[list, np.ndarray]:
+    """Keys and probabilities of a mapping key -> relative weight."""
+    values = np.array(list(weights.values()), float)
+    return list(weights), values / values.sum()

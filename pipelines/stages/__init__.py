@@ -1,0 +1,49 @@
+"""One thin module per stage: read its inputs, call the science, write its outputs whole.
+
+Each has `run(context) -> summary`. Only these modules know file names, and only they may combine two sciences (synthesis
+curates what it proposes). `ENTRIES` says where each lives, without importing it: a stage loads only what it needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.progress import Journal
+
+ENTRIES = {
+    "sources": ("pipelines.stages.sources", "pipelines.config.sources", "SourcesSettings"),
+    "curation": ("pipelines.stages.curation", "pipelines.config.curation", "CurationSettings"),
+    "base": ("pipelines.stages.base", "pipelines.config.training", "BaseSettings"),
+    "sft": ("pipelines.stages.sft", "pipelines.config.training", "SftSettings"),
+    "difficulty": ("pipelines.stages.difficulty", "pipelines.config.curation", "DifficultySettings"),
+    "synthesis": ("pipelines.stages.synthesis", "pipelines.config.curation", "SynthesisSettings"),
+    "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
+    "merging": ("pipelines.stages.merging", "pipelines.config.evaluation", "MergingSettings"),
+    "evaluation": ("pipelines.stages.evaluation", "pipelines.config.evaluation", "EvaluationSettings"),
+    "report": ("pipelines.stages.report", "pipelines.config.evaluation", "ReportSettings"),
+}
+"""Stage -> its module, the module and the class of its settings."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets to know.
+
+    stage: its address, such as `rl@math`. root: the project root that `pipelines.paths` is relative to. settings: its
+    section of params, resolved. work: folder for resumable state, outside the outputs. device: cpu, cuda, ...
+    """
+
+    stage: str
+    root: Path
+    seed: int
+    settings: Any
+    work: Path
+    journal: Journal
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The part of the address after `@`, or the whole: the name of the model an RL stage makes."""
+        return self.stage.rpartition("@")[2]

@@ -1,0 +1,49 @@
+"""base: a folder or hub id brought in as it is, or a tiny model with its own tokenizer trained on the `base` split."""
+
+from __future__ import annotations
+
+from pipelines import paths
+from pipelines.config.training import BaseSettings
+from pipelines.errors import UserError
+from pipelines.lineage.digests import digest
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.loading import load_policy, save_policy
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.sft.examples import corpus_examples, document
+from pipelines.sft.train import train
+from pipelines.stages import Context
+from pipelines.store import read_problems
+
+TOKENIZER_DOCUMENTS = 5000
+"""Documents that the tokenizer is trained on; more change no merge of a small vocabulary."""
+
+
+def run(context: Context) -> dict[str, float]:
+    """Write data/models/base."""
+    settings: BaseSettings = context.settings
+    target = context.root / paths.BASE
+    if settings.model is not None:
+        local = context.root / settings.model
+        model, tokenizer = load_policy(local if local.is_dir() else settings.model, "cpu", settings.revision)
+        save_policy(target, model, tokenizer)
+        return {"parameters": float(model.num_parameters()), "steps": 0.0}
+    split = context.root / paths.SPLITS["base"]
+    problems = [problem for problem in read_problems(split) if problem.solution is not None]
+    if not problems:
+        raise UserError("base: the `base` split holds no worked solution to train on; raise curation.splits.base or name a base.model")
+    tokenizer = train_tokenizer((document(problem) for problem in problems[:TOKENIZER_DOCUMENTS]), settings.architecture.vocab_size)
+    model = tiny_model(settings.architecture, tokenizer, context.seed).to(context.device)
+    longest = min(settings.train.max_tokens, settings.architecture.context)
+    examples, left_out = corpus_examples(tokenizer, problems, longest)
+    if not examples:
+        raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
+    checkpoints = Checkpoints(context.work, {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": digest(split)})
+    if note := checkpoints.prepare():
+        context.journal.say(note)
+    summary = train(
+        model, examples, settings.train, seed=context.seed, purpose="base", journal=context.journal, checkpoints=checkpoints
+    )  # fmt: skip
+    save_policy(target, model, tokenizer)
+    checkpoints.clear()
+    return summary | {"parameters": float(model.num_parameters()), "too_long": float(left_out)}

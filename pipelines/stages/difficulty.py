@@ -1,0 +1,128 @@
+"""difficulty: the SFT policy answers the RL split; problems it sometimes solves go to RL.
+
+Writes data/difficulty/{graded, selected, dropped}.parquet and ledger.json, all of them or none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pipelines import paths, prompting, verifiers
+from pipelines.config.curation import DifficultySettings
+from pipelines.curation.difficulty import graded, inside_band, wilson, within_limit
+from pipelines.errors import InfrastructureError, UserError
+from pipelines.generation import Generator, create, respond
+from pipelines.records import Dropped, Problem
+from pipelines.stages import Context
+from pipelines.store import read_json, read_problems, replacing_folder, write_dropped, write_json, write_problems
+
+WAVES = 4
+"""Full generation batches between two verifications."""
+
+
+def run(context: Context) -> dict[str, float]:
+    """Grade, select, and say what was left aside.
+
+    Raises:
+        UserError: no problem to grade, or none inside the band; says how many were too easy and too hard.
+        InfrastructureError: verdicts cannot be had on this machine.
+    """
+    settings: DifficultySettings = context.settings
+    problems, aside = within_limit(read_problems(context.root / paths.SPLITS["rl"]), settings.limit)
+    if any(problem.verifier in ("code", "logic") for problem in problems):
+        verifiers.require_sandbox()
+    generator = create(settings.generation, context.root / paths.SFT, context.device)
+    problems, too_long = _fitting(problems, generator, context)
+    if not problems:
+        raise UserError(
+            f"difficulty: there is nothing to grade: {len(too_long)} prompts exceed the model's context, {len(aside)} lie beyond difficulty.limit"
+        )
+    results = _grade(problems, generator, context)
+    rows = [result for result in results if isinstance(result, Problem)]
+    unjudged = [result for result in results if isinstance(result, Dropped)]
+    if not rows:
+        raise InfrastructureError(f"difficulty: not one response could be judged: {unjudged[0].detail}")
+    selected, outside = inside_band(rows, settings.band)
+    dropped = aside + too_long + unjudged + outside
+    reasons = Counter(row.reason for row in dropped)
+    if not selected:
+        raise UserError(
+            f"difficulty: none of {len(rows)} graded problems has a pass rate within {list(settings.band)}: "
+            f"{reasons['too_hard']} are too hard, {reasons['too_easy']} too easy; widen difficulty.band, or change the SFT model or the problems"
+        )
+    with replacing_folder(context.root / paths.DIFFICULTY) as folder:
+        write_problems(folder / paths.GRADED.name, rows)
+        write_problems(folder / paths.SELECTED.name, selected)
+        write_dropped(folder / paths.DROPPED, dropped)
+        write_json(folder / paths.LEDGER, _ledger(rows, selected, dropped))
+    return _summary(rows, selected, reasons)
+
+
+def _fitting(problems: list[Problem], generator: Generator, context: Context) -> tuple[list[Problem], list[Dropped]]:
+    """Problems whose prompt and longest response fit the model's context; the rest as `prompt_exceeds_context`."""
+    config = read_json(context.root / paths.SFT / "config.json")
+    room = config.get("max_position_embeddings", float("inf")) - context.settings.generation.max_new_tokens
+    kept, dropped = [], []
+    for problem in problems:
+        length = len(prompting.prompt_ids(generator.tokenizer, problem))
+        if length <= room:
+            kept.append(problem)
+        else:
+            dropped.append(Dropped(problem, "difficulty", "prompt_exceeds_context", f"{length} tokens, room for {room}"))
+    return kept, dropped
+
+
+def _grade(problems: list[Problem], generator: Generator, context: Context) -> list[Problem | Dropped]:
+    """Each problem with its pass rate, in order."""
+    settings: DifficultySettings = context.settings
+    step = max(1, WAVES * settings.generation.batch_size // settings.samples)
+    results: list[Problem | Dropped] = []
+    correct = counted = 0.0
+    with verifiers.VerifierPool() as pool:
+        for start in range(0, len(problems), step):
+            batch = problems[start : start + step]
+            samples = respond(generator, batch, settings.samples, (context.seed, "difficulty"))
+            pairs = [(problem, sample.text) for problem, group in zip(batch, samples, strict=True) for sample in group]
+            verdicts = pool.verify_batch(pairs)
+            for i, problem in enumerate(batch):
+                result = graded(problem, verdicts[i * settings.samples : (i + 1) * settings.samples])
+                results.append(result)
+                if isinstance(result, Problem):
+                    correct, counted = correct + (result.pass_rate or 0) * (result.pass_n or 0), counted + (result.pass_n or 0)
+            context.journal.show(len(results), len(problems), f"pass rate {correct / counted:.3f}" if counted else "")
+    return results
+
+
+def _ledger(rows: list[Problem], selected: list[Problem], dropped: list[Dropped]) -> dict[str, Any]:
+    return {
+        "input": len(selected) + len(dropped),
+        "graded": len(rows),
+        "selected": len(selected),
+        "reasons": dict(sorted(Counter(row.reason for row in dropped).items())),
+        "domains": {
+            domain: {
+                "graded": sum(row.domain == domain for row in rows),
+                "selected": sum(row.domain == domain for row in selected),
+                "reasons": dict(sorted(Counter(row.reason for row in dropped if row.problem.domain == domain).items())),
+                **_pass_rate([row for row in rows if row.domain == domain]),
+            }
+            for domain in sorted({row.domain for row in rows})
+        },
+    }
+
+
+def _pass_rate(rows: list[Problem]) -> dict[str, float]:
+    """Pooled pass rate with its 95 % Wilson interval (samples of one problem resemble each other, so it is narrow)."""
+    n = sum(row.pass_n or 0 for row in rows)
+    correct = sum((row.pass_rate or 0) * (row.pass_n or 0) for row in rows)
+    low, high = wilson(correct, n)
+    return {"pass_rate": correct / n, "low": low, "high": high}
+
+
+def _summary(rows: list[Problem], selected: list[Problem], reasons: Counter[str]) -> dict[str, float]:
+    summary: dict[str, float] = {"graded": len(rows), "selected": len(selected), "too_easy": reasons["too_easy"], "too_hard": reasons["too_hard"]}
+    for domain in sorted({row.domain for row in rows}):
+        of_domain = [row for row in rows if row.domain == domain]
+        summary |= {f"selected.{domain}": sum(row.domain == domain for row in selected), f"pass_rate.{domain}": _pass_rate(of_domain)["pass_rate"]}
+    return summary

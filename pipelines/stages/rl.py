@@ -1,0 +1,57 @@
+"""rl@NAME: one stage of RL with verifiable rewards, from the model that its `init` names."""
+
+from __future__ import annotations
+
+from pipelines import paths
+from pipelines.config.rl import RlStage
+from pipelines.errors import UserError
+from pipelines.lineage.digests import digest
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.loading import load_policy, save_policy
+from pipelines.rl.recipe import recipe
+from pipelines.rl.train import train
+from pipelines.stages import Context
+from pipelines.store import read_problems, replacing_folder
+from pipelines.verifiers import require_sandbox
+
+
+def run(context: Context) -> dict[str, float]:
+    """Write data/models/<NAME> and data/rollouts/<NAME>."""
+    settings: RlStage = context.settings
+    chosen = recipe(settings.recipe, **settings.overrides)
+    sources = [context.root / paths.SELECTED, context.root / paths.SYNTHESISED]
+    available = [problem for path in sources for problem in read_problems(path)]
+    problems = [problem for problem in available if problem.domain in settings.domains]
+    if not problems:
+        domains = sorted({problem.domain for problem in available})
+        raise UserError(
+            f"{context.stage}: no problem of domains {list(settings.domains)} is left after difficulty and synthesis; "
+            f"there are {', '.join(domains) or 'none at all'}"
+        )
+    if any(problem.verifier == "code" for problem in problems):
+        require_sandbox()
+    init = context.root / paths.model(settings.init)
+    policy, tokenizer = load_policy(init, context.device)
+    reference = load_policy(init, context.device)[0].eval() if chosen.needs_reference else None
+    checkpoints = Checkpoints(
+        context.work,
+        {
+            "settings": settings.model_dump(mode="json"),
+            "seed": context.seed,
+            "problems": [digest(path) for path in sources],
+            "init": digest(init),
+        },
+    )
+    if note := checkpoints.prepare():
+        context.journal.say(note)
+    rollouts = context.work / "rollouts"
+    summary = train(
+        policy, tokenizer, problems, chosen, settings,
+        stage=context.stage, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, reference=reference,
+    )  # fmt: skip
+    save_policy(context.root / paths.model(context.name), policy, tokenizer)
+    with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:
+        for path in sorted(rollouts.iterdir()):
+            path.rename(folder / path.name)
+    checkpoints.clear()
+    return summary | {"problems": float(len(problems))}

@@ -1,0 +1,96 @@
+"""synthesis: new problems for the topics where the SFT policy is weak, curated like every other row.
+
+Writes data/synthesis/{problems, dropped}.parquet and ledger.json, all of them or none; with nothing to do they are empty.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+from pipelines import paths
+from pipelines.config.curation import CurationSettings, SynthesisSettings
+from pipelines.curation import Curated, curate
+from pipelines.curation.difficulty import wilson
+from pipelines.errors import UserError
+from pipelines.generation.server import ChatClient
+from pipelines.sources import SOURCES
+from pipelines.stages import Context
+from pipelines.store import read_problems, replacing_folder, write_dropped, write_json, write_problems
+from pipelines.synthesis import procedural, teacher
+from pipelines.synthesis.proposals import Proposals
+from pipelines.synthesis.weakness import Topic, topics_of
+
+URL, KEY = "TOUCHSTONE_TEACHER_URL", "TOUCHSTONE_TEACHER_KEY"
+
+
+def run(context: Context) -> dict[str, float]:
+    """Propose, curate against the benchmarks and everything curated before, write.
+
+    Raises:
+        UserError: the teacher has no address or does not answer.
+    """
+    settings: SynthesisSettings = context.settings
+    topics = topics_of(read_problems(context.root / paths.GRADED), settings.weak_below)
+    weak = [topic for topic in topics if topic.pass_rate < settings.weak_below and settings.method != "none"]
+    proposals = _propose(context, weak) if weak and settings.budget else Proposals()
+    known = [row for path in paths.SPLITS.values() for row in read_problems(context.root / path)]
+    benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
+    curated = curate(proposals.problems, benchmarks, settings.curation or CurationSettings(), known=known)
+    with replacing_folder(context.root / paths.SYNTHESIS) as folder:
+        write_problems(folder / paths.SYNTHESISED.name, curated.kept)
+        write_dropped(folder / paths.DROPPED, proposals.dropped + curated.dropped)
+        write_json(folder / paths.LEDGER, _ledger(settings, topics, proposals, curated))
+    context.journal.say(_sentence(settings, weak, proposals, curated))
+    return {
+        "weak_topics": len(weak),
+        "proposed": sum(proposals.proposed.values()),
+        "kept": len(curated.kept),
+        "dropped": len(proposals.dropped) + len(curated.dropped),
+    }
+
+
+def _propose(context: Context, weak: list[Topic]) -> Proposals:
+    settings: SynthesisSettings = context.settings
+    if settings.method == "procedural":
+        return procedural.propose(weak, settings.budget, settings.generators or {}, SOURCES, context.seed, context.root)
+    asked = settings.teacher
+    url = os.environ.get(URL)
+    if not url:
+        raise UserError(f"synthesis: method 'teacher' needs the address of an OpenAI-compatible endpoint in the environment variable {URL}")
+    client = ChatClient(url, asked.model, os.environ.get(KEY), timeout=asked.timeout, retries=asked.retries)
+    return teacher.propose(weak, settings.budget, client, asked, context.seed)
+
+
+def _sentence(settings: SynthesisSettings, weak: list[Topic], proposals: Proposals, curated: Curated) -> str:
+    if settings.method == "none" or not settings.budget:
+        return "nothing was asked for"
+    if not weak:
+        return f"no topic has a pass rate below {settings.weak_below:g}, so there is nothing to add"
+    notes = "; ".join(["", *proposals.notes])
+    return f"{sum(proposals.proposed.values())} problems proposed for {len(weak)} weak topics, {len(curated.kept)} kept{notes}"
+
+
+def _ledger(settings: SynthesisSettings, topics: list[Topic], proposals: Proposals, curated: Curated) -> dict[str, Any]:
+    kept = Counter((row.domain, row.topics) for row in curated.kept)
+    entries = []
+    for topic in topics:
+        low, high = wilson(topic.pass_rate * topic.rollouts, topic.rollouts)
+        key = (topic.domain, topic.topics)
+        entries.append(
+            {
+                "domain": topic.domain,
+                "topics": list(topic.topics),
+                "problems": topic.problems,
+                "pass_rate": topic.pass_rate,
+                "low": low,
+                "high": high,
+                "weak": topic.pass_rate < settings.weak_below,
+                "proposed": proposals.proposed.get(key, 0),
+                "kept": kept[key],
+            }
+        )
+    proposed = {"step": settings.method, "input": len(proposals.problems) + len(proposals.dropped), "kept": len(proposals.problems)}
+    proposed |= {"dropped": len(proposals.dropped), "reasons": dict(sorted(Counter(row.reason for row in proposals.dropped).items()))}
+    return {"method": settings.method, "topics": entries, "notes": proposals.notes, "steps": [proposed, *curated.ledger]}

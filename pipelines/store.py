@@ -1,0 +1,98 @@
+"""Records to Parquet and back, files that are whole or absent, and SQL over them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.records import DROPPED_SCHEMA, PROBLEM_SCHEMA, ROLLOUT_SCHEMA, Dropped, Problem, Rollout
+
+_PROBLEM_FIELDS = [f.name for f in fields(Problem)]
+
+
+def problem_table(problems: Iterable[Problem]) -> pa.Table:
+    """Problems as an Arrow table of PROBLEM_SCHEMA."""
+    rows = list(problems)
+    return pa.table({name: [getattr(row, name) for row in rows] for name in _PROBLEM_FIELDS}, schema=PROBLEM_SCHEMA)
+
+
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    write_table(path, problem_table(problems))
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """All problems of a Parquet file written by `write_problems`."""
+    rows = pq.read_table(path, schema=PROBLEM_SCHEMA).to_pylist()
+    return [Problem(**{**row, "parents": tuple(row["parents"]), "topics": tuple(row["topics"])}) for row in rows]
+
+
+def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
+    rows = list(dropped)
+    columns: dict[str, list[Any]] = {name: [getattr(row.problem, name) for row in rows] for name in _PROBLEM_FIELDS}
+    columns |= {name: [getattr(row, name) for row in rows] for name in ("step", "reason", "detail")}
+    write_table(path, pa.table(columns, schema=DROPPED_SCHEMA))
+
+
+def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
+    rows = [asdict(rollout) for rollout in rollouts]
+    for row in rows:
+        row["reward_parts"] = list(row["reward_parts"].items())
+    write_table(path, pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Parquet, whole or absent; the same table gives the same bytes."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Sorted, indented JSON, whole or absent."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that is fsynced and renamed over it when the block succeeds, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block succeeds, else is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

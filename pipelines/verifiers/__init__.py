@@ -1,0 +1,36 @@
+"""Verifiers: (problem, response) -> Verdict, killable and bounded, with what is no fault of the response kept apart.
+
+    from pipelines.verifiers import VerifierPool, verify
+    verify(problem, response)                            one response
+    with VerifierPool() as pool: pool.verify_batch(pairs)    many, with a cache and counts of outcomes
+
+text.py         which part of a response counts          arithmetic.py   exact comparison without sympy
+mathematics.py  `math`                                    answers.py      `exact` and `logic`
+programs.py     `code`                                    sandbox.py      bubblewrap; harness.py runs inside, interpreter.py is what it runs on
+workers.py      processes that can be killed              engine.py       what they run: Math-Verify, reasoning-gym
+pool.py         VERIFIERS, batches, cache                 audit.py        every gold judged by its own verifier
+judgement.py    Limits, Job, the shape of a verifier
+
+A verifier is a function (problem, final text) -> Verdict | Job and a row in `pool.VERIFIERS`.
+"""
+
+from pipelines.verifiers.audit import audit_batch, gold_response
+from pipelines.verifiers.judgement import Limits
+from pipelines.verifiers.pool import VERIFIERS, VerdictCache, VerifierPool, verify, verify_batch
+from pipelines.verifiers.sandbox import ProgramLimits, probe, require_sandbox
+from pipelines.verifiers.text import final_text
+
+__all__ = [
+    "VERIFIERS",
+    "Limits",
+    "ProgramLimits",
+    "VerdictCache",
+    "VerifierPool",
+    "audit_batch",
+    "final_text",
+    "gold_response",
+    "probe",
+    "require_sandbox",
+    "verify",
+    "verify_batch",
+]

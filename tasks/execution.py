@@ -1,0 +1,55 @@
+"""The one way in which a stage is run, whether `touchstone run`, a deployment or `dvc repro` asks for it."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from pipelines import paths
+from tasks import locking, processes, promotion, reporting, settings, versioning
+from tasks.tracking import StageRun, Tracker
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{stage}")
+def execute(stage: str, pipeline_run: str | None = None) -> None:
+    """Run one stage in a process of its own, follow it into MLflow, and record it with DVC.
+
+    pipeline_run: MLflow's id of the parent run; None finds or opens one, as under `dvc repro`, where DVC records the stage itself.
+    """
+    project = settings.root()
+    with locking.single_run(project):
+        settings.check_disk(project)
+        loaded = settings.params(project)
+        versioning.link_external(project, loaded)
+        versioning.prune(project, loaded)
+        before = versioning.fingerprint(project, stage)
+        given = settings.given(loaded, stage)
+        tracker = Tracker.open(project)
+        inputs = versioning.digests(project, stage)
+        models = versioning.models_read(project, loaded, stage)
+        with (
+            tracker.pipeline(pipeline_run) as parent,
+            tracker.stage(stage, given, parent=parent, flow_run=str(flow_run.root_flow_run_id), inputs=inputs, models=models) as run,
+        ):
+            processes.run_stage(project, stage, given, run.log_rows)
+            if not versioning.under_dvc():
+                versioning.record(project, stage, before)
+            _tell(run, models)
+
+
+def _tell(run: StageRun, models: dict[str, str]) -> None:
+    """What a finished stage leaves in MLflow and Prefect."""
+    project, stage = run.tracker.project, run.stage
+    run.log_summary()
+    digests = versioning.output_digests(project, stage)
+    run.tag({f"dvc.out.{path}": digest for path, digest in digests.items()})
+    if model := versioning.trained(stage):
+        run.register(model, digests[paths.model(model).as_posix()])
+    if stage == "evaluation":
+        decision = promotion.promote(run, models)
+        run.tag({"gate.candidate": decision.model, "gate.passed": str(decision.promoted).lower(), "gate.reasons": "; ".join(decision.reasons)})
+        run.log_artifact(project / paths.SCORES)
+        reporting.show_scores(project)
+    if stage == "report":
+        run.log_artifact(project / paths.PAGE)

@@ -1,0 +1,57 @@
+"""Overlays of params.yaml: a small file that says what differs, merged in so that comments and order stay."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Params, check, read_yaml
+from pipelines.errors import UserError
+from pipelines.store import replacing
+
+Change = tuple[str, Any, Any]
+
+
+def apply(params: Path, overlay: Path) -> list[Change]:
+    """Merge `overlay` into `params` and write it, if the result holds. A null deletes its key. Returns (key, before, after).
+
+    Raises:
+        UserError: the overlay is no mapping, or params.yaml would not hold; nothing is written then.
+    """
+    from ruamel.yaml import YAML  # comes with DVC; keeps comments
+
+    changes = read_yaml(overlay)
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 150
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    read_yaml(params)
+    document = yaml.load(params)
+    told = list(_merge(document, changes, ""))
+    text = io.StringIO()
+    yaml.dump(document, text)
+    with replacing(params) as temporary:
+        temporary.write_text(text.getvalue())
+        try:
+            check(Params, read_yaml(temporary), str(overlay))
+        except UserError as error:
+            raise UserError(f"{error}; {params.name} is left as it was") from None
+    return told
+
+
+def _merge(into: Any, changes: dict[str, Any], above: str) -> Iterator[Change]:
+    """Mappings merge key by key, all else replaces. A mapping with another `kind` is another thing, so it replaces too."""
+    for key, value in changes.items():
+        name = f"{above}.{key}" if above else str(key)
+        before = into.get(key)
+        if value is None:
+            if key in into:
+                del into[key]
+                yield name, before, "(deleted)"
+        elif isinstance(value, dict) and isinstance(before, dict) and value.get("kind", before.get("kind")) == before.get("kind"):
+            yield from _merge(before, value, name)
+        elif before != value:
+            into[key] = value
+            yield name, "(none)" if before is None else before, value

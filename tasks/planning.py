@@ -1,0 +1,54 @@
+"""Which stages a run is about, and which of them have to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import UserError
+from tasks import settings, versioning
+
+REASONS = 3
+"""So many reasons are told of a stage that has to run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in the order of running, and those to run though they are current."""
+
+    stages: tuple[str, ...]
+    force: tuple[str, ...]
+
+
+def make(project: Path, until: str | None = None, force: Sequence[str] = ()) -> Plan:
+    """Read params.yaml and bring the work tree in line with it: links to outside files, nothing left of RL stages that are gone.
+
+    Raises:
+        UserError: params.yaml does not hold, or `until` or `force` names no stage of the run.
+    """
+    loaded = settings.params(project)
+    stages = settings.upstream(loaded, until) if until else settings.stages(loaded)
+    forced = [stage for name in force for stage in settings.matching(loaded, name)]
+    for stage in forced:
+        if stage not in stages:
+            raise UserError(f"--force {stage}: the run ends before it, at {until}")
+    versioning.link_external(project, loaded)
+    for name in versioning.prune(project, loaded):
+        print(f"rl@{name} is no longer in params.yaml: removed what it had left (DVC's cache keeps it)")
+    return Plan(tuple(stages), tuple(forced))
+
+
+def stale(project: Path, plan: Plan, stage: str) -> bool:
+    """Must `stage` run? Says why, in one line; what the cache holds is checked out instead."""
+    answer = versioning.settle(project, stage, force=stage in plan.force)
+    if answer.state == "current":
+        return False
+    told = ", ".join(answer.reasons[:REASONS]) + (f" and {len(answer.reasons) - REASONS} more" if len(answer.reasons) > REASONS else "")
+    print(f"{stage}: {'taken from the cache' if answer.state == 'restored' else 'runs'} ({told})", flush=True)
+    return answer.state == "stale"
+
+
+def all_current(project: Path, plan: Plan) -> bool:
+    """Is there nothing to run? Asks without a word and stops at the first stage that must."""
+    return all(versioning.settle(project, stage, force=stage in plan.force).state != "stale" for stage in plan.stages)

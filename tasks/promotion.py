@@ -1,0 +1,33 @@
+"""Which model is the champion: the evaluated candidate becomes it only if evaluation's gate passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import paths
+from pipelines.store import read_json
+from tasks.tracking import CHAMPION, StageRun, registered
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a candidate, and why."""
+
+    model: str
+    promoted: bool
+    reasons: tuple[str, ...]
+
+
+def promote(run: StageRun, models: dict[str, str]) -> Decision:
+    """Read the gate from scores.json. On a pass the candidate gets the alias `champion`; else the old champion stays.
+
+    models: model -> DVC's digest of its folder as it was evaluated. The version of exactly these weights is promoted; one is
+    registered where there is none, as when the weights came from DVC's cache.
+    """
+    gate: dict[str, Any] = read_json(run.tracker.project / paths.SCORES)["gate"]
+    model = gate["candidate"]
+    if gate["passed"]:
+        version = run.tracker.version(model, models[model]) or run.register(model, models[model])
+        run.tracker.client.set_registered_model_alias(registered(model), CHAMPION, version.version)
+    return Decision(model, bool(gate["passed"]), tuple(gate["reasons"]))

@@ -1,0 +1,138 @@
+"""Where the project is, what its params say, and the settings of this machine.
+
+params.yaml holds what changes a result. Ports, addresses and devices do not, so they are environment settings:
+
+    TOUCHSTONE_ROOT           project root; default: the nearest folder upwards with dvc.yaml and params.yaml
+    TOUCHSTONE_DEVICE         torch device, default cpu
+    TOUCHSTONE_PREFECT_PORT   port of `touchstone up`'s Prefect server, default 4200
+    TOUCHSTONE_MLFLOW_PORT    port of its MLflow UI, default 5000
+    TOUCHSTONE_MLFLOW_URI     MLflow tracking URI; default: MLFLOW_TRACKING_URI, else SQLite under .touchstone
+    TOUCHSTONE_MIN_FREE_GB    a stage does not start with less free disk, default 1
+    TOUCHSTONE_TEACHER_URL, TOUCHSTONE_TEACHER_KEY    endpoint of `synthesis.method: teacher`
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines import graph, paths
+from pipelines.config import Params, load, read_yaml, resolve
+from pipelines.errors import UserError
+
+HOST = "127.0.0.1"
+
+
+def root() -> Path:
+    """The project root.
+
+    Raises:
+        UserError: neither here nor above is a project.
+    """
+    if given := os.environ.get("TOUCHSTONE_ROOT"):
+        if not (Path(given) / "dvc.yaml").is_file():
+            raise UserError(f"TOUCHSTONE_ROOT: {given} holds no dvc.yaml")
+        return Path(given).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / paths.PARAMS).is_file():
+            return folder
+    raise UserError(f"{here}: no project here or above (a folder with dvc.yaml and params.yaml); go to one or set TOUCHSTONE_ROOT")
+
+
+def port(name: str, default: int) -> int:
+    """A port from the environment.
+
+    Raises:
+        UserError: not a port number.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise UserError(f"{name}: expected a port between 1 and 65535, got '{text}'")
+    return int(text)
+
+
+def prefect_port() -> int:
+    return port("TOUCHSTONE_PREFECT_PORT", 4200)
+
+
+def mlflow_port() -> int:
+    return port("TOUCHSTONE_MLFLOW_PORT", 5000)
+
+
+def mlflow_uri(project: Path) -> str:
+    """Absolute tracking URI: MLflow's own default depends on the working directory."""
+    given = os.environ.get("TOUCHSTONE_MLFLOW_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    return given or f"sqlite:///{project / paths.STATE / 'mlflow.db'}"
+
+
+def params(project: Path) -> Params:
+    """params.yaml, checked.
+
+    Raises:
+        UserError: it does not hold, or lacks a section that dvc.yaml depends on.
+    """
+    file = project / paths.PARAMS
+    loaded = load(file)
+    written = read_yaml(file)
+    for name in Params.model_fields:
+        if name not in written:
+            raise UserError(f"{file}: section '{name}' is missing; write '{name}: {{}}' for all defaults, because dvc.yaml depends on it")
+    return loaded
+
+
+def stages(loaded: Params) -> list[str]:
+    return graph.stages(dict(loaded.rl.stages))
+
+
+def given(loaded: Params, stage: str) -> dict[str, Any]:
+    """What a stage is given: {seed, settings}, resolved, as plain data."""
+    return {"seed": loaded.seed, "settings": resolve(loaded, stage).model_dump(mode="json")}
+
+
+def matching(loaded: Params, stage: str) -> list[str]:
+    """The stage called `stage`, or all RL stages for `rl`.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    everything = stages(loaded)
+    found = [name for name in everything if name == stage or name.partition("@")[0] == stage]
+    if not found:
+        raise UserError(f"there is no stage '{stage}'; there are {', '.join(everything)}")
+    return found
+
+
+def upstream(loaded: Params, stage: str) -> list[str]:
+    """`matching` stages and every stage they need, in the order of running."""
+    everything = stages(loaded)
+    needed = set(matching(loaded, stage))
+    for name in reversed(everything):
+        if name in needed:
+            needed |= {parent for parent in everything if parent != name and _feeds(loaded, parent, name)}
+    return [name for name in everything if name in needed]
+
+
+def _feeds(loaded: Params, parent: str, child: str) -> bool:
+    """Does `child` read what `parent` writes?"""
+    name = child.partition("@")[2]
+    init = loaded.rl.stages[name].init if name else ""
+    written = [*graph.outputs(parent), *graph.records(parent), paths.manifest(parent)]
+    return any(out == read or out in read.parents or read in out.parents for read in graph.inputs(child, init) for out in written)
+
+
+def check_disk(project: Path) -> None:
+    """
+    Raises:
+        UserError: less space than TOUCHSTONE_MIN_FREE_GB.
+    """
+    text = os.environ.get("TOUCHSTONE_MIN_FREE_GB", "1")
+    try:
+        needed = float(text)
+    except ValueError:
+        raise UserError(f"TOUCHSTONE_MIN_FREE_GB: expected a number, got '{text}'") from None
+    free = shutil.disk_usage(project).free / 1e9
+    if free < needed:
+        raise UserError(f"{project}: {free:.1f} GB of disk space are free, a stage needs {needed:g} (TOUCHSTONE_MIN_FREE_GB)")

@@ -1,0 +1,108 @@
+"""The torch engine against the model's own forward pass, on real tiny models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.config.common import GenerationSettings
+from pipelines.config.sources import ArithmeticSource
+from pipelines.config.training import ArchitectureSettings
+from pipelines.errors import UserError
+from pipelines.generation import Request, TorchGenerator, respond
+from pipelines.generation.torch_engine import pick
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.sources.arithmetic import problems as arithmetic
+from pipelines.sft.examples import document
+
+PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=40), 1, "test", Path()))
+TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 330)
+
+
+def model(family="llama", scale=8.0):
+    made = tiny_model(ArchitectureSettings(family=family, hidden_size=32, layers=2, heads=2, intermediate_size=48, context=256), TOKENIZER, 3).eval()
+    with torch.no_grad():  # larger weights: a distribution far from uniform, so that sampling is put to a test
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(scale)
+    return made
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8)])
+def test_log_probabilities_are_those_of_the_distribution_sampled_from(family, temperature, top_p):
+    policy = model(family)
+    generator = TorchGenerator(policy, TOKENIZER, GenerationSettings(max_new_tokens=12, temperature=temperature, top_p=top_p))
+    for problem, samples in zip(PROBLEMS[:6], respond(generator, PROBLEMS[:6], 3, ("a",)), strict=True):
+        prompt = list(respond_prompt(problem))
+        for sample in samples:
+            with torch.no_grad():
+                logits = policy(torch.tensor([prompt + sample.token_ids])).logits[0, len(prompt) - 1 : -1] / temperature
+            expected = torch.log_softmax(logits, -1)
+            if top_p < 1:
+                for row in expected:
+                    order = row.argsort(descending=True)
+                    mass = row[order].exp().cumsum(0)
+                    row[order[1:][mass[:-1] >= top_p]] = -torch.inf
+                expected = torch.log_softmax(expected, -1)
+            wanted = expected[torch.arange(len(sample.token_ids)), torch.tensor(sample.token_ids)]
+            torch.testing.assert_close(torch.tensor(sample.logp), wanted, atol=2e-5, rtol=0)
+
+
+def respond_prompt(problem):
+    from pipelines.prompting import prompt_ids
+
+    return prompt_ids(TOKENIZER, problem)
+
+
+def test_a_sample_depends_on_its_key_alone():
+    generator = TorchGenerator(model(), TOKENIZER, GenerationSettings(max_new_tokens=16))
+    small = TorchGenerator(model(), TOKENIZER, GenerationSettings(max_new_tokens=16, batch_size=3))
+    everyone = respond(generator, PROBLEMS[:8], 4, ("seed", 1))
+    alone = respond(generator, PROBLEMS[5:6], 4, ("seed", 1))
+    backwards = respond(small, PROBLEMS[:8][::-1], 4, ("seed", 1))[::-1]
+    other = respond(generator, PROBLEMS[:8], 4, ("seed", 2))
+    ids = [[s.token_ids for s in samples] for samples in everyone]
+    assert [s.token_ids for s in alone[0]] == ids[5]
+    assert [[s.token_ids for s in samples] for samples in backwards] == ids
+    assert [[s.token_ids for s in samples] for samples in other] != ids
+
+
+def test_greedy_decoding_agrees_with_the_library():
+    policy = model()
+    generator = TorchGenerator(policy, TOKENIZER, GenerationSettings(max_new_tokens=20, temperature=0.0))
+    for problem, (sample,) in zip(PROBLEMS[:5], respond(generator, PROBLEMS[:5], 1, ("x",)), strict=True):
+        prompt = torch.tensor([respond_prompt(problem)])
+        reference = policy.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :].tolist()
+        assert sample.token_ids == reference
+
+
+def test_samples_follow_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(40000, 1)
+    uniform = torch.rand(40000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen, logp = pick(logits, uniform, 1.0, 1.0)
+    share = torch.bincount(chosen, minlength=4) / 40000
+    probability = torch.softmax(logits[0], -1)
+    assert (share - probability).abs().max() < 4 * (0.25 / 40000) ** 0.5
+    torch.testing.assert_close(logp.exp(), probability[chosen])
+    nucleus, _ = pick(logits, uniform, 1.0, 0.6)
+    assert set(nucleus.tolist()) == {2}
+
+
+def test_a_uniform_of_nearly_one_still_picks_a_token():
+    chosen, _ = pick(torch.zeros(1, 5), torch.tensor([1 - 1e-16], dtype=torch.float64), 1.0, 1.0)
+    assert int(chosen) == 4
+
+
+def test_finish_reasons_and_limits():
+    policy = model()
+    generator = TorchGenerator(policy, TOKENIZER, GenerationSettings(max_new_tokens=30))
+    samples = [s for group in respond(generator, PROBLEMS, 4, ("f",)) for s in group]
+    assert {s.finish_reason for s in samples} == {"stop", "length"}
+    for sample in samples:
+        assert (sample.token_ids[-1] == TOKENIZER.eos_token_id) == (sample.finish_reason == "stop")
+        assert TOKENIZER.eos_token_id not in sample.token_ids[:-1]
+        assert len(sample.logp) == len(sample.token_ids) <= 30
+    with pytest.raises(UserError, match="exceed the model's context of 256"):
+        generator.generate([Request(tuple(range(5, 240)), 1, ("k",))])

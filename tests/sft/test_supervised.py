@@ -1,0 +1,138 @@
+"""The supervised loop on real tiny models: what the loss counts, that it learns, that it resumes exactly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.config.common import OptimiserSettings
+from pipelines.config.sources import ArithmeticSource, FunctionsSource
+from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.optimisation import learning_rate
+from pipelines.models.scoring import pad, token_logp
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.progress import Journal
+from pipelines.sft import train as loop
+from pipelines.sft.examples import Example, batches, chat_examples, corpus_examples, document
+from pipelines.sources.arithmetic import problems as arithmetic
+from pipelines.sources.functions import problems as functions
+
+PROBLEMS = [
+    *arithmetic(ArithmeticSource(kind="arithmetic", count=120), 1, "a", Path()),
+    *functions(FunctionsSource(kind="functions", count=60), 1, "f", Path()),
+]
+TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 400)
+TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48, context=256)
+
+
+def test_the_loss_counts_the_response_only():
+    examples, left_out = chat_examples(TOKENIZER, PROBLEMS, 256)
+    assert (len(examples), left_out) == (180, 0)
+    for example, problem in zip(examples, PROBLEMS, strict=True):
+        prompt, response = TOKENIZER.decode(example.ids[: example.start]), TOKENIZER.decode(example.ids[example.start :])
+        assert prompt == f"<|user|>{problem.prompt}<|end|><|assistant|>"
+        assert response.startswith("<think>") and response.endswith("<|end|>")
+        assert problem.answer in response
+    assert chat_examples(TOKENIZER, PROBLEMS, 5) == ([], 180)
+
+
+def test_token_log_probabilities_match_the_plain_forward_pass():
+    model = tiny_model(TINY, TOKENIZER, 1)
+    rows = [[5, 6, 7, 8, 9], [9, 8, 7]]
+    ids = pad(rows)
+    score = torch.tensor([[False, False, True, True, True], [False, True, True, False, False]])
+    with torch.no_grad():
+        logp, entropy = token_logp(model, ids, score, temperature=0.7, with_entropy=True)
+    for row, tokens in enumerate(rows):
+        reference = torch.log_softmax(model(torch.tensor([tokens])).logits[0] / 0.7, -1)
+        for t in range(ids.shape[1]):
+            if score[row, t]:
+                assert float(logp[row, t]) == pytest.approx(float(reference[t - 1, tokens[t]]), abs=1e-5)
+                assert float(entropy[row, t]) == pytest.approx(float(-(reference[t - 1].exp() * reference[t - 1]).sum()), abs=1e-4)
+            else:
+                assert float(logp[row, t]) == 0.0
+
+
+def test_chunked_scores_have_the_same_value_and_gradient(monkeypatch):
+    model = tiny_model(TINY, TOKENIZER, 1)
+    ids = pad([[5, 6, 7, 8, 9, 10], [9, 8, 7, 6]])
+    score = ids > 0
+    score[:, 0] = False
+
+    def run():
+        model.zero_grad()
+        logp, entropy = token_logp(model, ids, score, with_entropy=True)
+        logp.sum().backward()
+        return logp.detach(), entropy, [p.grad.clone() for p in model.parameters()]
+
+    whole = run()
+    monkeypatch.setattr("pipelines.models.scoring.CHUNK", 3 * len(TOKENIZER))
+    torch.testing.assert_close(run(), whole)
+
+
+def test_every_example_once_per_epoch_in_an_order_of_its_own():
+    examples = [Example(list(range(n % 17 + 2)), 1) for n in range(333)]
+    first, again, second = ([id(e) for b in batches(examples, 16, 1, "p", epoch) for e in b] for epoch in (0, 0, 1))
+    assert sorted(first) == sorted(map(id, examples))
+    assert first == again != second
+
+
+def test_the_schedule_warms_up_and_falls():
+    cosine = OptimiserSettings(lr=1.0, warmup=0.1, final_share=0.2)
+    rates = [learning_rate(cosine, step, 100) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[-1] == pytest.approx(0.2)
+    assert rates[54] == pytest.approx(0.6)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert learning_rate(cosine.model_copy(update={"schedule": "constant"}), 100, 100) == 1.0
+
+
+def train(folder: Path, stop_at: int | None = None):
+    """One run; with `stop_at` it dies there, as a killed process would."""
+    model = tiny_model(TINY, TOKENIZER, 1)
+    examples, _ = corpus_examples(TOKENIZER, PROBLEMS, 256)
+    settings = LanguageModellingSettings(epochs=2.5, batch_size=16, checkpoint_every=4, optimiser=OptimiserSettings(lr=3e-3))
+    journal = Journal(folder / "journal.jsonl", "test")
+    checkpoints = Checkpoints(folder, {"settings": 1})
+    checkpoints.prepare()
+
+    class Killed(Exception):
+        pass
+
+    if stop_at:
+        log = journal.log
+
+        def dying(step, *args, **kwargs):
+            log(step, *args, **kwargs)
+            if step == stop_at:
+                raise Killed
+
+        journal.log = dying
+        with pytest.raises(Killed):
+            loop.train(model, examples, settings, seed=1, purpose="t", journal=journal, checkpoints=checkpoints)
+    else:
+        loop.train(model, examples, settings, seed=1, purpose="t", journal=journal, checkpoints=checkpoints)
+    rows = [(row["step"], row["loss"]) for row in journal.rows()]
+    return rows, model.state_dict()
+
+
+def test_training_learns_and_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    rows, weights = train(tmp_path / "whole")
+    assert rows[-1][1] < rows[0][1] - 1.0
+    train(tmp_path / "cut", stop_at=10)
+    resumed_rows, resumed = train(tmp_path / "cut")
+    assert resumed_rows == rows
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_state_of_another_identity_is_never_continued(tmp_path):
+    model = tiny_model(TINY, TOKENIZER, 1)
+    optimiser = torch.optim.AdamW(model.parameters())
+    first = Checkpoints(tmp_path, {"data": "a", "seed": 1})
+    assert first.prepare() == ""
+    first.save(7, model, optimiser)
+    assert Checkpoints(tmp_path, {"data": "a", "seed": 1}).restore(model, optimiser) == 7
+    other = Checkpoints(tmp_path, {"data": "b", "seed": 1})
+    assert other.prepare() == "starting afresh: data changed since the interrupted run"
+    assert other.restore(model, optimiser) == 0
