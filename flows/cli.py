@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tasks import locking, planning, settings
+    from tasks import locking, planning, services, settings
 
     project = settings.root()
     with locking.single_run(project):
@@ -50,9 +50,10 @@ def run(options: argparse.Namespace) -> int:
         if planning.all_current(project, plan):
             print("everything is current")
         else:
+            services.TEMPORARY.start(project)  # it comes up while Prefect is imported here
             from flows.post_training import post_training
 
-            post_training(until=options.until, force=options.force)
+            command.with_server(lambda: post_training(until=options.until, force=options.force))
     if (project / paths.PAGE).exists() and "report" in plan.stages:
         print(f"report: {project / paths.PAGE}")
     return 0

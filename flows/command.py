@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
 
 from pipelines.errors import UserError
+from tasks import services, settings
 
 
 def run(command: Callable[[], object]) -> int:
@@ -21,3 +23,19 @@ def run(command: Callable[[], object]) -> int:
         print("stopped; the next run continues from here", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0
+
+
+def run_stage(flow: Callable[[], object]) -> int:
+    """Run the flow of a stage as a command."""
+    return run(lambda: with_server(flow))
+
+
+def with_server(flow: Callable[[], object]) -> int:
+    """Call `flow` with a Prefect server: the lasting one, or a temporary one that starts now if none has been started yet."""
+    services.TEMPORARY.start(settings.root())
+    services.TEMPORARY.wait()
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        flow()
+    return 0

@@ -7,6 +7,7 @@ import sys
 from prefect import flow
 
 from flows import command
+from pipelines.errors import UserError
 from tasks.execution import execute
 
 
@@ -15,5 +16,11 @@ def rl(name: str, pipeline_run: str | None = None) -> None:
     execute(f"rl@{name}", pipeline_run)
 
 
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise UserError("usage: python -m flows.rl NAME, a key of params.yaml: rl.stages")
+    rl(sys.argv[1])
+
+
 if __name__ == "__main__":
-    sys.exit(command.run(lambda: rl(sys.argv[1])))
+    sys.exit(command.run_stage(main))

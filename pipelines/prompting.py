@@ -12,6 +12,9 @@ from pipelines.records import Problem
 
 THINK = "<think>"
 END_THINK = "</think>"
+BOXED = "\\boxed{"
+FENCE = "```python\n"
+END_FENCE = "\n```"
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -31,8 +34,8 @@ SYSTEM = {
 def final(problem: Problem) -> str:
     """The gold answer in the form that verifiers read."""
     if problem.answer_type == "program":
-        return f"```python\n{problem.answer}\n```"
-    return f"\\boxed{{{problem.answer}}}"
+        return f"{FENCE}{problem.answer}{END_FENCE}"
+    return f"{BOXED}{problem.answer}}}"
 
 
 def response(problem: Problem) -> str:
@@ -43,7 +46,8 @@ def response(problem: Problem) -> str:
     """
     if problem.solution is None:
         raise ValueError(f"problem {problem.problem_id} has no worked solution")
-    return f"{THINK}{problem.solution}{END_THINK}{final(problem)}"
+    working = f" {problem.solution} " if problem.solution else " "
+    return f"{THINK}{working}{END_THINK}{final(problem)}"
 
 
 def messages(problem: Problem, *, system: bool) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 
 from pipelines import paths
@@ -20,7 +21,6 @@ def prepare() -> None:
         "PREFECT_HOME": str(home),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "storage"),  # does not follow PREFECT_HOME
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors reach the user as one sentence from the command line
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -33,3 +33,5 @@ def prepare() -> None:
         defaults["PREFECT_API_URL"] = url
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # registered before Prefect is imported, hence run after its own hooks, which still talk to the server
+    atexit.register(services.TEMPORARY.stop)

@@ -28,7 +28,7 @@ POLL = 0.5
 Rows = Callable[[list[dict[str, Any]]], None]
 
 
-def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows | None = None) -> None:
+def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -> None:
     """Run `python -m pipelines STAGE` to its end; `on_rows` gets the journal's new rows as they come.
 
     Raises:
@@ -40,7 +40,7 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows | 
     settings, errors = work / "settings.json", work / "stderr.log"
     write_json(settings, given)
     command = [sys.executable, "-m", "pipelines", stage, "--settings", str(settings), "--root", str(project)]
-    follow = _Follower(Journal(work / "journal.jsonl", stage), on_rows or (lambda rows: None))
+    follow = _Follower(Journal(work / "journal.jsonl", stage), on_rows)
     with errors.open("wb") as stderr, group(command, project, stderr) as process:
         while process.poll() is None:
             try:
@@ -48,7 +48,7 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows | 
             except subprocess.TimeoutExpired:
                 follow.look()
                 if not guardian_alive():
-                    raise RuntimeError(f"{stage}: DVC, which ran this stage, is gone") from None
+                    raise UserError(f"{stage}: stopped, because the DVC that ran it is gone") from None
         follow.look()
     said = errors.read_text(errors="replace").strip()
     if process.returncode == 2 and said:

@@ -1,4 +1,4 @@
-"""`touchstone up` and `down`: a lasting Prefect server and the MLflow UI, on loopback only."""
+"""Servers on loopback: the lasting ones of `touchstone up` and `down`, and a Prefect server for one command where none is up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,6 +98,48 @@ def down(project: Path) -> list[str]:
     return list(services)
 
 
+class TemporaryPrefect:
+    """A Prefect server that lives as long as this process. `start` returns at once, so that imports run meanwhile; `wait` blocks."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def start(self, project: Path) -> None:
+        """Start it, unless an address is set already or a server is starting."""
+        if self._process or os.environ.get("PREFECT_API_URL"):
+            return
+        with socket.socket() as probe:
+            probe.bind((settings.HOST, 0))
+            port = probe.getsockname()[1]
+        log = project / paths.STATE / "temporary_prefect.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "tasks.temporary_server", str(port)]
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(command, cwd=project, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        self.url = f"http://{settings.HOST}:{port}/api"
+        os.environ["PREFECT_API_URL"] = self.url
+
+    def wait(self) -> None:
+        """Block until it answers.
+
+        Raises:
+            UserError: it does not.
+        """
+        process = self._process
+        if process and not _answers(f"{self.url}/health", lambda: process.poll() is None):
+            raise UserError(f"Prefect's temporary server did not come up within {START_TIMEOUT:.0f} s; see .touchstone/temporary_prefect.log")
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+TEMPORARY = TemporaryPrefect()
+
+
 def _check_free(name: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,13 +167,18 @@ def _start(project: Path, name: str, port: int) -> Service:
 
 def _wait(project: Path, service: Service) -> None:
     health = service.url + {"prefect": "/api/health", "mlflow": "/health"}[service.name]
+    if not _answers(health, service.alive):
+        down(project)
+        raise UserError(f"{service.name} did not come up at {service.url}; see {project / paths.STATE / service.name}.log")
+
+
+def _answers(url: str, alive: Callable[[], bool]) -> bool:
+    """Wait until `url` answers; False when its process dies or START_TIMEOUT passes first."""
     limit = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < limit and service.alive():
+    while time.monotonic() < limit and alive():
         try:
-            with urllib.request.urlopen(health, timeout=2):
-                return
+            with urllib.request.urlopen(url, timeout=2):
+                return True
         except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    log = project / paths.STATE / f"{service.name}.log"
-    down(project)
-    raise UserError(f"{service.name} did not come up at {service.url}; see {log}")
+            time.sleep(0.2)
+    return False

@@ -66,11 +66,18 @@ class Tracker:
     def _open_pipeline(self) -> str:
         """Under `dvc repro` all stages that one DVC process starts share one run."""
         session = "-".join(map(str, processes.guardian() or (os.getpid(), time.time_ns())))
+        self._bury()
         found = self.client.search_runs([self.experiment], f"tags.`touchstone.session` = '{session}'", max_results=1)
         if found:
             return found[0].info.run_id
         tags = {"touchstone.kind": "pipeline", "touchstone.session": session, **self._origin()}
         return self.client.create_run(self.experiment, run_name="post-training", tags=tags).info.run_id
+
+    def _bury(self) -> None:
+        """End the runs that a kill -9 left open. The project's lock says that none is at work; a shared server has others' too."""
+        if settings.mlflow_uri(self.project).startswith(f"sqlite:///{self.project}"):
+            for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager
     def closing(self, run: str) -> Iterator[None]:

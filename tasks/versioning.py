@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +48,8 @@ def _repository(project: Path) -> Iterator[Any]:
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # also turns its progress bars off
     configuration = {} if (project / ".git").exists() else {"core": {"no_scm": True}}
     try:
-        with Repo(str(project), config=configuration) as repository:
+        # parts of DVC take the working directory for the project
+        with chdir(project), Repo(str(project), config=configuration) as repository:
             yield repository
     except DvcException as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -61,7 +62,8 @@ def settle(project: Path, stage: str, *, force: bool = False) -> Answer:
         found = repository.stage.load_one(name=stage)
         if force:
             return Answer(stage, "stale", ("forced",))
-        reasons = tuple(_reasons(found.status().get(found.addressing, [])))
+        never = not any(out.hash_info for out in found.outs)
+        reasons = ("it has not run yet",) if never else tuple(_reasons(found.status().get(found.addressing, [])))
         if not reasons:
             return Answer(stage, "current")
         if _restore(repository, found):
@@ -101,10 +103,15 @@ def _restore(repository: Any, stage: Any) -> bool:
         return False
     stage.remove_outs()
     repository.stage_cache.restore(stage)
+    _commit(stage)
+    return True
+
+
+def _commit(stage: Any) -> None:
+    """What `dvc commit` does: digests of everything into dvc.lock, outputs into the cache."""
     stage.save()
     stage.commit()
     stage.dump(update_pipeline=False)
-    return True
 
 
 def digests(project: Path, stage: str) -> dict[str, str]:
@@ -166,8 +173,8 @@ def record(project: Path, stage: str, before: dict[str, str]) -> None:
     changed = [name for name in after if before.get(name) != after[name]]
     if changed:
         raise UserError(f"{stage}: {', '.join(changed)} changed while the stage ran, so its outputs are not recorded; run again")
-    with _repository(project) as repository:
-        repository.commit(stage, force=True)
+    with _repository(project) as repository, repository.lock:
+        _commit(repository.stage.load_one(name=stage))
 
 
 def link_external(project: Path, loaded: Params) -> None:

@@ -34,10 +34,14 @@ class GenerationSettings(Section):
 
 
 class OptimiserSettings(Section):
-    """AdamW with linear warm-up, then a cosine or constant schedule."""
+    """AdamW or Muon with linear warm-up, then a cosine or constant schedule."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the updates of the hidden matrices and leaves everything else to AdamW; it needs about half the steps from scratch."""
     lr: Rate = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: Rate = 0.02
+    """Peak learning rate of the matrices under Muon: the spectral norm of one update."""
     warmup: Share = 0.05
     """Share of the steps in which the rate rises linearly from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -21,8 +21,6 @@ from pipelines.evaluation.statistics import Floats, bootstrap_means, difference_
 from pipelines.records import Outcome
 
 UNJUDGED = Outcome.INFRASTRUCTURE.value
-PRETRAINED = ("base", "sft", "merged")
-"""Checkpoints that are no RL expert."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,15 @@ def score_benchmark(
     }
 
 
+def experts(models: Sequence[str]) -> list[str]:
+    """The models that RL made."""
+    return [model for model in models if model not in ("base", "sft", "merged")]
+
+
 def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
     """Which checkpoints are compared: each with sft, and merged with every expert."""
     pairs = [(model, "sft") for model in models if model != "sft"] if "sft" in models else []
-    return pairs + [("merged", model) for model in models if model not in PRETRAINED and "merged" in models]
+    return pairs + [("merged", expert) for expert in experts(models) if "merged" in models]
 
 
 def _judged(rows: Sequence[Row]) -> int:

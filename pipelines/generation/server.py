@@ -1,6 +1,6 @@
 """Chat completions from any OpenAI-compatible server (vLLM, llama.cpp, a hosted API), with the standard library only.
 
-Every request is bounded: a deadline for the whole answer (a server that trickles bytes does not escape it), a size limit, a few further
+Every request is bounded: a deadline (which a body that trickles does not escape), a size limit, a few further
 tries with growing pauses after what may pass (connection refused, 408, 409, 429, 5xx, a body that is no completion). Redirects
 are refused, because they would carry the key to another host. The key is in no message and no representation.
 """
@@ -88,8 +88,11 @@ class ChatClient:
 
     def complete_all(self, conversations: Sequence[Messages], *, temperature: float, max_tokens: int) -> list[Reply]:
         """One completion each, in order, at most `concurrency` under way."""
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="chat") as threads:
+        threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="chat")
+        try:
             return list(threads.map(lambda messages: self.complete(messages, temperature=temperature, max_tokens=max_tokens), conversations))
+        finally:  # all are done, or this was interrupted and nobody waits for the rest
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _once(self, body: bytes) -> str:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
@@ -122,6 +125,8 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
             raise _Failed(f"answer larger than {LARGEST} bytes", False)
         if time.monotonic() > deadline:
             raise TimeoutError
+    if response.length:  # read1 does not complain of an early end
+        raise http.client.IncompleteRead(b"", response.length)
     return b"".join(parts)
 
 

@@ -3,8 +3,8 @@
 dvc.yaml lists this closure as the stage's dependencies, so that editing a file reruns what it affects and nothing else; a
 manifest records it with digests. What counts: every import statement of a file, inside functions too, except under
 `if TYPE_CHECKING`. A package's `__init__.py` counts when a name is imported from it, not merely because Python executes it
-on the way to a submodule. A data file in the folder of a module counts when the module names it in a string
-(docstrings apart).
+on the way to a submodule. Another file in the folder of a module counts when one of the module's strings is its name: a
+table it reads, or a program that it runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ def closure(root: Path, modules: Iterable[str]) -> list[Path]:
         found.add(file)
         tree = ast.parse((root / file).read_text(), filename=str(file))
         waiting += [_file(root, name) for name in _imports(root, file, tree)]
-        found |= _data_files(root, file, tree)
+        for named in _named_files(root, file, tree):
+            if named.suffix == ".py":
+                waiting.append(named)
+            else:
+                found.add(named)
     return sorted(found)
 
 
@@ -65,12 +69,8 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
         yield from _executed(child)
 
 
-def _data_files(root: Path, file: Path, tree: ast.Module) -> set[Path]:
-    """Files that are not Python, below the folder of `file`, whose name stands in one of its strings."""
-    folder = root / file.parent
-    others = [entry for entry in folder.rglob("*") if entry.is_file() and entry.suffix not in (".py", ".pyc")]
-    if not others:
-        return set()
-    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose]
-    return {entry.relative_to(root) for entry in others if any(entry.name in text for text in strings)}
+def _named_files(root: Path, file: Path, tree: ast.Module) -> set[Path]:
+    """Files beside `file` or below whose whole name is one of its strings."""
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    entries = [entry for entry in (root / file.parent).rglob("*") if entry.is_file() and entry.suffix != ".pyc"]
+    return {entry.relative_to(root) for entry in entries if entry.name in strings}

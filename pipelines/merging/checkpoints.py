@@ -145,4 +145,4 @@ def header(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], dtypes: 
 
 def raw(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in memory order."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from pipelines.errors import UserError
 from pipelines.store import replacing_folder
+
+logging.disable_progress_bar()  # a stage has a bar of its own
 
 
 def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

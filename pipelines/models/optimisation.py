@@ -1,40 +1,104 @@
-"""AdamW and its schedule, as params name them."""
+"""Optimisers and their schedule, as params name them.
+
+Muon (Jordan et al. 2024; arXiv 2502.16982): the momentum of each hidden matrix is replaced by its nearest
+semi-orthogonal matrix, found by five Newton-Schulz steps, so that every direction moves at the same rate. Embeddings, norms
+and the head stay with AdamW. torch.optim.Muon computes in bfloat16, which a CPU without bf16 units emulates some
+fifty times slower; this one computes in float32 and batches matrices of one shape.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipelines.config.common import OptimiserSettings
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+MOMENTUM = 0.95
 
-def make_optimiser(model: Any, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) with weight decay on matrices only."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups with `muon: True` take orthogonalised momentum steps instead."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever passed
+        matrices = [group for group in self.param_groups if group.get("muon")]
+        hidden: list[tuple[Tensor, Tensor | None]] = []
+        for group in matrices:
+            self._orthogonal_step(group)
+            hidden += [(p, p.grad) for p in group["params"]]
+            for p in group["params"]:
+                p.grad = None  # AdamW passes over parameters without gradient
+        super().step()
+        for p, gradient in hidden:
+            p.grad = gradient
+
+    def _orthogonal_step(self, group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p in group["params"]:
+            if p.grad is not None:
+                if not self.state[p]:  # AdamW expects to find a step count when state is loaded
+                    self.state[p].update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
+                self.state[p]["step"] += 1
+                momentum = self.state[p]["momentum"]
+                momentum.lerp_(p.grad, 1 - MOMENTUM)
+                by_shape[tuple(p.shape)].append((p, p.grad.lerp(momentum, MOMENTUM)))
+        for (rows, columns), pairs in by_shape.items():
+            updates = orthogonal(torch.stack([update for _, update in pairs]))
+            for (p, _), direction in zip(pairs, updates, strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(direction, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Nearest semi-orthogonal matrices (N, R, C), roughly: singular values land within about 0.7 to 1.2."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def make_optimiser(model: Any, settings: OptimiserSettings) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101), or Muon for hidden matrices with AdamW for the rest. Weight decay acts on matrices only."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    outer = {id(p) for module in (model.get_input_embeddings(), model.get_output_embeddings()) for p in module.parameters()}
+    hidden = [p for _, p in trained if settings.name == "muon" and p.ndim == 2 and id(p) not in outer]
+    taken = {id(p) for p in hidden}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for _, p in trained if p.ndim >= 2 and id(p) not in taken], "weight_decay": settings.weight_decay},
+        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    if hidden:
+        groups.append({"params": hidden, "weight_decay": settings.weight_decay, "muon": True})
+    optimiser = (Muon if hidden else torch.optim.AdamW)([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=True)
+    for group in optimiser.param_groups:
+        group["peak"] = settings.muon_lr if group.get("muon") else settings.lr
+    return optimiser
 
 
-def learning_rate(settings: OptimiserSettings, step: int, total: int) -> float:
-    """Rate of step 1 .. total: linear warm-up from 0, then constant or cosine down to `final_share` of the peak."""
+def schedule(settings: OptimiserSettings, step: int, total: int) -> float:
+    """Share of the peak rate at step 1 .. total: linear warm-up from 0, then constant or cosine down to `final_share`."""
     warm = max(1, round(settings.warmup * total))
     if step <= warm:
-        return settings.lr * step / warm
+        return step / warm
     if settings.schedule == "constant":
-        return settings.lr
+        return 1.0
     done = (step - warm) / max(1, total - warm)
-    return settings.lr * (settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * done)))
+    return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def update(model: Any, optimiser: torch.optim.Optimizer, lr: float, max_grad_norm: float) -> float:
-    """Clip the gradients, take one step at `lr`, clear the gradients. Returns the norm before clipping."""
+def update(model: Any, optimiser: torch.optim.Optimizer, share: float, max_grad_norm: float) -> float:
+    """Clip the gradients, take one step at `share` of the peak rates, clear the gradients. Returns the norm before clipping."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = share * group["peak"]
     norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm))
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

@@ -1,26 +1,25 @@
-"""The embedded model's tokenizer: byte-level BPE trained on its own corpus, one token per digit."""
+"""The embedded model's tokenizer: byte-level BPE trained on its own corpus."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.prompting import CHAT_TEMPLATE, END_THINK, THINK
+from pipelines.prompting import BOXED, CHAT_TEMPLATE, END_FENCE, END_THINK, FENCE, THINK
 
 PAD, END = "<|pad|>", "<|end|>"
+MARKS = (THINK, END_THINK, BOXED, FENCE, END_FENCE)
 SPECIAL = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `vocab_size` entries; digits never merge, so numbers have one spelling."""
+    """Byte-level BPE of at most `vocab_size` entries; the marks of the answer format are one token each."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    words = [AddedToken(word, special=False, normalized=False) for word in (THINK, END_THINK)]
+    words = [AddedToken(word, special=False, normalized=False) for word in MARKS]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(words), special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )

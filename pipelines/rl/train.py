@@ -19,7 +19,7 @@ from torch import Tensor
 from pipelines.config.rl import RlStage
 from pipelines.generation import TorchGenerator
 from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.optimisation import learning_rate, make_optimiser, update
+from pipelines.models.optimisation import make_optimiser, schedule, update
 from pipelines.models.scoring import token_logp
 from pipelines.progress import Journal
 from pipelines.records import Outcome, Problem, Rollout
@@ -65,14 +65,14 @@ def train(
             batch = route(recipe, score_old(policy, reference, recipe, settings, ids_BT, score_BT, batch))
             batch = replace(batch, advantage_BT=advantages(recipe, batch))
             clock.lap("score")
-            lr = learning_rate(settings.optimiser, step, settings.steps)
-            figures = optimise(policy, optimiser, recipe, settings, lr, ids_BT, score_BT, batch)
+            share = schedule(settings.optimiser, step, settings.steps)
+            figures = optimise(policy, optimiser, recipe, settings, share, ids_BT, score_BT, batch)
             clock.lap("update")
             write_rollouts(rollout_folder / f"step-{step:06d}.parquet", made)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
                 checkpoints.save(step, policy, optimiser)
             clock.lap("other")
-            report(journal, step, settings.steps, made, batch, figures, lr, clock)
+            report(journal, step, settings.steps, made, batch, figures | {"lr": share * settings.optimiser.lr}, clock)
     return summary(journal)
 
 
@@ -98,7 +98,7 @@ def _logp(model: Any, settings: RlStage, ids_BT: Tensor, score_BT: Tensor) -> Te
 
 
 def optimise(
-    policy: Any, optimiser: torch.optim.Optimizer, recipe: Recipe, settings: RlStage, lr: float, ids_BT: Tensor, score_BT: Tensor, batch: Batch
+    policy: Any, optimiser: torch.optim.Optimizer, recipe: Recipe, settings: RlStage, share: float, ids_BT: Tensor, score_BT: Tensor, batch: Batch
 ) -> dict[str, float]:
     """`minibatches` optimiser steps over one batch of rollouts; denominators are global over each step. Returns what to log."""
     sums: Counter[str] = Counter()
@@ -116,7 +116,7 @@ def optimise(
             loss.backward()
             assert entropy is not None
             sums.update(figures | gaps(piece, logp.detach()) | {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())})
-        sums["grad_norm"] += update(policy, optimiser, lr, settings.optimiser.max_grad_norm)
+        sums["grad_norm"] += update(policy, optimiser, share, settings.optimiser.max_grad_norm)
     tokens = max(sums["tokens"], 1.0)
     means = {name: sums[name] / tokens for name in ("ratio", "clipped", "entropy", "mismatch_k1", "mismatch_k3", "mismatch_outside")}
     return means | {name: sums[name] / settings.minibatches for name in ("loss", "grad_norm")}
@@ -148,7 +148,7 @@ def gaps(piece: Batch, logp_BT: Tensor) -> dict[str, float]:
 
 
 def report(
-    journal: Journal, step: int, total: int, made: Sequence[Rollout], batch: Batch, figures: dict[str, float], lr: float, clock: Clock
+    journal: Journal, step: int, total: int, made: Sequence[Rollout], batch: Batch, figures: dict[str, float], clock: Clock
 ) -> None:
     """One row of the journal."""
     n = len(made)
@@ -166,7 +166,7 @@ def report(
         working=sum(_has_working(r.response) for r in made) / n,
         informative_groups=sum(len(rewards) > 1 for rewards in per_group.values()) / len(per_group),
         advantage_abs=float(batch.advantage_BT.abs().sum() / batch.mask_BT.sum().clamp(min=1)) if batch.advantage_BT is not None else 0.0,
-        lr=lr, tokens_per_second=tokens / seconds, **figures,
+        tokens_per_second=tokens / seconds, **figures,
         **{f"outcome_{outcome.value}": outcomes[outcome] / n for outcome in Outcome},
         **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.config.training import LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.optimisation import learning_rate, make_optimiser, update
+from pipelines.models.optimisation import make_optimiser, schedule, update
 from pipelines.models.scoring import pad, token_logp
 from pipelines.progress import Journal
 from pipelines.sft.examples import Example, batches
@@ -34,13 +34,13 @@ def train(
     for batch in _from(examples, settings.batch_size, seed, purpose, per_epoch, step, total):
         began = time.monotonic()
         step += 1
-        lr = learning_rate(settings.optimiser, step, total)
+        share = schedule(settings.optimiser, step, total)
         loss, scored = gradients(model, batch)
-        norm = update(model, optimiser, lr, settings.optimiser.max_grad_norm)
+        norm = update(model, optimiser, share, settings.optimiser.max_grad_norm)
         speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
         journal.log(
             step, total, f"loss {loss:.3f}  {speed:,.0f} tokens/s",
-            loss=loss, lr=lr, grad_norm=norm, tokens_per_second=speed, scored_tokens=float(scored),
+            loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm, tokens_per_second=speed, scored_tokens=float(scored),
         )  # fmt: skip
         if step % settings.checkpoint_every == 0 and step < total:
             checkpoints.save(step, model, optimiser)

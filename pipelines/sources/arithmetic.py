@@ -1,14 +1,14 @@
 """Word problems with a difficulty knob: a short story in which a count is changed `level` times.
 
-    Mia has 7 pears. She buys 5 more pears. She gives 3 pears to Omar. How many pears does Mia have now?
+    Mia has 7 pears, buys 5, gives 3 away. How many pears does Mia have?
 
 The chain of operations is the dependency graph of GSM-Infinite-style generators (arXiv 2512.07783) in its simplest form:
 depth (the level) and surface (people, things, verbs) vary independently. Every solution is right, but they are written
 in one of several styles, as text in the wild is ('Echo Chamber', arXiv 2504.07912):
 
-    steps   7+5=12 / 12-3=9     every result written down
-    terse   7+5-3=9             the whole chain in one line, results kept in the head
-    direct  (nothing)           the answer only
+    steps   7 + 5 = 12, 12 - 3 = 9     every result written down
+    terse   7 + 5 - 3 = 9              the whole chain at once, results kept in the head
+    direct  (nothing)                  the answer only
 """
 
 from __future__ import annotations
@@ -24,18 +24,14 @@ from pipelines.config.sources import ArithmeticSource
 from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
 
-LARGEST = 40
+LARGEST = 20
 """No count in a story exceeds this."""
-NAMES = (
-    ("Mia", "She"), ("Omar", "He"), ("Lena", "She"), ("Ivan", "He"), ("Ruth", "She"), ("Paul", "He"), ("Nina", "She"), ("Hugo", "He"),
-    ("Aiko", "She"), ("Samir", "He"), ("Clara", "She"), ("Felix", "He"), ("Dora", "She"), ("Jonas", "He"), ("Priya", "She"), ("Marco", "He"),
-)  # fmt: skip
-THINGS = (
-    "pears", "coins", "books", "shells", "stamps", "cards", "plums", "stones", "keys", "cups", "pens", "rings", "nuts", "boxes", "maps", "figs",
-)  # fmt: skip
-ADD = ("{who} buys {n} more {things}.", "{who} finds {n} {things}.", "{who} gets {n} {things} from {other}.", "Then {n} {things} are added.")
-SUBTRACT = ("{who} loses {n} {things}.", "{who} gives {n} {things} to {other}.", "{who} sells {n} {things}.", "Then {n} {things} are taken away.")
-DOUBLE = ("Then the number of {things} doubles.", "{who} now gets as many {things} again.")
+NAMES = ("Mia", "Omar", "Lena", "Ivan", "Ruth", "Paul", "Nina", "Hugo", "Aiko", "Samir", "Clara", "Felix", "Dora", "Jonas", "Priya", "Marco")
+THINGS = ("pears", "coins", "books", "shells", "stamps", "cards", "plums", "stones", "keys", "cups", "pens", "rings", "nuts", "boxes", "maps", "figs")
+ADD = ("buys {n}", "finds {n}", "wins {n}", "gets {n} more")
+SUBTRACT = ("loses {n}", "sells {n}", "drops {n}", "gives {n} away")
+DOUBLE = ("doubles them", "gets as many again")
+QUESTIONS = ("How many {things} does {name} have?", "How many {things} are there now?", "How many {things} is that?")
 TRIES = 200
 """Draws in a row that bring nothing new before the space of stories counts as used up."""
 
@@ -81,20 +77,19 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
 
 def story(rng: np.random.Generator, level: int, style: str) -> tuple[str, str, str]:
     """One story of `level` operations: (prompt, answer, worked solution in `style`)."""
-    (name, who), (other, _) = (NAMES[i] for i in rng.choice(len(NAMES), 2, replace=False))
-    things = THINGS[rng.integers(len(THINGS))]
+    name, things = NAMES[rng.integers(len(NAMES))], THINGS[rng.integers(len(THINGS))]
     count = int(rng.integers(2, 10))
-    sentences = [f"{name} has {count} {things}."]
+    clauses = [f"{name} has {count} {things}"]
     expression, steps = str(count), []
     for _ in range(level):
         templates, symbol, n = _operation(rng, count)
         after = {"+": count + n, "-": count - n, "*": count * n}[symbol]
-        sentences.append(templates[rng.integers(len(templates))].format(who=who, n=n, things=things, other=other))
-        steps.append(f"{count}{symbol}{n}={after}")
-        expression = f"({expression})*{n}" if symbol == "*" and not expression.isdigit() else f"{expression}{symbol}{n}"
+        clauses.append(templates[rng.integers(len(templates))].format(n=n))
+        steps.append(f"{count} {symbol} {n} = {after}")
+        expression = f"({expression}) * {n}" if symbol == "*" and not expression.isdigit() else f"{expression} {symbol} {n}"
         count = after
-    prompt = " ".join([*sentences, f"How many {things} does {name} have now?"])
-    return prompt, str(count), {"steps": "\n".join(steps), "terse": f"{expression}={count}", "direct": ""}[style]
+    question = QUESTIONS[rng.integers(len(QUESTIONS))].format(name=name, things=things)
+    return f"{', '.join(clauses)}. {question}", str(count), {"steps": ", ".join(steps), "terse": f"{expression} = {count}", "direct": ""}[style]
 
 
 def _operation(rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], str, int]:

@@ -50,14 +50,14 @@ def _json_lines(settings: FileSource, path: Path) -> Iterator[tuple[int, dict[st
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             if raw.strip():
-                yield line, _decoded(settings.path, line, raw)
+                yield line, _decoded(settings.path, line, raw.rstrip(b"\r\n"))
 
 
 def _decoded(file: str, line: int, raw: bytes) -> dict[str, Any] | BadRow:
     """A line of JSONL as an object, or what is wrong with it."""
 
     def bad(reason: str) -> BadRow:
-        return BadRow(file, line, "", reason, raw.decode(errors="replace").rstrip("\r\n")[:RAW_CHARS])
+        return BadRow(file, line, "", reason, raw.decode(errors="replace")[:RAW_CHARS])
 
     try:
         row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))

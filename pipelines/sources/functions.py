@@ -22,14 +22,13 @@ from pipelines.config.sources import FunctionsSource
 from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
 
-NAMES = ("f", "g", "h", "shift", "scale", "move", "apply", "solve", "change", "update", "step", "map_one")
+NAMES = ("f", "g", "h", "shift", "scale", "move", "solve", "change", "update", "step")
 OPENINGS = (
     "Write a function {name}(x) that {chain}.",
     "Define {name}(x), which {chain}.",
-    "Give me a Python function {name}(x) that {chain}.",
     "We need {name}(x): it {chain}.",
 )
-VERBS = {"+": ("adds {n}", "increases it by {n}"), "-": ("subtracts {n}", "takes away {n}"), "*": ("multiplies by {n}", "makes it {n} times as large")}
+VERBS = {"+": ("adds {n}", "increases it by {n}"), "-": ("subtracts {n}", "takes away {n}"), "*": ("multiplies by {n}", "scales it by {n}")}
 ARGUMENTS = (0, 1, 2, 3, 7, 10, -1, -4, 25)
 """Values that every program is called with."""
 TRIES = 200
@@ -67,7 +66,7 @@ def problems(settings: FunctionsSource, seed: int, name: str, root: Path) -> Ite
             answer_type="program",
             verifier="code",
             verifier_args=json.dumps({"entry_point": entry_point, "tests": tests, "time_limit": 2.0}),
-            solution="" if style == "direct" else "\n".join(f"x{symbol}{n}" for symbol, n in operations),
+            solution="" if style == "direct" else ", ".join(f"x {symbol} {n}" for symbol, n in operations),
             source=name,
             source_id=f"{name}/{len(seen) - 1}",
             licence="generated",

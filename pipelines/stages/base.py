@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.training import BaseSettings
 from pipelines.errors import UserError
-from pipelines.lineage.digests import digest
+from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
 from pipelines.models.tiny import tiny_model
@@ -38,7 +38,7 @@ def run(context: Context) -> dict[str, float]:
     examples, left_out = corpus_examples(tokenizer, problems, longest)
     if not examples:
         raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
-    checkpoints = Checkpoints(context.work, {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": digest(split)})
+    checkpoints = Checkpoints(context.work, {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split)})
     if note := checkpoints.prepare():
         context.journal.say(note)
     summary = train(

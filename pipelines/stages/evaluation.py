@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import shutil
 from collections.abc import Mapping
@@ -20,8 +21,9 @@ from pipelines.lineage.digests import combine, file_sha256, tree_sha256
 from pipelines.records import Problem
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder, write_json, write_table
-from pipelines.verifiers import VerifierPool
+from pipelines.verifiers import VerifierPool, require_sandbox
 
+CURVES = "pass_at_k.csv"
 CODE = Path(generation.__file__).parents[2]
 """The folder that holds the package."""
 
@@ -52,7 +54,7 @@ def run(context: Context) -> dict[str, float]:
         for (model, name), table in samples.items():
             write_table(folder / paths.SAMPLES.name / model / f"{name}.parquet", table)
         write_json(folder / paths.SCORES.name, scores)
-    _log_curves(context, scores)
+        _write_curves(folder / CURVES, scores)
     return headline(scores)
 
 
@@ -88,6 +90,8 @@ def _benchmarks(context: Context) -> dict[str, list[Problem]]:
 
 def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> dict[tuple[str, str], pa.Table]:
     """Judged responses of every (model, benchmark), from earlier work where nothing they depend on has changed."""
+    if any(problem.verifier in ("code", "logic") for problems in benchmarks.values() for problem in problems):
+        require_sandbox()
     settings, cache = context.settings, context.work / "samples"
     code = combine({file.as_posix(): file_sha256(CODE / file) for file in closure(CODE, ["pipelines.evaluation.benchmarks"])})
     sampling = settings.model_dump_json(include={"samples", "generation"}, exclude={"generation": {"batch_size"}})
@@ -115,10 +119,15 @@ def _show(context: Context, model: str, benchmark: str, done: int, total: int) -
     context.journal.show(done, total, f"responses of {model} on {benchmark}")
 
 
-def _log_curves(context: Context, scores: Mapping[str, Any]) -> None:
-    """pass@k over k, one column per model and benchmark, for `dvc plots`."""
-    context.journal.cut(0)
-    ks = sorted({1, *context.settings.ks})
-    for k in ks:
-        row = {f"{model}_{name}": f["pass_at_k"][str(k)]["mean"] for model, results in scores["models"].items() for name, f in results.items()}
-        context.journal.log(k, max(ks), "", **row)
+def _write_curves(path: Path, scores: Mapping[str, Any]) -> None:
+    """pass@k with its interval, one row per benchmark, model and k, for `dvc plots`."""
+    rows = [
+        {"benchmark": name, "model": model, "k": int(k), **{key: interval[key] for key in ("mean", "low", "high")}}
+        for model, results in scores["models"].items()
+        for name, figures in results.items()
+        for k, interval in figures["pass_at_k"].items()
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
-from pipelines.lineage.digests import digest
+from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
 from pipelines.rl.recipe import recipe
@@ -38,8 +38,8 @@ def run(context: Context) -> dict[str, float]:
         {
             "settings": settings.model_dump(mode="json"),
             "seed": context.seed,
-            "problems": [digest(path) for path in sources],
-            "init": digest(init),
+            "problems": [tree_sha256(path) for path in sources],
+            "init": tree_sha256(init),
         },
     )
     if note := checkpoints.prepare():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.training import SftSettings
 from pipelines.errors import UserError
-from pipelines.lineage.digests import digest
+from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
 from pipelines.sft.examples import chat_examples
@@ -30,8 +30,8 @@ def run(context: Context) -> dict[str, float]:
         {
             "settings": settings.model_dump(mode="json"),
             "seed": context.seed,
-            "data": digest(split),
-            "base": digest(context.root / paths.BASE),
+            "data": tree_sha256(split),
+            "base": tree_sha256(context.root / paths.BASE),
         },
     )
     if note := checkpoints.prepare():

@@ -1,6 +1,6 @@
 """A small project whose checkpoints are real: a two-layer model that memorises sums, at three stages of learning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,15 @@ def train(problems: Sequence[Problem], folder: Path) -> None:
     save_policy(folder / paths.MERGED, model, tokenizer)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose by sharing: on a busy machine threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project root with benchmarks and models, nothing evaluated; not to be written to."""
@@ -85,3 +94,20 @@ def evaluated(trained: Path) -> Path:
     """The same project after stage `evaluation`."""
     stage.run(context_of(trained))
     return trained
+
+
+@pytest.fixture(scope="session")
+def settings() -> EvaluationSettings:
+    return SETTINGS
+
+
+@pytest.fixture(scope="session")
+def context() -> Callable[..., Context]:
+    """(root, settings) -> what the stage is given."""
+    return context_of
+
+
+@pytest.fixture(scope="session")
+def sums() -> list[Problem]:
+    """Problems of the benchmark of that name."""
+    return make_problems("+", 18)

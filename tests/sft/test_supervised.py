@@ -9,7 +9,7 @@ from pipelines.config.common import OptimiserSettings
 from pipelines.config.sources import ArithmeticSource, FunctionsSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.optimisation import learning_rate
+from pipelines.models.optimisation import Muon, make_optimiser, orthogonal, schedule
 from pipelines.models.scoring import pad, token_logp
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
@@ -81,18 +81,42 @@ def test_every_example_once_per_epoch_in_an_order_of_its_own():
 
 def test_the_schedule_warms_up_and_falls():
     cosine = OptimiserSettings(lr=1.0, warmup=0.1, final_share=0.2)
-    rates = [learning_rate(cosine, step, 100) for step in range(1, 101)]
+    rates = [schedule(cosine, step, 100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[-1] == pytest.approx(0.2)
     assert rates[54] == pytest.approx(0.6)
     assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert learning_rate(cosine.model_copy(update={"schedule": "constant"}), 100, 100) == 1.0
+    assert schedule(cosine.model_copy(update={"schedule": "constant"}), 100, 100) == 1.0
+
+
+def test_orthogonal_updates_have_even_singular_values():
+    matrices = torch.randn(3, 40, 24, generator=torch.Generator().manual_seed(0))
+    for x in (matrices, matrices.mT):
+        values = torch.linalg.svdvals(orthogonal(x))
+        assert 0.5 < values.min() and values.max() < 1.3
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    model = tiny_model(TINY, TOKENIZER, 1)
+    settings = OptimiserSettings(name="muon", lr=1e-3, muon_lr=0.02, weight_decay=0.0)
+    optimiser = make_optimiser(model, settings)
+    assert isinstance(optimiser, Muon)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    examples, _ = corpus_examples(TOKENIZER, PROBLEMS[:8], 256)
+    loop.gradients(model, examples)
+    loop.update(model, optimiser, 1.0, 1.0)
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    for name, delta in moved.items():
+        if delta.ndim == 2 and "embed" not in name:
+            assert 0.5 * 0.02 < float(torch.linalg.matrix_norm(delta, 2)) < 1.3 * 0.02 * max(1, delta.shape[0] / delta.shape[1]) ** 0.5
+        else:  # Adam's first step is the sign of the gradient times the rate, where there is one
+            assert float(delta.abs().max()) == pytest.approx(1e-3, rel=0.02)
 
 
 def train(folder: Path, stop_at: int | None = None):
     """One run; with `stop_at` it dies there, as a killed process would."""
     model = tiny_model(TINY, TOKENIZER, 1)
     examples, _ = corpus_examples(TOKENIZER, PROBLEMS, 256)
-    settings = LanguageModellingSettings(epochs=2.5, batch_size=16, checkpoint_every=4, optimiser=OptimiserSettings(lr=3e-3))
+    settings = LanguageModellingSettings(epochs=2.5, batch_size=16, checkpoint_every=4, optimiser=OptimiserSettings(name="muon", lr=3e-3))
     journal = Journal(folder / "journal.jsonl", "test")
     checkpoints = Checkpoints(folder, {"settings": 1})
     checkpoints.prepare()

@@ -1,0 +1,60 @@
+# Two commands on a fresh machine (Debian 12 with python3, pip, git, make): `make run` and `make test`.
+#   make run PIP_FLAGS="--index-url URL"     any flag of pip, for example the index that serves the CPU build of torch
+#   make test PYTEST_FLAGS="-k lineage"      any flag of pytest
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?= -q
+SHELL := /bin/sh
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: run test lint repro install install-vllm lock clean
+
+run: $(INSTALLED) bubblewrap
+	@$(BIN)/touchstone run
+
+# DVC starts stages with the `python` of PATH
+repro: export PATH := $(CURDIR)/$(BIN):$(PATH)
+repro: $(INSTALLED) bubblewrap
+	@$(BIN)/dvc repro
+
+test: $(INSTALLED) bubblewrap lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+
+install: $(INSTALLED)
+
+# A venv without its own pip needs no package python3-venv; the pip of the system fills it.
+$(INSTALLED): requirements/lock.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Touchstone needs Python 3.11 or newer; set PYTHON=... to one" >&2; exit 2; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv 2>/dev/null || $(PYTHON) -m venv --clear --without-pip .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Model-written code is judged in bubblewrap and nowhere else.
+.PHONY: bubblewrap
+bubblewrap:
+	@command -v bwrap >/dev/null || { echo "installing bubblewrap, the sandbox for model-written code"; \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq bubblewrap; } >/dev/null 2>&1; } || \
+	  { echo "bubblewrap is missing and apt-get could not install it (root or sudo is needed): install the package 'bubblewrap' by hand" >&2; exit 2; }
+
+# vLLM without the torchvision and torchaudio builds it asks for, which do not match the CPU torch.
+install-vllm: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c requirements/lock.txt --editable '.[vllm]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio
+
+# Write the lock from this environment, after an upgrade that has passed `make test`.
+lock: $(INSTALLED)
+	@{ grep '^#' requirements/lock.txt; $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude touchstone | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements/lock.new
+	@mv requirements/lock.new requirements/lock.txt
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -1,0 +1,90 @@
+"""The report: one HTML page that stands alone. No script, no request: its content security policy forbids both.
+
+results.py   did RL help, curves, scores       training.py    learning curves      rows.py     waterfall, difficulty, synthesis
+samples.py   before and after RL               provenance.py  graph, settings      charts.py   SVG; html.py escaping
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.evaluation.report import provenance, results, rows, samples, training
+from pipelines.evaluation.report.html import Html, el, join, number
+from pipelines.evaluation.report.inputs import Graded, Inputs, StageNode, models_of
+
+__all__ = ["Graded", "Inputs", "StageNode", "render"]
+
+STYLE = (Path(__file__).parent / "style.css").read_text()
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def render(inputs: Inputs, shown: int) -> str:
+    """The page. shown: problems whose responses stand side by side."""
+    parts = _sections(inputs, shown)
+    nav = el("nav", [el("a", anchor.capitalize(), href=f"#{anchor}") for anchor, _, _ in parts], aria_label="sections")
+    body = [el("section", el("h2", title), content, id=anchor) for anchor, title, content in parts]
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", "Touchstone report"),
+        el("style", Html(STYLE)),
+    )
+    page = el("body", _masthead(inputs), nav, el("main", body), el("footer", provenance.versions(inputs.graph)))
+    return "<!doctype html>\n" + el("html", head, page, lang="en") + "\n"
+
+
+def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
+    """(anchor, title, content); a section without input says what is missing."""
+    scores, ledgers, graph = inputs.scores, inputs.ledgers, inputs.graph
+    pairs = {name: pair for name, pair in samples.compared(scores).items() if all((m, name) in inputs.samples for m in pair)} if scores else {}
+    models = models_of(scores) if scores else []
+    by_topic = [el("h3", "By topic"), results.topics(scores)] if scores else []
+    none = "No scores: stage `evaluation` has not run."
+    found: list[tuple[str, str, Html | None, str]] = [
+        ("result", "Did RL help?", results.headline(scores) if scores else None, none),
+        ("coverage", "pass@k", results.curves(scores) if scores else None, none),
+        (
+            "training",
+            "Learning curves",
+            training.curves(inputs.curves, models),
+            "No learning curves: no stage has trained here.",
+        ),
+        ("scores", "Scores", join([results.table(scores), by_topic]) if scores else None, none),
+        ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
+        ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),
+        ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No RL model to compare with SFT."),
+        ("curation", "Curation", rows.waterfall(ledgers.get("sources"), ledgers.get("curation")), "No ledger of sources or curation."),
+        ("difficulty", "Difficulty", rows.difficulty(inputs.graded, ledgers.get("difficulty")) if inputs.graded else None, "No graded problems."),
+        ("synthesis", "Synthesis", rows.synthesis(ledgers["synthesis"]) if "synthesis" in ledgers else None, "No ledger of synthesis."),
+        ("lineage", "Where it all came from", join([provenance.graph(graph), provenance.details(graph)]) if graph else None, "No manifests."),
+    ]
+    return [(anchor, title, content or el("p", sentence, class_="absent")) for anchor, title, content, sentence in found]
+
+
+def _masthead(inputs: Inputs) -> Html:
+    """Title, what was run, and the few figures that size it."""
+    metrics, graph = inputs.metrics, inputs.graph
+    facts = [
+        ("problems curated", metrics.get("curation", {}).get("kept")),
+        ("rows dropped", metrics.get("curation", {}).get("dropped")),
+        ("synthesised", metrics.get("synthesis", {}).get("kept")),
+        ("parameters", metrics.get("base", {}).get("parameters")),
+        ("RL steps", sum(len(rows) for stage, rows in inputs.curves.items() if stage.startswith("rl@")) or None),
+        ("responses judged", sum(f["samples"] for results in inputs.scores["models"].values() for f in results.values()) if inputs.scores else None),
+    ]
+    tiles = [el("div", el("b", number(value, 6)), el("span", name)) for name, value in facts if value is not None]
+    about = f"seed {graph[0].seed} · {len(graph)} stages · commit {graph[-1].commit}" if graph else "no manifests"
+    return el(
+        "header",
+        el(
+            "div",
+            el("h1", "Touchstone"),
+            el("p", "From raw rows to a better reasoner: what was done, what came of it, and how sure that is."),
+            el("p", about, class_="note"),
+        ),
+        el("div", tiles, class_="tiles"),
+        class_="masthead",
+    )

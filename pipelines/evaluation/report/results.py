@@ -1,0 +1,239 @@
+"""The report's results: did RL help, curves, scores, differences, outcomes, topics. 'Better' only where the interval says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.evaluation.report.charts import Series, Whisker, line_chart, whiskers
+from pipelines.evaluation.report.html import Html, el, join, number, signed
+from pipelines.evaluation.report.inputs import colours, last_k, models_of
+from pipelines.evaluation.scores import experts
+from pipelines.records import Outcome
+
+Scores = Mapping[str, Any]
+
+
+def legend(entries: Sequence[tuple[str, str]]) -> Html:
+    """Names with their colours; (name, CSS class)."""
+    return el("ul", [el("li", el("span", class_=f"swatch {colour}"), name) for name, colour in entries], class_="legend")
+
+
+def verdict(difference: Mapping[str, Any]) -> tuple[str, str]:
+    """(word, CSS class): a direction only where the whole interval lies on one side of zero."""
+    if difference["low"] > 0:
+        return "Better", "good"
+    return ("Worse", "bad") if difference["high"] < 0 else ("No clear difference", "open")
+
+
+def find(scores: Scores, model: str, against: str, benchmark: str, k: int = 1) -> Mapping[str, Any] | None:
+    """The stored difference between two models."""
+    wanted = (model, against, benchmark, k)
+    return next((d for d in scores["differences"] if (d["model"], d["against"], d["benchmark"], d["k"]) == wanted), None)
+
+
+def best_expert(scores: Scores, benchmark: str) -> str | None:
+    """The RL model with the highest pass@1 on a benchmark."""
+    return max(experts(models_of(scores)), key=lambda m: scores["models"][m][benchmark]["pass_at_k"]["1"]["mean"], default=None)
+
+
+def headline(scores: Scores) -> Html:
+    """One card per benchmark: pass@1 of every model, and a sentence on what RL and merging did."""
+    shade = colours(models_of(scores))
+    cards = []
+    for name in ordered(scores):
+        rows = []
+        for model in models_of(scores):
+            figure = scores["models"][model][name]["pass_at_k"]["1"]
+            rows.append(Whisker(model, shade[model], figure["mean"], figure["low"], figure["high"]))
+        expert = best_expert(scores, name)
+        said = [_sentence(scores, model, name) for model in dict.fromkeys([expert, "merged"]) if model]
+        chart = whiskers("pass@1 with 95 % interval", rows, x_range=(0, 1), mark=None)
+        cards.append(el("article", el("h3", name), said, chart, class_="card"))
+    return join([el("p", _answer(scores), class_="lead"), el("div", cards, class_="cards"), _gate(scores["gate"])])
+
+
+def _answer(scores: Scores) -> str:
+    """The question of the section in one sentence, judged by the best RL model on each benchmark."""
+    said: dict[str, list[str]] = {"Better": [], "Worse": [], "No clear difference": []}
+    for name in ordered(scores):
+        expert = best_expert(scores, name)
+        if expert and (difference := find(scores, expert, "sft", name)):
+            said[verdict(difference)[0]].append(name)
+    parts = [f"it made the model better on {_listed(said['Better'])}" if said["Better"] else ""]
+    parts += [f"worse on {_listed(said['Worse'])}" if said["Worse"] else ""]
+    parts += [f"on {_listed(said['No clear difference'])} the interval of the difference holds zero" if said["No clear difference"] else ""]
+    parts = [part for part in parts if part]
+    if not parts:
+        return "There is no RL model to compare with SFT."
+    opening = "Yes: " if said["Better"] and not said["Worse"] else "In part: " if said["Better"] else "No: "
+    return opening + "; ".join(parts) + "."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def ordered(scores: Scores) -> list[str]:
+    """Benchmarks, those that the gate wants improved first."""
+    wanted = scores["settings"]["gate"]["improve"]
+    return sorted(scores["benchmarks"], key=lambda name: (name not in wanted, name))
+
+
+def _sentence(scores: Scores, model: str, benchmark: str) -> Html | None:
+    """`Better  RL (math) 0.31 → 0.52`, and the difference with its interval."""
+    difference = find(scores, model, "sft", benchmark)
+    if difference is None:
+        return None
+    word, tone = verdict(difference)
+    after = scores["models"][model][benchmark]["pass_at_k"]["1"]["mean"]
+    before = scores["models"]["sft"][benchmark]["pass_at_k"]["1"]["mean"]
+    who = "Merged" if model == "merged" else f"RL ({model})"
+    interval = f"{signed(difference['mean'])} [{signed(difference['low'])}, {signed(difference['high'])}] against SFT"
+    change = el("span", el("b", who), f" {number(before)} → {number(after)}", class_="nowrap")
+    return el("div", el("div", change, el("small", interval)), el("span", word, class_=f"chip {tone}"), class_="change")
+
+
+def _gate(gate: Mapping[str, Any]) -> Html:
+    passed = gate["passed"]
+    title = f"Gate passed: {gate['candidate']} may become champion" if passed else f"Gate not passed: {gate['candidate']} stays a candidate"
+    mark = el("span", "✓" if passed else "✕", class_="gate-mark", aria_hidden="true")
+    return el(
+        "div",
+        mark,
+        el("div", el("strong", title), el("ul", [el("li", reason) for reason in gate["reasons"]])),
+        class_=f"gate {'good' if passed else 'bad'}",
+    )
+
+
+def curves(scores: Scores) -> Html:
+    """pass@k against k, one chart per benchmark, all models."""
+    models = models_of(scores)
+    shade = colours(models)
+    charts = []
+    for name in ordered(scores):
+        series = []
+        for model in models:
+            figures = {int(k): interval for k, interval in scores["models"][model][name]["pass_at_k"].items()}
+            points = [(float(k), figures[k]["mean"]) for k in sorted(figures)]
+            band = [(figures[k]["low"], figures[k]["high"]) for k in sorted(figures)]
+            series.append(Series(model, shade[model], points, band, dots=True))
+        charts.append(line_chart(name, series, "k", y_range=(0, 1), binary=True))
+    note = (
+        "Share of problems with at least one correct answer among k samples (unbiased). Bands: 95 %, bootstrap over problems. "
+        "A curve of RL that falls below that of SFT at large k has lost answers that SFT could reach."
+    )
+    return join([el("p", note, class_="note"), legend([(model, shade[model]) for model in models]), el("div", charts, class_="grid-charts")])
+
+
+def table(scores: Scores) -> Html:
+    """Every figure, one table per benchmark."""
+    return join([_benchmark_table(scores, name) for name in ordered(scores)])
+
+
+def _benchmark_table(scores: Scores, name: str) -> Html:
+    about = scores["benchmarks"][name]
+    sample = next(iter(scores["models"].values()))[name]
+    top, votes = last_k(sample), list(sample["maj_at_k"])
+    heads = ["Model", "pass@1", f"pass@{top}", *(f"maj@{k}" for k in votes), "Well-formed", "Cut off", "Tokens"]
+    rows = []
+    for model in models_of(scores):
+        f = scores["models"][model][name]
+        cells = [_interval(f["pass_at_k"]["1"]), _interval(f["pass_at_k"][top]), *(_interval(f["maj_at_k"][k]) for k in votes)]
+        cells += [_percent(f["format_validity"]), _percent(f["truncated"]), number(f["mean_tokens"])]
+        rows.append(el("tr", el("th", model, scope="row"), [el("td", cell) for cell in cells]))
+    constant = about["constant_answer"]
+    left = f" {about['left_out']} problems are left out: not judged often enough." if about["left_out"] else ""
+    answer = constant["answer"] if len(constant["answer"]) <= 40 else constant["answer"][:40] + "…"
+    note = f"{about['problems']} problems, {sample['samples'] // about['problems']} samples each.{left} "
+    note += f"Always answering “{answer}” would score {number(constant['share'])}."
+    head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
+    return join([el("h3", name), el("p", note, class_="note"), el("div", el("table", head, el("tbody", rows)), class_="scroll")])
+
+
+def _interval(interval: Mapping[str, float]) -> Html:
+    return join([el("b", f"{interval['mean']:.3f}"), " ", el("small", f"{interval['low']:.2f}–{interval['high']:.2f}")])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def differences(scores: Scores) -> Html:
+    """All paired differences: pass@1 first, pass@k folded below, each with a small interval chart on a common axis."""
+    order = ordered(scores)
+    found = sorted(scores["differences"], key=lambda d: order.index(d["benchmark"]))
+    first = [d for d in found if d["k"] == 1]
+    rest = [d for d in found if d["k"] != 1]
+    note = "Same problems, same random streams, problems resampled together. Intervals and p hold for each comparison by itself."
+    folded = el("details", el("summary", f"{len(rest)} differences in pass@{rest[0]['k']}"), _difference_table(rest)) if rest else None
+    return join([el("p", note, class_="note"), _difference_table(first), folded])
+
+
+def _difference_table(found: Sequence[Mapping[str, Any]]) -> Html:
+    reach = max([abs(d[key]) for d in found for key in ("low", "high")], default=0) or 1.0
+    rows = []
+    for before, d in zip([None, *found], found, strict=False):
+        word, tone = verdict(d)
+        new = before is None or before["benchmark"] != d["benchmark"]
+        cells = [d["benchmark"] if new else "", f"{d['model']} − {d['against']}", el("b", signed(d["mean"])), el("span", word, class_=f"chip {tone}")]
+        cells += [_needle(d, reach, tone), f"{signed(d['low'])} to {signed(d['high'])}", f"{d['p']:.3f}" if d["p"] >= 0.001 else "< 0.001"]
+        rows.append(el("tr", [el("td", cell) for cell in cells], class_="first" if new else None))
+    heads = ["Benchmark", "Comparison", "Difference", "", f"−{number(reach, 2)} … 0 … +{number(reach, 2)}", "95 % interval", "p"]
+    head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
+    return el("div", el("table", head, el("tbody", rows), class_="differences"), class_="scroll")
+
+
+def _needle(d: Mapping[str, Any], reach: float, tone: str) -> Html:
+    """Interval and mean on an axis that is symmetric about zero."""
+    x = {key: f"{110 + 104 * d[key] / reach:.1f}" for key in ("low", "mean", "high")}
+    tip = el("title", f"{signed(d['mean'])}, 95 % interval {signed(d['low'])} to {signed(d['high'])}")
+    marks = [
+        el("line", x1=110, x2=110, y1=1, y2=19, class_="mark"),
+        el("line", x1=x["low"], x2=x["high"], y1=10, y2=10, class_=f"whisker t-{tone}"),
+        el("circle", cx=x["mean"], cy=10, r=4, class_=f"dot t-{tone}"),
+    ]
+    return el("svg", tip, marks, viewBox="0 0 220 20", class_="needle", role="img")
+
+
+def outcomes(scores: Scores) -> Html:
+    """What became of all responses: stacked bars."""
+    bars = []
+    for name in ordered(scores):
+        rows = []
+        for model in models_of(scores):
+            counts, total = scores["models"][model][name]["outcomes"], scores["models"][model][name]["samples"]
+            parts = [
+                el("span", style=f"width:{100 * counts[o] / total:.2f}%", class_=f"o-{o.value}", title=f"{o.value}: {counts[o]} of {total}")
+                for o in Outcome
+                if counts.get(o)
+            ]
+            rows.append(el("div", el("span", model, class_="bar-label"), el("span", parts, class_="stack"), class_="bar-row"))
+        bars.append(el("div", el("h4", name), rows))
+    return join([legend([(o.value, f"o-{o.value}") for o in Outcome]), el("div", bars, class_="grid-charts")])
+
+
+def topics(scores: Scores) -> Html:
+    """pass@1 by topic and model, shaded."""
+    blocks = []
+    for name in ordered(scores):
+        models = models_of(scores)
+        found = scores["models"][models[0]][name]["topics"]
+        rows = [
+            el(
+                "tr",
+                el("th", topic, scope="row"),
+                el("td", found[topic]["problems"], class_="count"),
+                [_shaded(scores["models"][m][name]["topics"][topic]["mean"]) for m in models],
+            )
+            for topic in found
+        ]
+        if rows:
+            head = el("thead", el("tr", [el("th", h, scope="col") for h in ("Topic", "n", *models)]))
+            blocks.append(el("div", el("h4", name), el("div", el("table", head, el("tbody", rows), class_="heat"), class_="scroll")))
+    return el("div", blocks, class_="grid-charts roomy") if blocks else el("p", "The benchmarks carry no topics.", class_="note")
+
+
+def _shaded(mean: float) -> Html:
+    return el("td", f"{mean:.2f}", style=f"--v:{100 * mean:.0f}%")

@@ -1,0 +1,83 @@
+"""The report's learning curves: base and SFT loss, and what RL did step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from pipelines.evaluation.report.charts import Point, Series, line_chart
+from pipelines.evaluation.report.html import Html, el, join
+from pipelines.evaluation.report.inputs import colours
+from pipelines.evaluation.report.results import legend
+
+Rows = Sequence[Mapping[str, float]]
+
+PANELS = {
+    "reward": "Mean reward",
+    "pass_rate": "Pass rate in training",
+    "length": "Response length (tokens)",
+    "entropy": "Entropy (nats per token)",
+    "working": "Share with working",
+    "informative_groups": "Share of groups with mixed rewards",
+    "truncated": "Share cut off at the limit",
+    "tokens_per_second": "Tokens per second",
+}
+"""Columns of RL journals that have a chart of their own, in this order; all others stand below, folded."""
+POINTS = 160
+"""Most points of a drawn line; more are averaged."""
+
+
+def curves(stages: Mapping[str, Rows], models: Sequence[str]) -> Html:
+    """All learning curves. stages: address -> rows with `step`. models: in the order that gives them their colours elsewhere."""
+    trained = {stage.partition("@")[2]: rows for stage, rows in stages.items() if stage.startswith("rl@") and rows}
+    order = list(dict.fromkeys([*models, *trained]))
+    shade = colours(order)
+    rl = {name: trained[name] for name in order if name in trained}
+    parts: list[Html] = []
+    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in stages.items() if stage in ("base", "sft") and rows]:
+        charts = [line_chart(f"{series.name}: loss (nats per token)", [series], "step") for series in pretraining]
+        parts += [el("h3", "Base and cold start"), el("div", charts, class_="grid-charts")]
+    if rl:
+        names = list(dict.fromkeys(name for rows in rl.values() for name in rows[0] if name != "step"))
+        known = [name for name in PANELS if name in names]
+        others = [name for name in names if name not in PANELS and _moves(rl.values(), name)]
+        parts += [el("h3", "Reinforcement learning"), legend([(name, shade[name]) for name in rl])]
+        parts.append(el("div", [_panel(rl, shade, name, PANELS[name]) for name in known], class_="grid-charts"))
+        if others:
+            charts = [_panel(rl, shade, name, name) for name in others]
+            parts.append(el("details", el("summary", f"{len(others)} more measures"), el("div", charts, class_="grid-charts")))
+    return join(parts)
+
+
+def _panel(stages: Mapping[str, Rows], shade: Mapping[str, str], name: str, title: str) -> Html:
+    having = {stage: rows for stage, rows in stages.items() if name in rows[0]}
+    return line_chart(title, [_series(stage, shade[stage], rows, name) for stage, rows in having.items()], "step")
+
+
+def _moves(stages: Iterable[Rows], name: str) -> bool:
+    """A column that is the same everywhere needs no chart."""
+    return len({row[name] for rows in stages for row in rows if name in row}) > 1
+
+
+def _series(name: str, colour: str, rows: Rows, column: str) -> Series:
+    """A smoothed line over the raw one; short runs are drawn raw."""
+    raw = thin([(row["step"], row[column]) for row in rows if column in row])
+    return Series(name, colour, smooth(raw), faint=raw) if len(raw) > 20 else Series(name, colour, raw)
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """At most POINTS points, each the mean of its neighbours."""
+    size = -(-len(points) // POINTS)
+    bounds = [*range(0, len(points), size), len(points)]
+    pieces = [points[a:b] for a, b in pairwise(bounds)]
+    return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
+
+
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """Moving average over about a tenth of the run, one-sided at its ends."""
+    reach = max(2, len(points) // 20)
+    line = []
+    for i, (x, _) in enumerate(points):
+        window = points[max(0, i - reach) : i + reach + 1]
+        line.append((x, sum(y for _, y in window) / len(window)))
+    return line

@@ -1,0 +1,92 @@
+"""Stage `report`: data/report/index.html from what the other stages left. What is missing leaves its section out."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines import graph, paths
+from pipelines.evaluation.report import Graded, Inputs, StageNode, render
+from pipelines.evaluation.report.samples import compared
+from pipelines.lineage.digests import combine
+from pipelines.lineage.manifests import code, parameters, resolved
+from pipelines.lineage.walk import Lineage
+from pipelines.stages import Context
+from pipelines.store import read_json, replacing
+
+CURATING = {"sources": paths.SOURCES, "curation": paths.CURATION, "difficulty": paths.DIFFICULTY, "synthesis": paths.SYNTHESIS}
+
+
+def run(context: Context) -> dict[str, float]:
+    """Write the page. Returns its size in bytes."""
+    page = render(read(context.root), context.settings.samples)
+    with replacing(context.root / paths.PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    context.journal.say(f"report: {context.root / paths.PAGE}")
+    return {"bytes": len(page.encode())}
+
+
+def read(root: Path) -> Inputs:
+    """Everything that is there."""
+    scores = read_json(root / paths.SCORES) if (root / paths.SCORES).is_file() else None
+    ledgers = {stage: root / folder / paths.LEDGER for stage, folder in CURATING.items()}
+    wanted = {(model, name) for name, pair in compared(scores).items() for model in pair} if scores else set()
+    samples = {key: root / paths.SAMPLES / key[0] / f"{key[1]}.parquet" for key in sorted(wanted)}
+    return Inputs(
+        scores=scores,
+        ledgers={stage: read_json(file) for stage, file in ledgers.items() if file.is_file()},
+        metrics={file.stem: read_json(file) for file in sorted((root / paths.METRICS).glob("*.json"))},
+        curves={file.stem.replace("-", "@", 1): _curve(file) for file in sorted((root / paths.PLOTS).glob("*.csv"))},
+        graded=_graded(root),
+        samples={key: pq.read_table(file).to_pylist() for key, file in samples.items() if file.is_file()},
+        graph=_graph(root),
+    )
+
+
+def _curve(file: Path) -> list[dict[str, float]]:
+    """A plot's rows; empty cells and what is no number leave no point."""
+    with file.open(newline="") as handle:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
+    return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
+
+
+def _graded(root: Path) -> list[Graded]:
+    if not (root / paths.GRADED).is_file():
+        return []
+    selected = (
+        set(pq.read_table(root / paths.SELECTED, columns=["problem_id"])["problem_id"].to_pylist()) if (root / paths.SELECTED).is_file() else set()
+    )
+    rows = pq.read_table(root / paths.GRADED, columns=["problem_id", "domain", "pass_rate", "pass_n"]).to_pylist()
+    return [Graded(r["domain"], r["pass_rate"], r["pass_n"] or 0, r["problem_id"] in selected) for r in rows if r["pass_rate"] is not None]
+
+
+def _graph(root: Path) -> list[StageNode]:
+    """The stages by their manifests, origins first, without this one."""
+    lineage = Lineage(root)
+    return [_node(lineage, stage) for stage in lineage.chain(sorted(lineage.statements)) if stage != "report"]
+
+
+def _node(lineage: Lineage, stage: str) -> StageNode:
+    statement = lineage.statements[stage]
+    given, state = parameters(statement), code(statement)
+    files = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
+    return StageNode(
+        stage=stage,
+        parents=tuple(lineage.parents(stage)),
+        made={folder.as_posix(): _folder_digest(folder, files) for folder in graph.outputs(stage)},
+        read={entry.get("name") or entry["uri"]: entry.get("digest", {}).get("sha256", "") for entry in resolved(statement)},
+        seed=given["seed"],
+        settings=given["settings"],
+        code=state["sha256"],
+        commit=(state["git_commit"] or "none")[:12] + (" with uncommitted changes" if state["dirty"] else ""),
+        versions=statement["predicate"]["runDetails"]["builder"]["version"],
+    )
+
+
+def _folder_digest(folder: Path, files: dict[str, Any]) -> str:
+    """The digest that a later stage records when it reads this folder."""
+    return combine({Path(name).relative_to(folder).as_posix(): digest for name, digest in files.items() if Path(name).is_relative_to(folder)})

@@ -1,0 +1,120 @@
+"""Pass rates and the band, by hand and with a real (untrained) policy."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import paths, verifiers
+from pipelines.config.common import GenerationSettings
+from pipelines.config.curation import DifficultySettings
+from pipelines.config.training import ArchitectureSettings
+from pipelines.curation.difficulty import graded, inside_band, wilson, within_limit
+from pipelines.errors import UserError
+from pipelines.generation import create, respond
+from pipelines.models.loading import save_policy
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.progress import Journal
+from pipelines.records import Dropped, Outcome, Problem, Verdict, problem_id
+from pipelines.stages import Context
+from pipelines.stages.difficulty import run
+from pipelines.store import read_json, read_problems, write_problems
+
+
+def row(number: int, domain: str = "math", **fields: object) -> Problem:
+    prompt = f"What is {number}?"
+    given = {"answer_type": "text", "verifier": "exact", "source": "s", "source_id": str(number)} | fields
+    return Problem(problem_id=problem_id(prompt, "1"), domain=domain, prompt=prompt, answer="1", **given)
+
+
+def verdicts(*outcomes: Outcome) -> list[Verdict]:
+    return [Verdict(outcome, float(outcome is Outcome.CORRECT), detail=outcome) for outcome in outcomes]
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    # by hand for 0 of 10: z^2/(n+z^2) = 3.8415/13.8415; 5 of 10 is symmetric; 81 of 263 is Newcombe's example (1998, table I)
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 0, 0, 1)],
+)
+def test_wilson_interval(correct: int, n: int, low: float, high: float) -> None:
+    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_infrastructure_does_not_count() -> None:
+    good, bad, none = Outcome.CORRECT, Outcome.WRONG, Outcome.INFRASTRUCTURE
+    result = graded(row(1), verdicts(good, bad, none, Outcome.TIMEOUT, none))
+    assert isinstance(result, Problem) and (result.pass_rate, result.pass_n) == (1 / 3, 3) and result.difficulty == pytest.approx(2 / 3)
+    unjudged = graded(row(1), verdicts(none, none))
+    assert isinstance(unjudged, Dropped) and (unjudged.reason, unjudged.detail) == ("not_judged", "infrastructure")
+
+
+def test_band_is_closed() -> None:
+    rows = [row(i, pass_rate=i / 4, pass_n=4) for i in range(5)]
+    kept, dropped = inside_band(rows, (0.25, 0.75))
+    assert [problem.pass_rate for problem in kept] == [0.25, 0.5, 0.75]
+    assert [(item.reason, item.problem.pass_rate) for item in dropped] == [("too_hard", 0.0), ("too_easy", 1.0)]
+
+
+def test_limit_takes_the_first_by_id_per_domain() -> None:
+    rows = [row(i, "math" if i % 2 else "code") for i in range(20)]
+    kept, dropped = within_limit(rows[::-1], {"math": 3})
+    maths = sorted(problem.problem_id for problem in rows if problem.domain == "math")
+    assert [problem.problem_id for problem in kept if problem.domain == "math"] == maths[:3]
+    assert sum(problem.domain == "code" for problem in kept) == 10
+    assert len(dropped) == 7 and {item.reason for item in dropped} == {"not_graded"}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    tokenizer = train_tokenizer(["What is 1? 2 3 4 5 6 7 8 9 0"], 300)
+    settings = ArchitectureSettings(hidden_size=16, layers=1, heads=2, intermediate_size=32, vocab_size=300, context=64)
+    save_policy(root / paths.SFT, tiny_model(settings, tokenizer, 1), tokenizer)
+    return root
+
+
+def stage(root: Path, rows: list[Problem], **settings: object) -> dict[str, float]:
+    write_problems(root / paths.SPLITS["rl"], rows)
+    given = DifficultySettings.model_validate({"samples": 4, "generation": GenerationSettings(max_new_tokens=8, batch_size=16)} | settings)
+    work = root / "work"
+    return run(Context("difficulty", root, 1, given, work, Journal(work / "j.jsonl", "difficulty", io.StringIO())))
+
+
+def test_stage_grades_selects_and_repeats(policy: Path) -> None:
+    long = Problem("zz", "math", "What? " * 100, "1", "text", "exact", source="s", source_id="long")
+    rows = [row(i) for i in range(30)] + [long]
+    summary = stage(policy, rows, band=[0, 1], limit={"math": 31})
+    assert summary["graded"] == 30 and summary["selected"] == 30
+    found = read_problems(policy / paths.GRADED)
+    assert all(problem.pass_n == 4 and problem.difficulty == 1 - (problem.pass_rate or 0) for problem in found)
+    ledger = read_json(policy / paths.DIFFICULTY / paths.LEDGER)
+    assert ledger["input"] == 31 and ledger["reasons"] == {"prompt_exceeds_context": 1} and ledger["domains"]["math"]["graded"] == 30
+    before = (policy / paths.GRADED).read_bytes()
+    stage(policy, rows[::-1], band=[0, 1], generation=GenerationSettings(max_new_tokens=8, batch_size=3))
+    assert (policy / paths.GRADED).read_bytes() == before
+    stage(policy, rows, band=[0, 1], limit={"math": 5})
+    assert len(read_problems(policy / paths.SELECTED)) == 5
+    assert pq.read_table(policy / paths.DIFFICULTY / paths.DROPPED)["reason"].to_pylist().count("not_graded") == 26
+
+
+def test_answers_that_are_right_count(policy: Path) -> None:
+    # the same key gives the same samples; what some of them say is then made an accepted answer
+    generator = create(GenerationSettings(max_new_tokens=8), policy / paths.SFT)
+    said = [sample.text.strip() for sample in respond(generator, [row(3)], 16, (1, "difficulty"))[0]]
+    accepted = [text for text in said if text][:2]
+    problem = row(3, verifier_args=json.dumps({"accept": accepted}))
+    right = [verifiers.verify(problem, text).correct for text in said]
+    assert 0 < sum(right) < 16
+    stage(policy, [problem, row(4)], band=[0, 1], samples=16, generation=GenerationSettings(max_new_tokens=8))
+    rates = {found.source_id: found.pass_rate for found in read_problems(policy / paths.GRADED)}
+    assert rates == {"3": sum(right) / 16, "4": 0.0}
+
+
+def test_nothing_in_the_band_says_how_many_were_too_hard(policy: Path) -> None:
+    with pytest.raises(UserError, match=r"none of 6 graded problems .* 6 are too hard, 0 too easy"):
+        stage(policy, [row(i) for i in range(6)], band=[0.5, 0.9])
+    with pytest.raises(UserError, match="nothing to grade"):
+        stage(policy, [])

@@ -1,0 +1,182 @@
+"""The page on a small project made by the real stages: complete, self-contained, safe, and quiet in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import paths
+from pipelines.__main__ import write_plot
+from pipelines.config.curation import CurationSettings, SynthesisSettings
+from pipelines.config.evaluation import ReportSettings
+from pipelines.config.sources import ArithmeticSource, SourcesSettings
+from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
+from pipelines.evaluation.report import Inputs, render
+from pipelines.lineage.manifests import write_manifest
+from pipelines.progress import Journal
+from pipelines.stages import Context, curation, report, sources, synthesis
+from pipelines.store import read_problems, write_json, write_problems, write_table
+
+ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
+SECTIONS = ("result", "coverage", "training", "scores", "differences", "outcomes", "samples", "curation", "difficulty", "synthesis", "lineage")
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+def run(root: Path, name: str, settings: object, module: object) -> None:
+    work = root / paths.WORK / name
+    work.mkdir(parents=True, exist_ok=True)
+    module.run(Context(name, root, 7, settings, work, Journal(work / "journal.jsonl", name)))  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evaluated checkpoints, curated rows, graded and synthesised problems, learning curves and manifests."""
+    root = tmp_path_factory.mktemp("report") / "project"
+    shutil.copytree(evaluated, root)
+    (root / "pipelines").symlink_to(Path(report.__file__).parents[1])
+    story = {"kind": "arithmetic", "count": 40, "levels": {1: 1.0, 2: 1.0}}
+    given = SourcesSettings.model_validate({"train": {"stories": story | {"count": 300}}, "benchmarks": {"math": story}})
+    run(root, "sources", given, sources)
+    run(root, "curation", CurationSettings(splits={"base": 0.5, "sft": 0.2, "rl": 0.3}), curation)
+    rows = [replace(p, pass_rate=i % 5 / 4, pass_n=4) for i, p in enumerate(read_problems(root / paths.SPLITS["rl"]))]
+    write_problems(root / paths.GRADED, rows)
+    write_problems(root / paths.SELECTED, [p for p in rows if 0 < (p.pass_rate or 0) < 1])
+    run(root, "synthesis", SynthesisSettings(budget=6, generators={"stories": ArithmeticSource.model_validate(story)}), synthesis)
+    write_plot(root / paths.PLOTS / "sft.csv", [{"step": i, "loss": 2 / i, "lr": 0.1} for i in range(1, 30)])
+    write_plot(root / paths.PLOTS / "rl-sums.csv", [{"step": i, "reward": i / 50, "length": 9.0 + i % 3, "kl": 0.1 * i} for i in range(1, 50)])
+    write_json(root / paths.METRICS / "base.json", {"parameters": 12345})
+    for stage, inputs, outputs in (
+        ("sources", [], [paths.SOURCES]),
+        ("curation", [paths.SOURCES], [paths.CURATION]),
+        ("sft", [paths.CURATION], [paths.SFT]),
+        ("rl@sums", [paths.SFT], [paths.model("sums")]),
+        ("evaluation", [paths.BENCHMARKS, paths.SFT, paths.model("sums")], [paths.EVALUATION]),
+    ):
+        settings = {"note": ATTACK, "seeded": True}
+        write_manifest(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, outputs=outputs, modules=["pipelines.stages.report"])
+    for model in ("sft", "sums"):
+        poison(root / paths.SAMPLES / model / "sums.parquet")
+    return root
+
+
+def poison(file: Path) -> None:
+    """Every response and prompt becomes hostile markup."""
+    rows = [row | {"response": ATTACK, "prompt": ATTACK, "detail": ATTACK} for row in pq.read_table(file).to_pylist()]
+    write_table(file, pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA))
+
+
+@pytest.fixture(scope="module")
+def page(project: Path) -> str:
+    run(project, "report", ReportSettings(samples=4), report)
+    return (project / paths.PAGE).read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Tags, attributes, and whether every element is closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.links, self.ids, self.words, self.events = Counter[str](), list[str](), list[str](), list[str](), list[str]()
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "srcset", "action", "data", "poster", "xlink:href")]
+        self.events += [name for name, _ in attrs if name.startswith("on")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in ("meta", "br", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_every_section_is_there_and_full(page: str) -> None:
+    seen = Reader(page)
+    assert seen.open == [] and tuple(seen.ids) == SECTIONS
+    assert 'class="absent"' not in page
+    text = " ".join(seen.words)
+    for expected in ("Did RL help?", "RL (sums)", "Gate passed", "pass@4", "raw rows", "exact dedup", "weak", "rl@sums", "12,345", "level 2"):
+        assert expected in text, expected
+    assert seen.tags["svg"] >= 10
+
+
+def test_headline_says_better_only_where_the_interval_does(project: Path, page: str) -> None:
+    scores = json.loads((project / paths.SCORES).read_text())
+    found = {d["benchmark"]: d for d in scores["differences"] if (d["model"], d["against"], d["k"]) == ("sums", "sft", 1)}
+    assert all(d["low"] > 0 for d in found.values()), "the fixture has learnt"
+    assert "Yes: it made the model better on sums and differences." in page
+    flat = json.loads(json.dumps(scores))
+    for d in flat["differences"]:
+        d["low"], d["high"] = -0.1, 0.4
+    unsure = render(Inputs(scores=flat), 2)
+    assert "No: on sums and differences the interval of the difference holds zero." in unsure and ">Better<" not in unsure
+
+
+def test_a_model_has_one_colour_everywhere(project: Path) -> None:
+    inputs = report.read(project)
+    assert inputs.scores is not None
+    rows = [{"step": float(i), "reward": i / 9} for i in range(9)]
+    drawn = render(replace(inputs, curves={"rl@abacus": rows, "rl@sums": rows}), 2)
+    swatches = re.findall(r'swatch (c-[\w]+)"></span>(\w+)', drawn)
+    assert len({colour for colour, name in swatches if name == "sums"}) == 1
+    assert len({(colour, name) for colour, name in swatches if name in ("base", "sft", "sums", "merged", "abacus")}) == 5
+
+
+def test_nothing_is_loaded_and_nothing_runs(page: str) -> None:
+    seen = Reader(page)
+    assert all(link.startswith("#") and link[1:] in SECTIONS for link in seen.links)
+    assert not seen.tags.keys() & {"script", "img", "link", "iframe", "object", "embed", "form", "base", "audio", "video"}
+    assert seen.events == []
+    assert "url(" not in page and "@import" not in page
+
+
+def test_hostile_text_is_shown_as_text(page: str) -> None:
+    words = "".join(Reader(page).words)
+    assert "<script>document.title='owned'</script>" in words, "the response is shown"
+    assert "<script>" not in page and "\u202e" not in page and "\x07" not in page
+
+
+def test_the_same_data_give_the_same_page(project: Path, page: str) -> None:
+    run(project, "report", ReportSettings(samples=4), report)
+    assert (project / paths.PAGE).read_text(encoding="utf-8") == page
+
+
+def test_a_missing_part_leaves_a_sentence(tmp_path: Path, evaluated: Path) -> None:
+    run(tmp_path, "report", ReportSettings(), report)
+    empty = (tmp_path / paths.PAGE).read_text()
+    assert tuple(Reader(empty).ids) == SECTIONS and empty.count('class="absent"') == len(SECTIONS)
+    shutil.copytree(evaluated / paths.EVALUATION, tmp_path / paths.EVALUATION)
+    run(tmp_path, "report", ReportSettings(), report)
+    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 5  # training, curation, difficulty, synthesis, lineage
+
+
+def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """(DOM after loading, lines of the console) in headless Chromium."""
+    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", *quiet, "--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}"]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: the page was not opened in a browser")
+def test_a_browser_renders_it_without_a_word_on_the_console(project: Path, page: str, tmp_path: Path) -> None:
+    dom, console = browse(project / paths.PAGE, tmp_path / "profile")
+    assert console == []
+    assert Reader(dom).ids == list(SECTIONS) and "<title>Touchstone report</title>" in dom
+    loud = tmp_path / "loud.html"
+    loud.write_text(page.replace("<main>", "<main><img src='http://evil.example/x.png'>", 1))
+    assert any("Content Security Policy" in line for line in browse(loud, tmp_path / "profile")[1]), "the console is heard, and the policy holds"

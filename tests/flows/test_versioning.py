@@ -1,0 +1,172 @@
+"""What DVC is asked and told: sources and curation of a real project, run by their science and recorded, then changed."""
+
+import shutil
+
+import mini_project
+import pytest
+
+from pipelines.config import read_yaml
+from pipelines.errors import UserError
+from tasks import planning, processes, settings, versioning
+
+STAGES = ("sources", "curation")
+
+
+def run(project, stage):
+    before = versioning.fingerprint(project, stage)
+    processes.run_stage(project, stage, settings.given(settings.params(project), stage), lambda rows: None)
+    versioning.record(project, stage, before)
+
+
+def states(project):
+    planning.make(project)
+    return [versioning.settle(project, stage).state for stage in STAGES]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Both stages done."""
+    project = mini_project.make(tmp_path_factory.mktemp("recorded"))
+    planning.make(project)
+    for stage in STAGES:
+        assert versioning.settle(project, stage).reasons == ("it has not run yet",)
+        run(project, stage)
+    return project
+
+
+@pytest.fixture
+def project(recorded, tmp_path):
+    return shutil.copytree(recorded, tmp_path / "copy", symlinks=True)
+
+
+def test_what_has_run_is_current(project):
+    assert states(project) == ["current", "current"]
+
+
+def test_an_edited_file_of_code_makes_its_stages_stale_and_no_other(project):
+    with (project / "pipelines/curation/filters.py").open("a") as file:
+        file.write("# edited\n")
+    answer = versioning.settle(project, "curation")
+    assert (answer.state, answer.reasons) == ("stale", ("pipelines/curation/filters.py modified",))
+    assert versioning.settle(project, "sources").state == "current"
+
+
+def test_code_of_other_stages_does_not_matter(project):
+    for name in ("rl/train.py", "merging/methods.py", "__main__.py", "config/rl.py"):
+        with (project / "pipelines" / name).open("a") as file:
+            file.write("# edited\n")
+    assert states(project) == ["current", "current"]
+
+
+def test_a_stage_that_writes_the_same_bytes_stops_the_rerun(project):
+    with (project / "pipelines/stages/sources.py").open("a") as file:
+        file.write("# edited\n")
+    assert states(project)[0] == "stale"
+    manifest = (project / "data/manifests/sources.json").read_bytes()
+    run(project, "sources")
+    assert (project / "data/manifests/sources.json").read_bytes() != manifest, "the manifest names the new code"
+    assert states(project) == ["current", "current"]
+
+
+def test_params_decide_and_going_back_takes_the_outputs_from_the_cache(project):
+    problems = (project / "data/sources/problems.parquet").read_bytes()
+    mini_project.write_params(project, mini_project.params_with(sources__train__stories__count=61))
+    assert states(project)[0] == "stale"
+    run(project, "sources")
+    assert (project / "data/sources/problems.parquet").read_bytes() != problems
+    mini_project.write_params(project, mini_project.PARAMS)
+    assert states(project) == ["restored", "current"]
+    assert (project / "data/sources/problems.parquet").read_bytes() == problems
+    assert states(project) == ["current", "current"]
+
+
+def test_a_lost_or_changed_output_comes_back_from_the_cache(project):
+    kept = project / "data/curation/base.parquet"
+    original = kept.read_bytes()
+    kept.write_bytes(b"tampered")
+    shutil.rmtree(project / "data/sources")
+    assert states(project) == ["restored", "restored"]
+    assert kept.read_bytes() == original
+
+
+def test_without_the_cache_a_changed_output_makes_its_stage_run(project):
+    shutil.rmtree(project / ".dvc/cache")
+    (project / "data/curation/base.parquet").write_bytes(b"tampered")
+    assert versioning.settle(project, "curation").state == "stale"
+    assert (project / "data/curation/base.parquet").read_bytes() == b"tampered", "nothing is touched before the stage runs"
+
+
+def test_force_and_an_edit_while_the_stage_runs(project):
+    assert versioning.settle(project, "sources", force=True).state == "stale"
+    before = versioning.fingerprint(project, "sources")
+    with (project / "pipelines/sources/arithmetic.py").open("a") as file:
+        file.write("# edited meanwhile\n")
+    lock = (project / "dvc.lock").read_bytes()
+    with pytest.raises(UserError, match=r"pipelines/sources/arithmetic.py changed while the stage ran"):
+        versioning.record(project, "sources", before)
+    assert (project / "dvc.lock").read_bytes() == lock
+
+
+def test_the_content_of_a_file_that_params_name_is_a_dependency(project, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"q": "What is one and one?", "a": "2"}\n')
+    source = {"kind": "file", "path": str(rows), "fields": {"prompt": "q", "answer": "a"}}
+    mini_project.write_params(project, mini_project.params_with(sources__train__mine=source))
+    assert states(project)[0] == "stale"
+    run(project, "sources")
+    assert states(project)[0] == "current"
+    with rows.open("a") as file:
+        file.write('{"q": "What is two and two?", "a": "4"}\n')
+    answer = versioning.settle(project, "sources")
+    assert (answer.state, answer.reasons) == ("stale", ("data/external/sources modified",))
+    mini_project.write_params(project, mini_project.PARAMS)
+    planning.make(project)
+    assert [entry.name for entry in (project / "data/external/sources").iterdir()] == [".gitkeep"]
+
+
+def test_a_removed_rl_stage_leaves_nothing_and_foreign_folders_stay(project):
+    for path in ("data/models/old/model.safetensors", "data/rollouts/old/0.parquet", "data/metrics/rl-old.json", "data/models/mine/model.safetensors"):
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text("x")
+    (project / "data/manifests/rl").mkdir()
+    (project / "data/manifests/rl/old.json").write_text("{}")
+    planning.make(project)
+    left = {path.relative_to(project / "data").as_posix() for path in (project / "data").rglob("*") if "old" in path.as_posix()}
+    assert left == set()
+    assert (project / "data/models/mine/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("until", "stages"),
+    [
+        ("sources", ["sources"]),
+        ("sft", ["sources", "curation", "base", "sft"]),
+        ("rl@math", ["sources", "curation", "base", "sft", "difficulty", "synthesis", "rl@math"]),
+        ("rl", ["sources", "curation", "base", "sft", "difficulty", "synthesis", "rl@math", "rl@code"]),
+    ],
+)
+def test_until_takes_a_stage_with_all_it_needs(project, until, stages):
+    assert list(planning.make(project, until).stages) == stages
+
+
+def test_rl_stages_that_start_from_sft_do_not_need_each_other(project):
+    mini_project.write_params(project, mini_project.params_with(rl__stages__code__init="sft"))
+    assert "rl@math" not in planning.make(project, "rl@code").stages
+    assert planning.make(project).stages == ("sources", "curation", "base", "sft", "difficulty", "synthesis", "rl@math", "rl@code", "merging", "evaluation", "report")
+
+
+@pytest.mark.parametrize(
+    ("until", "force", "message"),
+    [("stf", [], "there is no stage 'stf'"), (None, ["nothing"], "there is no stage 'nothing'"), ("sources", ["sft"], "--force sft: the run ends before it")],
+)
+def test_a_plan_for_stages_that_are_not_there(project, until, force, message):
+    with pytest.raises(UserError, match=message):
+        planning.make(project, until, force)
+
+
+def test_a_section_that_dvc_needs_is_asked_for(project):
+    params = read_yaml(project / "params.yaml")
+    del params["report"]
+    mini_project.write_params(project, params)
+    with pytest.raises(UserError, match="section 'report' is missing"):
+        planning.make(project)

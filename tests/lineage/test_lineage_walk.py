@@ -1,0 +1,164 @@
+"""Manifests and the walk along them, on a chain of three real stages' worth of files."""
+
+import hashlib
+import json
+import subprocess
+
+import pytest
+
+from pipelines import paths
+from pipelines.errors import UserError
+from pipelines.lineage import external
+from pipelines.lineage.digests import combine, tree_sha256
+from pipelines.lineage.manifests import read_manifests, write_manifest
+from pipelines.lineage.walk import Lineage
+
+
+def put(root, name, text):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """rows.jsonl -> sources -> curation -> base, sft -> two experts -> merged."""
+    root = tmp_path / "project"
+    put(tmp_path, "outside/rows.jsonl", "{}\n")
+    put(root, "pipelines/stages/sources.py", "x = 1\n")
+    put(root, "pipelines/stages/sft.py", "y = 1\n")
+    source = {"train": {"mine": {"kind": "file", "path": "../outside/rows.jsonl", "revision": None}}}
+    record(root, "sources", source, [paths.EXTERNAL / "sources"], {"data/sources/problems.parquet": "p"})
+    record(root, "curation", {}, [paths.SOURCES], {"data/curation/base.parquet": "b", "data/curation/sft.parquet": "s"})
+    record(root, "base", {"architecture": {}, "model": "org/name", "revision": None}, [paths.SPLITS["base"]], {"data/models/base/w": "0"})
+    record(root, "sft", {}, [paths.SPLITS["sft"], paths.BASE], {"data/models/sft/w": "1", "data/models/sft/config.json": "{}"})
+    for name in ("math", "code"):
+        record(root, f"rl@{name}", {"init": "sft"}, [paths.SFT], {f"data/models/{name}/w": name, f"data/rollouts/{name}/0.parquet": "r"})
+    record(root, "merging", {}, [paths.SFT, paths.RL_MANIFESTS], {"data/models/merged/w": "m"})
+    return root
+
+
+def record(root, stage, settings, inputs, files):
+    for name, text in files.items():
+        put(root, name, text)
+    outputs = list(dict.fromkeys(next(p for p in (paths.ROLLOUTS, paths.MODELS, paths.SOURCES, paths.CURATION) if name.startswith(f"{p}/")) for name in files))
+    folders = [folder / name.split("/")[2] if folder in (paths.MODELS, paths.ROLLOUTS) else folder for folder, name in zip(outputs, files, strict=False)]
+    modules = [f"pipelines.stages.{stage.partition('@')[0]}"]
+    write_manifest(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, outputs=folders, modules=modules)
+
+
+def test_the_chain_goes_back_to_the_source_file_and_holds(root):
+    lineage = Lineage(root)
+    stages = lineage.find(root / "data/models/merged")
+    assert stages == ["merging"]
+    chain = lineage.chain(stages)
+    assert set(chain) == {"sources", "curation", "base", "sft", "rl@math", "rl@code", "merging"}
+    assert chain.index("sources") < chain.index("curation") < chain.index("base") < chain.index("sft") < chain.index("rl@math") < chain.index("merging")
+    text = "\n".join(lineage.tree(stages))
+    rows_digest = hashlib.sha256(b"{}\n").hexdigest()[:12]
+    assert f"read {root.parent / 'outside/rows.jsonl'}  {rows_digest}" in text
+    assert "read hub:org/name@unpinned" in text
+    assert text.count("read data/models/math  ") == 1, "merging names the experts themselves, not their manifests"
+    assert "sft (told above)" in text
+    broken, checked, notes = lineage.verify(stages)
+    assert (broken, notes) == (None, [])
+    assert checked == sum(len(s["subject"]) for s in lineage.statements.values()) + 10
+
+
+@pytest.mark.parametrize(
+    ("file", "stage", "name"),
+    [
+        ("../outside/rows.jsonl", "sources", "outside/rows.jsonl"),
+        ("data/sources/problems.parquet", "sources", "data/sources/problems.parquet"),
+        ("data/curation/sft.parquet", "curation", "data/curation/sft.parquet"),
+        ("data/models/base/w", "base", "data/models/base/w"),
+        ("data/models/math/w", "rl@math", "data/models/math/w"),
+        ("data/models/merged/w", "merging", "data/models/merged/w"),
+    ],
+)
+def test_one_changed_byte_is_found_where_it_is(root, file, stage, name):
+    (root / file).write_bytes(b"\x00" + (root / file).read_bytes()[1:])
+    broken, _, _ = Lineage(root).verify(["merging"])
+    assert broken.stage == stage and broken.name.endswith(name)
+    assert "is not what the stage" in str(broken)
+
+
+def test_an_added_and_a_missing_file_break_the_chain(root):
+    put(root, "data/models/sft/extra", "smuggled in")
+    broken, _, _ = Lineage(root).verify(["merging"])
+    assert (broken.stage, broken.name) == ("rl@math", "data/models/sft")
+    (root / "data/models/sft/extra").unlink()
+    (root / "data/models/sft/w").unlink()
+    assert str(Lineage(root).verify(["merging"])[0]) == "stage sft: data/models/sft/w: is missing"
+
+
+def test_a_stage_that_ran_again_without_its_followers_is_told(root):
+    record(root, "sft", {}, [paths.SPLITS["sft"], paths.BASE], {"data/models/sft/w": "another", "data/models/sft/config.json": "{}"})
+    broken, _, _ = Lineage(root).verify(["merging"])
+    assert (broken.stage, broken.name) == ("rl@math", "data/models/sft")
+    assert Lineage(root).verify(["sft"])[0] is None
+
+
+def test_edited_code_is_a_note(root):
+    put(root, "pipelines/stages/sft.py", "y = 2\n")
+    broken, _, notes = Lineage(root).verify(["merging"])
+    assert broken is None
+    assert notes == ["stage sft: code has changed since: pipelines/stages/sft.py"]
+
+
+def test_what_no_stage_made(root):
+    put(root, "data/models/foreign/w", "?")
+    for path, message in (("data/models/foreign", "no manifest"), ("data/models/none", "no such file")):
+        with pytest.raises(UserError, match=message):
+            Lineage(root).find(root / path)
+    assert Lineage(root).find(root / "data/models/math/w") == ["rl@math"]
+
+
+def test_a_manifest_is_a_provenance_statement_and_the_same_run_leaves_the_same_bytes(root):
+    file = root / paths.manifest("sft")
+    first = file.read_bytes()
+    record(root, "sft", {}, [paths.SPLITS["sft"], paths.BASE], {"data/models/sft/w": "1", "data/models/sft/config.json": "{}"})
+    assert file.read_bytes() == first
+    statement = json.loads(first)
+    assert (statement["_type"], statement["predicateType"]) == ("https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1")
+    assert statement["subject"][1] == {"name": "data/models/sft/w", "digest": {"sha256": hashlib.sha256(b"1").hexdigest()}}
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"] == {"stage": "sft", "seed": 7, "settings": {}}
+    assert [entry["name"] for entry in definition["resolvedDependencies"]] == ["data/curation/sft.parquet", "data/models/base"]
+
+
+def test_the_git_commit_and_uncommitted_changes(root):
+    state = read_manifests(root)["sft"]["predicate"]["buildDefinition"]["internalParameters"]["code"]
+    assert (state["git_commit"], state["dirty"]) == (None, None)
+    for command in ("init -q", "add pipelines", "-c user.name=n -c user.email=e@x commit -qm one"):
+        subprocess.run(["git", *command.split()], cwd=root, check=True)
+    expected = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+    for dirty in (False, True):
+        if dirty:
+            put(root, "pipelines/new.py", "")
+        record(root, "sft", {}, [paths.BASE], {"data/models/sft/w": "1"})
+        state = read_manifests(root)["sft"]["predicate"]["buildDefinition"]["internalParameters"]["code"]
+        assert (state["git_commit"], state["dirty"]) == (expected, dirty)
+
+
+def test_a_folder_digest_covers_names_contents_and_nothing_else(tmp_path):
+    put(tmp_path, "a/x", "1")
+    put(tmp_path, "a/y/z", "2")
+    one, two = hashlib.sha256(b"1").hexdigest(), hashlib.sha256(b"2").hexdigest()
+    assert tree_sha256(tmp_path / "a") == combine({"x": one, "y/z": two}) == hashlib.sha256(f"{one}  x\n{two}  y/z\n".encode()).hexdigest()
+    before = tree_sha256(tmp_path / "a")
+    (tmp_path / "a/x").rename(tmp_path / "a/w")
+    assert tree_sha256(tmp_path / "a") != before
+    (tmp_path / "a/w").rename(tmp_path / "a/x")
+    assert tree_sha256(tmp_path / "a") == before
+    assert tree_sha256(tmp_path / "a/x") == one
+
+
+def test_external_settings(tmp_path):
+    put(tmp_path, "rows.jsonl", "")
+    sources = {
+        "train": {"a": {"kind": "arithmetic", "count": 3}, "b": {"kind": "file", "path": "rows.jsonl"}},
+        "benchmarks": {"c": {"kind": "huggingface", "path": "org/set", "revision": "abc"}},
+    }
+    assert external.local(tmp_path, sources) == {"train.b": tmp_path / "rows.jsonl"}
+    assert external.hub(tmp_path, sources) == {"benchmarks.c": "org/set@abc"}
+    assert external.hub(tmp_path, {"architecture": {}, "model": None}) == {}

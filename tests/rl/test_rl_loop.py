@@ -1,0 +1,156 @@
+"""The loop with real parts: a tiny policy that has learnt a little, the real verifier pool, real files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipelines.config.common import GenerationSettings, OptimiserSettings
+from pipelines.config.rl import RlStage
+from pipelines.config.sources import ArithmeticSource
+from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.errors import InfrastructureError
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.progress import Journal
+from pipelines.records import Outcome, Rollout
+from pipelines.rl import recipe
+from pipelines.rl.data import draw, tensors
+from pipelines.rl.train import length_buckets, minibatch_rows, train
+from pipelines.sft import train as supervised
+from pipelines.sft.examples import chat_examples, document
+from pipelines.sources.arithmetic import problems as arithmetic
+
+PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=200, levels={1: 1}, styles={"direct": 1}), 1, "a", Path()))
+TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 400)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Weights of a policy that answers in the right form and is sometimes right."""
+    folder = tmp_path_factory.mktemp("start")
+    model = tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128), TOKENIZER, 1)
+    settings = LanguageModellingSettings(epochs=20, batch_size=16, optimiser=OptimiserSettings(name="muon", lr=5e-3))
+    examples, _ = chat_examples(TOKENIZER, PROBLEMS, 128)
+    supervised.train(
+        model, examples, settings, seed=1, purpose="t", journal=Journal(folder / "j.jsonl", "sft"), checkpoints=Checkpoints(folder, {})
+    )  # fmt: skip
+    return model.state_dict()
+
+
+def settings(**changes) -> RlStage:
+    return RlStage(**{
+        "init": "sft", "domains": ("math",), "steps": 6, "prompts_per_step": 4, "group_size": 4, "checkpoint_every": 2, "micro_batch": 5,
+        "generation": GenerationSettings(max_new_tokens=12), "optimiser": OptimiserSettings(lr=1e-3, schedule="constant"), **changes,
+    })  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **changes):
+    model = tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128), TOKENIZER, 1)
+    model.load_state_dict(weights)
+    reference = None
+    if recipe(row).needs_reference:
+        reference = tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128), TOKENIZER, 1)
+        reference.load_state_dict(weights)
+    journal = Journal(folder / "journal.jsonl", "rl")
+    if stop_at:
+        log = journal.log
+
+        def dying(step, *args, **kwargs):
+            log(step, *args, **kwargs)
+            if step == stop_at:
+                raise Killed
+
+        journal.log = dying
+    checkpoints = Checkpoints(folder / "checkpoints", {"a": 1})
+    checkpoints.prepare()
+    train(
+        model, TOKENIZER, PROBLEMS[:10], recipe(row), settings(**changes),
+        stage="rl@t", seed=1, journal=journal, checkpoints=checkpoints, rollout_folder=folder / "rollouts", reference=reference,
+    )  # fmt: skip
+    rows = [{k: v for k, v in r.items() if not k.startswith(("seconds", "tokens_per"))} for r in journal.rows()]
+    return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}
+
+
+def test_a_killed_run_resumes_to_the_same_weights_log_and_rollouts(tmp_path, start):
+    weights, rows, files = run(tmp_path / "whole", start)
+    assert any(not torch.equal(weights[name], start[name]) for name in start)  # there was something to learn from
+    assert len(rows) == 6 and len(files) == 6
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", start, stop_at=5)  # the last checkpoint is of step 4: step 5 is done again
+    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start)
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert resumed_rows == rows
+    assert resumed_files == files
+
+
+def test_rollouts_hold_what_was_sampled_and_judged(tmp_path, start):
+    _, rows, _ = run(tmp_path, start, steps=1)
+    table = pq.read_table(tmp_path / "rollouts" / "step-000001.parquet").to_pylist()
+    assert len(table) == 16
+    for row in table:
+        assert len(row["response_ids"]) == len(row["behaviour_logp"]) == len(row["policy_version"])
+        assert row["outcome"] in [outcome.value for outcome in Outcome]
+        assert row["reward"] == (row["outcome"] == "correct")
+    assert rows[0]["pass_rate"] == sum(row["outcome"] == "correct" for row in table) / 16
+    assert abs(rows[0]["mismatch_k3"]) < 1e-6 and rows[0]["mismatch_outside"] == 0
+
+
+def test_micro_batch_size_changes_no_weight(tmp_path, start):
+    one, _, _ = run(tmp_path / "one", start, steps=2, micro_batch=1)
+    all_, _, _ = run(tmp_path / "all", start, steps=2, micro_batch=64)
+    for name in one:
+        torch.testing.assert_close(one[name], all_[name], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("row", ["grpo_kl", "dapo", "gspo", "rloo"])
+def test_other_recipes_run_off_policy_too(tmp_path, start, row):
+    weights, rows, _ = run(tmp_path, start, row=row, steps=2, minibatches=2)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert len(rows) == 2
+
+
+def test_rewards_rise_on_problems_that_can_be_learnt(tmp_path, start):
+    _, rows, _ = run(tmp_path, start, steps=30, prompts_per_step=8, group_size=8, micro_batch=64)
+    reward = [row["reward"] for row in rows]
+    assert sum(reward[-5:]) / 5 > sum(reward[:5]) / 5 + 0.1
+
+
+def test_every_problem_once_per_epoch_in_a_new_order():
+    steps = [draw(PROBLEMS[:10], 4, 1, "rl@t", step) for step in range(1, 6)]
+    seen = [p.problem_id for step in steps for p in step]
+    ids = sorted(p.problem_id for p in PROBLEMS[:10])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == ids
+    assert seen[:10] != seen[10:]
+    assert draw(PROBLEMS[:10], 4, 1, "rl@t", 3) == steps[2]
+
+
+def rollout(outcome: str, group: int = 0) -> Rollout:
+    return Rollout("p", group, 0, 1, "t", [1, 2], [3, 4, 5], [-0.1, -0.2, -0.3], [0] * 3, "stop", outcome=outcome, reward=float(outcome == "correct"))
+
+
+def test_infrastructure_verdicts_never_train():
+    ids, score, batch = tensors([rollout("correct"), rollout("infrastructure"), rollout("wrong")], torch.device("cpu"))
+    assert batch.reward_B.tolist() == [1.0, 0.0]
+    assert ids.tolist() == [[1, 2, 3, 4, 5]] * 2
+    assert score.tolist() == [[False, False, True, True, True]] * 2
+    torch.testing.assert_close(batch.logp_roll_BT[0], torch.tensor([0, 0, -0.1, -0.2, -0.3]))
+    with pytest.raises(InfrastructureError, match="no response could be judged"):
+        tensors([replace(rollout("infrastructure"), detail="bubblewrap is missing")], torch.device("cpu"))
+
+
+def test_minibatches_keep_groups_whole_and_buckets_keep_every_row():
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    parts = minibatch_rows(groups, 3)
+    assert sorted(torch.cat(parts).tolist()) == list(range(10))
+    held = [set(groups[part].tolist()) for part in parts]
+    assert len(held) == 3 and not (held[0] & held[1] or held[1] & held[2] or held[0] & held[2])
+    score = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0]], dtype=torch.bool)
+    assert [b.tolist() for b in length_buckets(score, 2)] == [[1, 2], [0]]
