@@ -91,13 +91,15 @@ def write_plot(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it is gone, so that kill -9 leaves no orphan."""
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when `parent`, which started it, is gone: kill -9 leaves no orphan. It may be gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(f"process {parent}, which started this one, is gone")
 
 
 if __name__ == "__main__":
-    if os.environ.get("TOUCHSTONE_CHILD"):
-        die_with_parent()
+    if starter := os.environ.get("TOUCHSTONE_CHILD"):
+        die_with_parent(int(starter))
     sys.exit(main())

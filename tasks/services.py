@@ -114,7 +114,7 @@ class TemporaryPrefect:
             port = probe.getsockname()[1]
         log = project / paths.STATE / "temporary_prefect.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tasks.temporary_server", str(port)]
+        command = [sys.executable, "-m", "tasks.temporary_server", str(port), str(os.getpid())]
         with log.open("wb") as out:
             self._process = subprocess.Popen(command, cwd=project, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         self.url = f"http://{settings.HOST}:{port}/api"

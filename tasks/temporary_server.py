@@ -1,4 +1,4 @@
-"""A Prefect server for the length of one command: `python -m tasks.temporary_server PORT`.
+"""A Prefect server for the length of one command: `python -m tasks.temporary_server PORT PARENT`.
 
 Prefect would start one itself, but as a child that Ctrl-C stops together with the command, which then waits minutes for it, and
 that outlives a kill -9. This one is in a session of its own and dies with the process that started it.
@@ -13,8 +13,8 @@ from pipelines.__main__ import die_with_parent
 from tasks.settings import HOST
 
 
-def main(port: int) -> None:
-    die_with_parent()
+def main(port: int, parent: int) -> None:
+    die_with_parent(parent)
     os.environ |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     import uvicorn
 
@@ -22,4 +22,4 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

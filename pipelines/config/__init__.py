@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import difflib
-import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from pipelines.config.checking import check
 from pipelines.config.common import Section
 from pipelines.config.curation import CurationSettings, DifficultySettings, SynthesisSettings
 from pipelines.config.evaluation import EvaluationSettings, MergingSettings, ReportSettings
@@ -20,9 +19,6 @@ from pipelines.config.rl import RlSettings
 from pipelines.config.sources import SourcesSettings
 from pipelines.config.training import BaseSettings, SftSettings
 from pipelines.errors import UserError
-
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class Params(Section):
@@ -93,65 +89,6 @@ def load(path: Path) -> Params:
         UserError: one sentence per problem found, each naming the key.
     """
     return check(Params, read_yaml(path), str(path))
-
-
-def check(model: type[M], content: object, where: str) -> M:
-    """Validate `content` as `model`; `where` starts every message."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_sentence(model, details)}" for details in error.errors())) from None
-
-
-def _sentence(model: type[BaseModel], details: Any) -> str:
-    """One error of pydantic as one clear sentence."""
-    # pydantic puts the tag of a discriminated union ("arithmetic") into the path; users know only keys.
-    path = [part for part in details["loc"] if not str(part).startswith("function-")]
-    key = ".".join(str(part) for part in path)
-    if details["type"] == "extra_forbidden":
-        known = _keys(model, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.0)
-        return f"unknown key '{key}'; did you mean '{near[0]}'?" if near else f"unknown key '{key}'"
-    if details["type"] == "missing":
-        return f"key '{key}' is missing"
-    message = details["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    if details["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key}: {message[0].lower() + message[1:]}, got {details['input']!r}"
-
-
-def _keys(model: Any, path: list[Any]) -> list[str]:
-    """Valid keys at `path` below `model`, found by walking the annotations."""
-    for depth, part in enumerate(path):
-        model = _unwrap(model)
-        if isinstance(model, list):
-            chosen = [m for m in model if typing.get_args(m.model_fields["kind"].annotation) and part in typing.get_args(m.model_fields["kind"].annotation)]
-            if chosen:
-                return _keys(chosen[0], path[depth + 1 :])
-            return []
-        if isinstance(model, dict):
-            model = model["value"]
-        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        else:
-            return []
-    model = _unwrap(model)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _unwrap(annotation: Any) -> Any:
-    """Optional[X] -> X, Annotated[X, ...] -> X, dict[K, V] -> {"value": V}, a union of sections -> list of them."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _unwrap(typing.get_args(annotation)[0])
-    if origin is dict:
-        return {"value": typing.get_args(annotation)[1]}
-    args = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
-    if args and origin is not tuple:
-        return _unwrap(args[0]) if len(args) == 1 else args
-    return annotation
 
 
 def resolve(params: Params, stage: str) -> Section:

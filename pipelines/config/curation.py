@@ -41,7 +41,7 @@ class CurationSettings(Section):
     """Steps in order; leave one out or move it here."""
     filters: FilterSettings = FilterSettings()
     decontamination: DecontaminationSettings = DecontaminationSettings()
-    splits: dict[Literal["base", "sft", "rl"], float] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
+    splits: dict[Literal["base", "sft", "rl"], Annotated[float, Field(ge=0.0)]] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
     """Relative share of curated rows for each training stage, drawn by hash of the problem id. Rows without a solution always go to `rl`."""
 
 

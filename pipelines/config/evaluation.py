@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class MergingSettings(Section):
     """RL stages to merge; null takes all of them."""
     settings: dict[str, Any] = {}
     """Keyword settings of the method."""
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Stored dtype of the merged weights."""
 
 

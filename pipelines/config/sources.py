@@ -73,15 +73,17 @@ class FileSource(Section):
     """Take the first rows only."""
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+"""Names of sources become file names."""
 Source = Annotated[ArithmeticSource | FunctionsSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
 
 
 class SourcesSettings(Section):
     """Where problems come from."""
 
-    train: dict[str, Source]
+    train: dict[Name, Source]
     """Name -> source of training problems."""
-    benchmarks: dict[str, Source]
+    benchmarks: dict[Name, Source]
     """Name -> source of held-out problems; no training row may resemble them."""
     max_bad_rows: Share = 0.01
     """Share of malformed rows above which the stage stops; fewer go to the ledger with their reason."""

@@ -92,8 +92,13 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Python and the installed packages of PACKAGES."""
-    installed = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
-    return {"python": platform.python_version(), **{name: installed[name] for name in PACKAGES if name in installed}}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def read_manifests(root: Path) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines import paths
-from pipelines.config import check
+from pipelines.config.checking import check
 from pipelines.errors import UserError
 from pipelines.merging import MergeConfig, merge
 from pipelines.stages import Context

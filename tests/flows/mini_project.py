@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
 COPIED = ("pipelines", "tasks", "flows", "dvc.yaml", "prefect.yaml", ".dvc", ".dvcignore", ".gitignore", "data/external")
 PARAMS: dict[str, Any] = {
     "seed": 7,
@@ -40,7 +41,7 @@ SLOW = 3_000_000
 def environment(**more: str) -> dict[str, str]:
     """This process's environment with the verified `python` first, and nothing of this run's own Touchstone, Prefect or DVC."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("TOUCHSTONE_", "PREFECT_", "MLFLOW_", "DVC_"))}
-    return clean | {"PATH": f"{Path(sys.executable).parent}:{clean['PATH']}"} | more
+    return clean | {"PATH": f"{BIN}:{clean['PATH']}"} | more
 
 
 def make(folder: Path, params: dict[str, Any] = PARAMS) -> Path:

@@ -85,7 +85,7 @@ def test_one_changed_byte_is_found_where_it_is(root, file, stage, name):
 def test_an_added_and_a_missing_file_break_the_chain(root):
     put(root, "data/models/sft/extra", "smuggled in")
     broken, _, _ = Lineage(root).verify(["merging"])
-    assert (broken.stage, broken.name) == ("rl@math", "data/models/sft")
+    assert (broken.stage, broken.name) == ("rl@code", "data/models/sft")
     (root / "data/models/sft/extra").unlink()
     (root / "data/models/sft/w").unlink()
     assert str(Lineage(root).verify(["merging"])[0]) == "stage sft: data/models/sft/w: is missing"
@@ -94,7 +94,7 @@ def test_an_added_and_a_missing_file_break_the_chain(root):
 def test_a_stage_that_ran_again_without_its_followers_is_told(root):
     record(root, "sft", {}, [paths.SPLITS["sft"], paths.BASE], {"data/models/sft/w": "another", "data/models/sft/config.json": "{}"})
     broken, _, _ = Lineage(root).verify(["merging"])
-    assert (broken.stage, broken.name) == ("rl@math", "data/models/sft")
+    assert (broken.stage, broken.name) == ("rl@code", "data/models/sft")
     assert Lineage(root).verify(["sft"])[0] is None
 
 
