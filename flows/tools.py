@@ -148,13 +148,11 @@ def decontaminate(options: argparse.Namespace) -> int:
     against = [_problem({"answer": "", **row}, f"{options.against}:{number}") for number, row in _rows(options.against)]
     curated = curate([problem for _, problem in rows], {options.against.stem: against}, CurationSettings(steps=("decontaminate",)))
     reasons = {id(dropped.problem): dropped for dropped in curated.dropped}
-    with replacing(options.out) as kept_file, replacing(options.dropped) as dropped_file:
-        with kept_file.open("w") as kept, dropped_file.open("w") as gone:
-            for row, problem in rows:
-                if hit := reasons.get(id(problem)):
-                    gone.write(json.dumps({**row, "reason": hit.reason, "detail": hit.detail}, ensure_ascii=False) + "\n")
-                else:
-                    kept.write(json.dumps(row, ensure_ascii=False) + "\n")
+    dropped = [{**row, "reason": hit.reason, "detail": hit.detail} for row, problem in rows if (hit := reasons.get(id(problem)))]
+    kept = [row for row, problem in rows if id(problem) not in reasons]
+    for path, chosen in ((options.out, kept), (options.dropped, dropped)):
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen))
     print(f"{len(rows):,} rows: {len(curated.kept):,} kept, {len(curated.dropped):,} dropped")
     return 0
 

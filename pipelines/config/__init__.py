@@ -48,7 +48,8 @@ class Params(Section):
         if self.evaluation.gate.candidate not in (*self.rl.stages, "base", "sft", "merged"):
             raise ValueError(f"evaluation.gate.candidate: '{self.evaluation.gate.candidate}' is no model")
         if max(self.evaluation.ks) > self.evaluation.samples:
-            raise ValueError(f"evaluation.ks: pass@{max(self.evaluation.ks)} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
+            most = max(self.evaluation.ks)
+            raise ValueError(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
         return self
 
 
@@ -72,7 +73,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: no such file, not YAML, a key given twice, or not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(path.read_text(), _UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except yaml.YAMLError as error:

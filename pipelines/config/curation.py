@@ -29,7 +29,8 @@ class DecontaminationSettings(Section):
     n: Positive = 13
     """Length of the word n-grams."""
     rule: Literal["any", "containment"] = "any"
-    """`any`: one shared n-gram suffices (open-r1, n = 8). `containment`: the share of the row's or the item's n-grams that are shared reaches `threshold`."""
+    """`any`: one shared n-gram suffices (open-r1, n = 8). `containment`: the shared part of the row's or the item's n-grams reaches
+    `threshold`."""
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of shared n-grams, for `containment`."""
 

@@ -21,7 +21,7 @@ class Inputs:
     benchmarks: name -> held-out problems. known: rows that are in the training set already, which new ones must not repeat.
     """
 
-    settings: CurationSettings = CurationSettings()
+    settings: CurationSettings = field(default_factory=CurationSettings)
     benchmarks: dict[str, list[Problem]] = field(default_factory=dict)
     known: tuple[Problem, ...] = ()
 

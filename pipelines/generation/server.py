@@ -96,7 +96,7 @@ class ChatClient:
 
     def _once(self, body: bytes) -> str:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url.rstrip("/") + "/chat/completions", body, headers, method="POST")  # noqa: S310 - scheme checked above
+        request = urllib.request.Request(self.url.rstrip("/") + "/chat/completions", body, headers, method="POST")
         deadline = time.monotonic() + self.timeout
         try:
             with urllib.request.build_opener(_NoRedirects).open(request, timeout=self.timeout) as response:

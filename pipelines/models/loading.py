@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from pipelines.store import replacing_folder
 logging.disable_progress_bar()  # a stage has a bar of its own
 
 
-def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
     """Model and tokenizer from a folder or hub id, in float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
@@ -24,14 +25,14 @@ def load_policy(source: str | Path, device: str = "cpu", revision: str | None = 
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
     if tokenizer.chat_template is None:
         raise UserError(f"{source}: its tokenizer has no chat template; choose an instruction-tuned model or add chat_template.jinja")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(torch.device(device)), tokenizer
+    return model.to(device), tokenizer
 
 
 def save_policy(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,19 +6,21 @@ loads this.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from pipelines.config.training import ArchitectureSettings
 from pipelines.seeding import key
 
-FAMILIES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+FAMILIES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
 }
 
 
-def tiny_model(settings: ArchitectureSettings, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+def tiny_model(settings: ArchitectureSettings, tokenizer: PreTrainedTokenizerFast, seed: int, device: str = "cpu") -> Any:
     """A freshly initialised model in float32; equal seeds give equal weights."""
     config_class, model_class = FAMILIES[settings.family]
     config = config_class(
@@ -40,4 +42,4 @@ def tiny_model(settings: ArchitectureSettings, tokenizer: PreTrainedTokenizerFas
         model = model_class(config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model
+    return model.to(device)

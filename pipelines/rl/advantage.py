@@ -12,12 +12,12 @@ from torch import Tensor
 from pipelines.rl.batch import Batch, group_index
 
 
-def _group_sums(value_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row: the sum of `value_B` over its group, the group's size, and the group's index."""
+def _group_sums(value_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Per row: the sum of `value_B` over its group, and the group's size."""
     index, groups = group_index(batch.group_B)
     total = torch.zeros(groups, dtype=value_B.dtype, device=value_B.device).index_add(0, index, value_B)
     size = torch.zeros_like(total).index_add(0, index, torch.ones_like(value_B))
-    return total[index], size[index], index
+    return total[index], size[index]
 
 
 def center_none(reward_B: Tensor, batch: Batch) -> Tensor:
@@ -37,13 +37,13 @@ def center_batch_mean(reward_B: Tensor, batch: Batch) -> Tensor:
 
 def center_group_mean(reward_B: Tensor, batch: Batch) -> Tensor:
     """R - mean of the group (GRPO, arXiv 2402.03300)."""
-    total, size, _ = _group_sums(reward_B, batch)
+    total, size = _group_sums(reward_B, batch)
     return reward_B - total / size
 
 
 def center_leave_one_out(reward_B: Tensor, batch: Batch) -> Tensor:
     """R - mean of the others in the group (RLOO, arXiv 2402.14740) = G/(G-1) (R - mean)."""
-    total, size, _ = _group_sums(reward_B, batch)
+    total, size = _group_sums(reward_B, batch)
     return torch.where(size > 1, reward_B - (total - reward_B) / (size - 1).clamp(min=1), 0.0)
 
 
@@ -54,8 +54,8 @@ def scale_none(advantage_B: Tensor, reward_B: Tensor, batch: Batch) -> Tensor:
 
 def scale_group_std(advantage_B: Tensor, reward_B: Tensor, batch: Batch, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
     """A / (std of the group's rewards + eps). ddof 1 is the unbiased form that verl and TRL use, 0 the papers' form."""
-    total, size, index = _group_sums(reward_B, batch)
-    squares, _, _ = _group_sums((reward_B - total / size) ** 2, batch)
+    total, size = _group_sums(reward_B, batch)
+    squares, _ = _group_sums((reward_B - total / size) ** 2, batch)
     std = (squares / (size - ddof).clamp(min=1)).sqrt()
     return advantage_B / (std + eps)
 

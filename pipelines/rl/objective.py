@@ -1,6 +1,6 @@
 """Advantages and the policy-gradient objective: the slots of a recipe, composed. Losses are minimised.
 
-    R' = reward(R);  A = scale(centre(R'));  x = ratio(logp);  l_t = clip(x, A) * mismatch + regularisers;  L = aggregate(l)
+R' = reward(R);  A = scale(centre(R'));  x = ratio(logp);  l_t = clip(x, A) * mismatch + regularisers;  L = aggregate(l)
 """
 
 from __future__ import annotations

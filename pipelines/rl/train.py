@@ -7,7 +7,7 @@ random is keyed by (seed, stage, step), so a checkpoint of weights, optimiser an
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,9 +76,7 @@ def train(
     return summary(journal)
 
 
-def score_old(
-    policy: Any, reference: Any | None, recipe: Recipe, settings: RlStage, ids_BT: Tensor, score_BT: Tensor, batch: Batch
-) -> Batch:
+def score_old(policy: Any, reference: Any | None, recipe: Recipe, settings: RlStage, ids_BT: Tensor, score_BT: Tensor, batch: Batch) -> Batch:
     """Log-probabilities before the update: of the training engine, and of the reference where the recipe needs it.
 
     With one optimiser step per batch the training engine's own first forward gives them (the ratio is then 1 by
@@ -101,7 +99,7 @@ def optimise(
     policy: Any, optimiser: torch.optim.Optimizer, recipe: Recipe, settings: RlStage, share: float, ids_BT: Tensor, score_BT: Tensor, batch: Batch
 ) -> dict[str, float]:
     """`minibatches` optimiser steps over one batch of rollouts; denominators are global over each step. Returns what to log."""
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     for rows in minibatch_rows(batch.group_B, settings.minibatches):
         part = replace(batch.rows(rows), total=None)
         for micro in length_buckets(score_BT[rows], settings.micro_batch):
@@ -115,7 +113,9 @@ def optimise(
             loss, figures = objective(recipe, piece, logp)
             loss.backward()
             assert entropy is not None
-            sums.update(figures | gaps(piece, logp.detach()) | {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())})
+            figures |= gaps(piece, logp.detach()) | {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())}
+            for name, value in figures.items():
+                sums[name] += value
         sums["grad_norm"] += update(policy, optimiser, share, settings.optimiser.max_grad_norm)
     tokens = max(sums["tokens"], 1.0)
     means = {name: sums[name] / tokens for name in ("ratio", "clipped", "entropy", "mismatch_k1", "mismatch_k3", "mismatch_outside")}
@@ -147,9 +147,7 @@ def gaps(piece: Batch, logp_BT: Tensor) -> dict[str, float]:
     }
 
 
-def report(
-    journal: Journal, step: int, total: int, made: Sequence[Rollout], batch: Batch, figures: dict[str, float], clock: Clock
-) -> None:
+def report(journal: Journal, step: int, total: int, made: Sequence[Rollout], batch: Batch, figures: dict[str, float], clock: Clock) -> None:
     """One row of the journal."""
     n = len(made)
     tokens = sum(len(r.response_ids) for r in made)
@@ -180,8 +178,11 @@ def _has_working(response: str) -> bool:
 def summary(journal: Journal) -> dict[str, float]:
     """First and last reward, each a mean over ten steps."""
     rows = journal.rows()
-    mean = {name: [sum(row[name] for row in part) / len(part) for part in (rows[:10], rows[-10:])] for name in ("reward", "length", "entropy")}
-    return {"steps": float(len(rows))} | {f"{name}_{when}": value for name, pair in mean.items() for when, value in zip(("first", "last"), pair, strict=True)}
+    means = {"steps": float(len(rows))}
+    for name in ("reward", "length", "entropy"):
+        for when, part in (("first", rows[:10]), ("last", rows[-10:])):
+            means[f"{name}_{when}"] = sum(row[name] for row in part) / len(part)
+    return means
 
 
 def _forget_rollouts(folder: Path, step: int) -> None:

@@ -20,7 +20,14 @@ from pipelines.sft.examples import Example, batches
 
 
 def train(
-    model: Any, examples: Sequence[Example], settings: LanguageModellingSettings, *, seed: int, purpose: str, journal: Journal, checkpoints: Checkpoints
+    model: Any,
+    examples: Sequence[Example],
+    settings: LanguageModellingSettings,
+    *,
+    seed: int,
+    purpose: str,
+    journal: Journal,
+    checkpoints: Checkpoints,
 ) -> dict[str, float]:
     """Train `model` in place, from its newest checkpoint if there is one. Returns the summary of the run."""
     per_epoch = -(-len(examples) // settings.batch_size)
@@ -62,9 +69,7 @@ def gradients(model: Any, batch: Sequence[Example]) -> tuple[float, int]:
     return float(loss.detach()), count
 
 
-def _from(
-    examples: Sequence[Example], batch_size: int, seed: int, purpose: str, per_epoch: int, step: int, total: int
-) -> Iterator[list[Example]]:
+def _from(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, per_epoch: int, step: int, total: int) -> Iterator[list[Example]]:
     """The batches of steps step + 1 .. total."""
     while step < total:
         epoch, inside = divmod(step, per_epoch)

@@ -33,7 +33,7 @@ def run(context: Context) -> dict[str, float]:
     if not problems:
         raise UserError("base: the `base` split holds no worked solution to train on; raise curation.splits.base or name a base.model")
     tokenizer = train_tokenizer((document(problem) for problem in problems[:TOKENIZER_DOCUMENTS]), settings.architecture.vocab_size)
-    model = tiny_model(settings.architecture, tokenizer, context.seed).to(context.device)
+    model = tiny_model(settings.architecture, tokenizer, context.seed, context.device)
     longest = min(settings.train.max_tokens, settings.architecture.context)
     examples, left_out = corpus_examples(tokenizer, problems, longest)
     if not examples:

@@ -1,9 +1,10 @@
 """Runs candidate programs inside the sandbox and reports what they did. The package compiles this file and sends it in; it never imports it.
 
-`sandbox.LAUNCHER` provides `stream` and `execute`. The job follows this code on standard input (`stream`; marshal, written by the trusted side); standard streams then point to /dev/null, and
-each event leaves as one JSON line on fd 3 (a duplicate of the descriptor named in argv): [nonce, item, test, status, payload]. Expected values of call and stdin tests
-never come in here, so a program that forges lines can only forge answers it would have to know. Assert tests carry
-their expectation with them and can be forged by a program that inspects its process: they are the weaker kind.
+`sandbox.LAUNCHER` provides `stream` and `execute`. The job follows this code on standard input (`stream`; marshal, written by the
+trusted side); standard streams then point to /dev/null, and each event leaves as one JSON line on fd 3 (a duplicate of the
+descriptor named in argv): [nonce, item, test, status, payload]. Expected values of call and stdin tests never come in here, so a
+program that forges lines can only forge answers it would have to know. Assert tests carry their expectation with them and can be
+forged by a program that inspects its process: they are the weaker kind.
 
 Only modules that the interpreter has already loaded, or that are built in, are imported: start-up time is paid per verdict. For the same
 reason JSON is written by hand (the json package needs re), which also fixes how subclasses with clever methods are seen.

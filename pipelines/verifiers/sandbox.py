@@ -1,8 +1,8 @@
 """bubblewrap sandboxes for programs that a model wrote.
 
-A sandbox is new user, pid, network, ipc, uts and cgroup namespaces, an empty environment, no inherited descriptors but the result pipe, and a file system of
-the interpreter, the shared libraries and a small tmpfs. When we are root it runs under an unprivileged uid of its own
-(root's processes are exempt from RLIMIT_NPROC). `harness.py` sets the resource limits and runs the program; this side
+A sandbox is new user, pid, network, ipc, uts and cgroup namespaces, an empty environment, no inherited descriptors but the
+result pipe, and a file system of the interpreter, the shared libraries and a small tmpfs. When we are root it runs under an
+unprivileged uid of its own (root's processes are exempt from RLIMIT_NPROC). `harness.py` sets the resource limits and runs the program; this side
 keeps the clock, caps what it reads and kills. Where bubblewrap does not work nothing runs: InfrastructureError.
 
 `run(..., batch=True)` runs many items in ONE sandbox, each in a forked child. Siblings can then see and disturb each other, so it is for

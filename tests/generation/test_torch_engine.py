@@ -13,8 +13,8 @@ from pipelines.generation import Request, TorchGenerator, respond
 from pipelines.generation.torch_engine import pick
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
-from pipelines.sources.arithmetic import problems as arithmetic
 from pipelines.sft.examples import document
+from pipelines.sources.arithmetic import problems as arithmetic
 
 PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=40), 1, "test", Path()))
 TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 330)
