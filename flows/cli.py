@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flows import command
+from flows import command, tools
 from pipelines import paths
 
 Command = Callable[[argparse.Namespace], int]
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("lineage", lineage, "the chain from a model or file back to its rows and source files")
     sub.add_argument("path", type=Path, help="a model folder, or any file or folder under data/")
     sub.add_argument("--verify", action="store_true", help="recompute every digest; exit code 1 names the first link that does not hold")
+    tools.register(add)
     return parser
 
 

@@ -141,6 +141,7 @@ def guardian_alive() -> bool:
 
     pid, started = _GUARDIAN
     try:
-        return psutil.Process(pid).create_time() == started
+        process = psutil.Process(pid)
+        return process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

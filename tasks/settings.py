@@ -83,6 +83,27 @@ def params(project: Path) -> Params:
     return loaded
 
 
+def check_methods(loaded: Params) -> None:
+    """Every recipe and merge method that params name exists and takes its settings: said before hours of work, not after.
+
+    Raises:
+        UserError: names the method or setting and the nearest valid one.
+    """
+    from pipelines.merging import METHODS
+    from pipelines.methods import bind
+    from pipelines.rl.recipe import recipe
+
+    for name, stage in loaded.rl.stages.items():
+        try:
+            recipe(stage.recipe, **stage.overrides)
+        except UserError as error:
+            raise UserError(f"{paths.PARAMS}: rl.stages.{name}: {error}") from None
+    try:
+        bind("merge method", METHODS, loaded.merging.method, loaded.merging.settings)
+    except UserError as error:
+        raise UserError(f"{paths.PARAMS}: merging: {error}") from None
+
+
 def stages(loaded: Params) -> list[str]:
     return graph.stages(dict(loaded.rl.stages))
 
