@@ -1,0 +1,69 @@
+"""`touchstone configure`: an overlay merged into params.yaml, comments kept, nothing written when the result does not hold."""
+
+import mini_project
+import pytest
+import yaml
+
+from pipelines.config import load, read_yaml
+from pipelines.errors import UserError
+from tasks import overlays
+
+TEXT = """\
+# the whole pipeline
+seed: 7 # any number
+sources:
+  train:
+    stories: {kind: arithmetic, count: 60} # generated
+  benchmarks:
+    math: {kind: arithmetic, count: 10}
+rl:
+  stages:
+    math: {init: sft, domains: [math], steps: 5}
+"""
+
+
+@pytest.fixture
+def params(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text(TEXT)
+    return file
+
+
+def apply(params, text):
+    overlay = params.with_name("overlay.yaml")
+    overlay.write_text(text)
+    return overlays.apply(params, overlay)
+
+
+def test_mappings_merge_and_comments_stay(params):
+    changes = apply(params, "seed: 8\nrl: {stages: {math: {steps: 9}, code: {init: math, domains: [code]}}}\n")
+    assert [change[0] for change in changes] == ["seed", "rl.stages.math.steps", "rl.stages.code"]
+    text = params.read_text()
+    assert "# the whole pipeline" in text and "# any number" in text and "# generated" in text
+    stages = load(params).rl.stages
+    assert (stages["math"].steps, stages["math"].init, stages["code"].init) == (9, "sft", "math")
+
+
+def test_null_deletes_and_another_kind_replaces(params):
+    apply(params, "sources: {train: {stories: null, new: {kind: functions, count: 3}}, benchmarks: {math: {kind: functions, count: 5}}}\n")
+    assert read_yaml(params)["sources"] == {"train": {"new": {"kind": "functions", "count": 3}}, "benchmarks": {"math": {"kind": "functions", "count": 5}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("sede: 8\n", "unknown key 'sede'; did you mean 'seed'"), ("rl: {stages: {math: {init: nothing}}}\n", "names no stage"), ("- 1\n", "expected a mapping")],
+)
+def test_a_bad_overlay_changes_nothing(params, text, message):
+    with pytest.raises(UserError, match=message):
+        apply(params, text)
+    assert params.read_text() == TEXT
+    assert [file.name for file in params.parent.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("overlay", sorted((mini_project.REPOSITORY / "overlays").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_overlays_that_come_with_the_project_fit(overlay, tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text((mini_project.REPOSITORY / "params.yaml").read_text())
+    assert overlays.apply(params, overlay)
+    assert overlays.apply(params, overlay) == [], "twice is once"
+    yaml.safe_load(params.read_text())

@@ -1,0 +1,119 @@
+"""MLflow on a real SQLite store: runs, metrics, inputs, the registry, and who becomes champion."""
+
+import json
+import math
+
+import pytest
+
+from pipelines import paths
+from tasks.promotion import promote
+from tasks.reporting import score_table
+from tasks.tracking import Tracker
+
+GIVEN = {"seed": 7, "settings": {"train": {"epochs": 1.0, "betas": [0.9, 0.95]}, "limit": {}, "model": None}}
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory):
+    return Tracker.open(tmp_path_factory.mktemp("project"))
+
+
+def stage(tracker, name, inputs=None, models=None, given=GIVEN):
+    return tracker.stage(name, given, parent="0" * 32, flow_run="f", inputs=inputs or {}, models=models or {})
+
+
+def train(tracker, name, model, digest, **read):
+    """A stage that makes `model`; returns its run's id."""
+    with stage(tracker, name, **read) as run:
+        run.register(model, digest)
+    return run.id
+
+
+def gate(tracker, passed):
+    file = tracker.project / paths.SCORES
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"gate": {"passed": passed, "candidate": "merged", "reasons": ["math: +0.1"]}}))
+
+
+def alias(tracker, name, alias):
+    return tracker.client.get_model_version_by_alias(name, alias).tags["dvc_md5"]
+
+
+def test_params_and_metrics_over_steps(tracker):
+    with stage(tracker, "sft") as run:
+        run.log_rows([{"step": 1, "loss": 2.0, "pass@1": 0.25}, {"step": 2, "loss": math.nan}])
+        run.log_rows([{"step": 3, "loss": 1.0, "note": "text"}])
+    data = tracker.client.get_run(run.id).data
+    assert data.params == {"seed": "7", "train.epochs": "1.0", "train.betas": "[0.9, 0.95]", "limit": "{}", "model": "null"}
+    history = [(metric.step, metric.value) for metric in tracker.client.get_metric_history(run.id, "loss")]
+    assert history == [(1, 2.0), (3, 1.0)], "what is no finite number is left out"
+    assert data.metrics["pass_at_1"] == 0.25
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_ends_as_its_stage_does(tracker, error, status):
+    try:
+        with stage(tracker, "sft") as run:
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert tracker.client.get_run(run.id).info.status == status
+
+
+def test_data_and_models_read_are_inputs(tracker):
+    sft = train(tracker, "sft", "sft", "aaa.dir")
+    train(tracker, "sft", "sft", "bbb.dir")
+    inputs = {"data/models/sft": "aaa.dir", "data/difficulty/selected.parquet": "ddd"}
+    run = tracker.client.get_run(train(tracker, "rl@math", "math", "ccc.dir", inputs=inputs, models={"sft": "aaa.dir"}))
+    datasets = {entry.dataset.name: (entry.dataset.digest, json.loads(entry.dataset.source)["dvc_md5"]) for entry in run.inputs.dataset_inputs}
+    assert datasets == {"data/models/sft": ("aaa", "aaa.dir"), "data/difficulty/selected.parquet": ("ddd", "ddd")}
+    (model,) = run.inputs.model_inputs
+    assert tracker.client.get_logged_model(model.model_id).source_run_id == sft, "the version with these weights, not the newest"
+    assert alias(tracker, "touchstone-sft", "candidate") == "bbb.dir"
+
+
+def test_only_a_passed_gate_makes_a_champion_and_only_of_what_was_evaluated(tracker):
+    train(tracker, "merging", "merged", "one.dir")
+    gate(tracker, passed=True)
+    with stage(tracker, "evaluation") as run:
+        assert promote(run, {"merged": "one.dir"}).promoted
+    assert alias(tracker, "touchstone-merged", "champion") == "one.dir"
+
+    train(tracker, "merging", "merged", "two.dir")
+    gate(tracker, passed=False)
+    with stage(tracker, "evaluation") as run:
+        decision = promote(run, {"merged": "two.dir"})
+    assert (decision.promoted, decision.reasons) == (False, ("math: +0.1",))
+    assert alias(tracker, "touchstone-merged", "candidate") == "two.dir"
+    assert alias(tracker, "touchstone-merged", "champion") == "one.dir", "the old champion stays"
+
+    gate(tracker, passed=True)
+    with stage(tracker, "evaluation") as run:
+        promote(run, {"merged": "from the cache.dir"})
+    assert alias(tracker, "touchstone-merged", "champion") == "from the cache.dir"
+
+
+def test_runs_of_a_killed_process_are_closed_by_the_next(tracker):
+    left = tracker.client.create_run(tracker.experiment).info.run_id
+    with tracker.pipeline() as run:
+        assert tracker.client.get_run(left).info.status == "KILLED"
+        assert tracker.client.get_run(run).info.status == "RUNNING"
+    assert tracker.client.get_run(run).info.status == "FINISHED"
+
+
+def test_the_table_of_scores():
+    interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    scores = {
+        "benchmarks": {"math": {}},
+        "models": {"sft": {"math": {"pass_at_k": {"8": interval, "1": interval}}}},
+        "gate": {"passed": False, "candidate": "merged", "reasons": ["because"]},
+    }
+    assert score_table(scores).splitlines() == [
+        "| benchmark | model | pass@1 | pass@8 |",
+        "|---|---|---:|---:|",
+        "| math | sft | 0.500 (0.400 to 0.600) | 0.500 (0.400 to 0.600) |",
+        "",
+        "The gate does not pass merged.",
+        "- because",
+    ]

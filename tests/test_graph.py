@@ -1,0 +1,75 @@
+"""dvc.yaml says the same as pipelines/graph.py, pipelines/paths.py and the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import graph, paths
+from pipelines.config import load
+from pipelines.stages import ENTRIES
+from tasks.graph import body, expected_deps
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+NAMES = list(ENTRIES)
+
+
+def address(name):
+    """A stage in the words of dvc.yaml's foreach."""
+    return "rl@${key}" if name == "rl" else name
+
+
+def entries(stage, kind):
+    """Paths in a list whose members are `path` or `{path: options}`, with the options."""
+    return {next(iter(entry)) if isinstance(entry, dict) else entry: next(iter(entry.values())) if isinstance(entry, dict) else {} for entry in stage.get(kind, [])}
+
+
+def test_the_stages_are_those_of_the_graph():
+    assert list(DOCUMENT["stages"]) == NAMES == [*graph.HEAD, "rl", *graph.TAIL]
+    assert DOCUMENT["stages"]["rl"]["foreach"] == "${rl.stages}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_and_code_dependencies(name):
+    """After moving an import: python -m tasks.graph --write."""
+    assert body(DOCUMENT, name)["deps"] == expected_deps(ROOT, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_metrics_and_plots(name):
+    stage = body(DOCUMENT, name)
+    outs = [path.as_posix() for path in graph.outputs(address(name))]
+    manifest = paths.manifest(address(name)).as_posix()
+    assert stage["outs"] == (outs if name == "report" else [*outs, manifest])
+    records = {**entries(stage, "metrics"), **entries(stage, "plots")}
+    assert list(records) == [path.as_posix() for path in graph.records(address(name))]
+    assert all(options["cache"] is False for options in records.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_is_the_flow_of_that_name(name):
+    assert body(DOCUMENT, name)["cmd"] == f"python -m flows.{name}" + (" ${key}" if name == "rl" else "")
+    assert (ROOT / "flows" / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_depends_on_its_section_and_on_the_seed_if_it_uses_it(name):
+    params = body(DOCUMENT, name)["params"]
+    tree = ast.parse((ROOT / "pipelines/stages" / f"{name}.py").read_text())
+    uses_seed = any(isinstance(node, ast.Attribute) and node.attr == "seed" for node in ast.walk(tree))
+    assert ("seed" in params) == uses_seed
+    assert ("rl.stages.${key}" if name == "rl" else name) in params
+
+
+def test_paths_that_models_share_do_not_collide():
+    stages = graph.stages(dict(load(ROOT / "params.yaml").rl.stages))
+    written = [path for stage in stages for path in (*graph.outputs(stage), *graph.records(stage))]
+    assert len(set(written)) == len(written)
+    assert not any(a != b and a in b.parents for a in written for b in written)
+
+
+def test_order_of_stages():
+    rl = {"code": {"init": "math"}, "math": {"init": "sft"}, "more": {"init": "code"}}
+    assert graph.stages(rl)[6:9] == ["rl@math", "rl@code", "rl@more"]
