@@ -2,5 +2,5 @@
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # see pipelines/__main__.py
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # see pipelines/__main__.py
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
