@@ -13,7 +13,15 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipelines.lineage.digests import combine, file_sha256
+
 PACKAGE = "pipelines"
+
+
+def code_sha256(module: str) -> str:
+    """Digest of the files that `module` (dotted name) needs, of the package that is running."""
+    root = Path(__file__).parents[2]
+    return combine({file.as_posix(): file_sha256(root / file) for file in closure(root, [module])})
 
 
 def closure(root: Path, modules: Iterable[str]) -> list[Path]:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -16,13 +15,14 @@ from pipelines.store import replacing_folder
 logging.disable_progress_bar()  # a stage has a bar of its own
 
 
-def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Model and tokenizer from a folder or hub id, in float32 on a CPU and bfloat16 elsewhere.
+def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer from a folder or hub id. `dtype` auto keeps the stored one.
+
+    Training needs float32: at the rates of RL most updates are smaller than a step of bfloat16 and would vanish.
 
     Raises:
         UserError: not a model, no chat template, or the hub cannot be reached.
     """
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)

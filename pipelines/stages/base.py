@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.training import BaseSettings
 from pipelines.errors import UserError
+from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
@@ -25,7 +26,7 @@ def run(context: Context) -> dict[str, float]:
     target = context.root / paths.BASE
     if settings.model is not None:
         local = context.root / settings.model
-        model, tokenizer = load_policy(local if local.is_dir() else settings.model, "cpu", settings.revision)
+        model, tokenizer = load_policy(local if local.is_dir() else settings.model, revision=settings.revision, dtype="auto")
         save_policy(target, model, tokenizer)
         return {"parameters": float(model.num_parameters()), "steps": 0.0}
     split = context.root / paths.SPLITS["base"]
@@ -38,7 +39,9 @@ def run(context: Context) -> dict[str, float]:
     examples, left_out = corpus_examples(tokenizer, problems, longest)
     if not examples:
         raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
-    checkpoints = Checkpoints(context.work, {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split)})
+    checkpoints = Checkpoints(
+        context.work, {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split), "code": code_sha256(__name__)}
+    )
     if note := checkpoints.prepare():
         context.journal.say(note)
     summary = train(

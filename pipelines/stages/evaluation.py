@@ -16,16 +16,14 @@ from pipelines.errors import UserError
 from pipelines.evaluation.benchmarks import PART, collect
 from pipelines.evaluation.gate import decide
 from pipelines.evaluation.scores import comparisons, score_benchmark
-from pipelines.lineage.code import closure
-from pipelines.lineage.digests import combine, file_sha256, tree_sha256
+from pipelines.lineage.code import code_sha256
+from pipelines.lineage.digests import combine, tree_sha256
 from pipelines.records import Problem
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder, write_json, write_table
 from pipelines.verifiers import VerifierPool, require_sandbox
 
 CURVES = "pass_at_k.csv"
-CODE = Path(generation.__file__).parents[2]
-"""The folder that holds the package."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -93,7 +91,7 @@ def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> d
     if any(problem.verifier in ("code", "logic") for problems in benchmarks.values() for problem in problems):
         require_sandbox()
     settings, cache = context.settings, context.work / "samples"
-    code = combine({file.as_posix(): file_sha256(CODE / file) for file in closure(CODE, ["pipelines.evaluation.benchmarks"])})
+    code = code_sha256("pipelines.evaluation.benchmarks")
     sampling = settings.model_dump_json(include={"samples", "generation"}, exclude={"generation": {"batch_size"}})
     tables: dict[tuple[str, str], pa.Table] = {}
     used: set[Path] = set()

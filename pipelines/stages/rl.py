@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
+from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
@@ -38,6 +39,7 @@ def run(context: Context) -> dict[str, float]:
         {
             "settings": settings.model_dump(mode="json"),
             "seed": context.seed,
+            "code": code_sha256(__name__),
             "problems": [tree_sha256(path) for path in sources],
             "init": tree_sha256(init),
         },
