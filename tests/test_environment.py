@@ -40,7 +40,9 @@ def test_the_lock_covers_what_the_project_asks_for():
 def test_every_pinned_package_imports():
     """One process for all: a clash between two shows only when both are loaded."""
     wanted = [MODULES.get(name, normal(name).replace("-", "_")) for name in DIRECT]
-    assert {"torch", "transformers", "datasets", "duckdb", "pyarrow", "dvc", "mlflow", "prefect", "fastapi", "math_verify", "reasoning_gym"} <= set(wanted)
+    assert {"torch", "transformers", "datasets", "duckdb", "pyarrow", "dvc", "mlflow", "prefect", "fastapi", "math_verify", "reasoning_gym"} <= set(
+        wanted
+    )
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\nfrom transformers import LlamaForCausalLM, Qwen2ForCausalLM"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *wanted], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,10 @@ def address(name):
 
 def entries(stage, kind):
     """Paths in a list whose members are `path` or `{path: options}`, with the options."""
-    return {next(iter(entry)) if isinstance(entry, dict) else entry: next(iter(entry.values())) if isinstance(entry, dict) else {} for entry in stage.get(kind, [])}
+    return {
+        next(iter(entry)) if isinstance(entry, dict) else entry: next(iter(entry.values())) if isinstance(entry, dict) else {}
+        for entry in stage.get(kind, [])
+    }
 
 
 def test_the_stages_are_those_of_the_graph():

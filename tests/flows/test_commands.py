@@ -140,7 +140,11 @@ def test_a_killed_dvc_leaves_no_child(project, ports):
         ({}, ["run", "--until", "stf"], "there is no stage 'stf'; there are sources, curation"),
         ({}, ["lineage", "data/none"], "data/none: no such file or folder"),
         ({}, ["configure", "none.yaml"], "none.yaml: no such file"),
-        ({"sources__train__mine": {"kind": "file", "path": "none.jsonl", "fields": {"prompt": "p", "answer": "a"}}}, ["run", "--until", "sources"], "none.jsonl"),
+        (
+            {"sources__train__mine": {"kind": "file", "path": "none.jsonl", "fields": {"prompt": "p", "answer": "a"}}},
+            ["run", "--until", "sources"],
+            "none.jsonl",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(project, ports, change, arguments, message):
@@ -158,7 +162,10 @@ def test_no_disk_space_port_in_use_and_no_project(project, ports, tmp_path):
     other = mini_project.make(tmp_path / "other")
     done = mini_project.touchstone(other, "up", **ports)
     port = ports["TOUCHSTONE_PREFECT_PORT"]
-    assert (done.returncode, done.stderr) == (2, f"port {port} on 127.0.0.1, meant for prefect, is in use; free it or set TOUCHSTONE_PREFECT_PORT to another\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"port {port} on 127.0.0.1, meant for prefect, is in use; free it or set TOUCHSTONE_PREFECT_PORT to another\n",
+    )
     done = mini_project.touchstone(tmp_path, "run", PYTHONPATH=str(project))
     assert done.returncode == 2 and "no project here or above" in done.stderr
 

@@ -46,12 +46,19 @@ def test_mappings_merge_and_comments_stay(params):
 
 def test_null_deletes_and_another_kind_replaces(params):
     apply(params, "sources: {train: {stories: null, new: {kind: functions, count: 3}}, benchmarks: {math: {kind: functions, count: 5}}}\n")
-    assert read_yaml(params)["sources"] == {"train": {"new": {"kind": "functions", "count": 3}}, "benchmarks": {"math": {"kind": "functions", "count": 5}}}
+    assert read_yaml(params)["sources"] == {
+        "train": {"new": {"kind": "functions", "count": 3}},
+        "benchmarks": {"math": {"kind": "functions", "count": 5}},
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("sede: 8\n", "unknown key 'sede'; did you mean 'seed'"), ("rl: {stages: {math: {init: nothing}}}\n", "names no stage"), ("- 1\n", "expected a mapping")],
+    [
+        ("sede: 8\n", "unknown key 'sede'; did you mean 'seed'"),
+        ("rl: {stages: {math: {init: nothing}}}\n", "names no stage"),
+        ("- 1\n", "expected a mapping"),
+    ],
 )
 def test_a_bad_overlay_changes_nothing(params, text, message):
     with pytest.raises(UserError, match=message):

@@ -125,7 +125,12 @@ def test_the_content_of_a_file_that_params_name_is_a_dependency(project, tmp_pat
 
 
 def test_a_removed_rl_stage_leaves_nothing_and_foreign_folders_stay(project):
-    for path in ("data/models/old/model.safetensors", "data/rollouts/old/0.parquet", "data/metrics/rl-old.json", "data/models/mine/model.safetensors"):
+    for path in (
+        "data/models/old/model.safetensors",
+        "data/rollouts/old/0.parquet",
+        "data/metrics/rl-old.json",
+        "data/models/mine/model.safetensors",
+    ):
         (project / path).parent.mkdir(parents=True, exist_ok=True)
         (project / path).write_text("x")
     (project / "data/manifests/rl").mkdir()
@@ -152,12 +157,28 @@ def test_until_takes_a_stage_with_all_it_needs(project, until, stages):
 def test_rl_stages_that_start_from_sft_do_not_need_each_other(project):
     mini_project.write_params(project, mini_project.params_with(rl__stages__code__init="sft"))
     assert "rl@math" not in planning.make(project, "rl@code").stages
-    assert planning.make(project).stages == ("sources", "curation", "base", "sft", "difficulty", "synthesis", "rl@math", "rl@code", "merging", "evaluation", "report")
+    assert planning.make(project).stages == (
+        "sources",
+        "curation",
+        "base",
+        "sft",
+        "difficulty",
+        "synthesis",
+        "rl@math",
+        "rl@code",
+        "merging",
+        "evaluation",
+        "report",
+    )
 
 
 @pytest.mark.parametrize(
     ("until", "force", "message"),
-    [("stf", [], "there is no stage 'stf'"), (None, ["nothing"], "there is no stage 'nothing'"), ("sources", ["sft"], "--force sft: the run ends before it")],
+    [
+        ("stf", [], "there is no stage 'stf'"),
+        (None, ["nothing"], "there is no stage 'nothing'"),
+        ("sources", ["sft"], "--force sft: the run ends before it"),
+    ],
 )
 def test_a_plan_for_stages_that_are_not_there(project, until, force, message):
     with pytest.raises(UserError, match=message):

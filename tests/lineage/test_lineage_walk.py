@@ -40,8 +40,12 @@ def root(tmp_path):
 def record(root, stage, settings, inputs, files):
     for name, text in files.items():
         put(root, name, text)
-    outputs = list(dict.fromkeys(next(p for p in (paths.ROLLOUTS, paths.MODELS, paths.SOURCES, paths.CURATION) if name.startswith(f"{p}/")) for name in files))
-    folders = [folder / name.split("/")[2] if folder in (paths.MODELS, paths.ROLLOUTS) else folder for folder, name in zip(outputs, files, strict=False)]
+    outputs = list(
+        dict.fromkeys(next(p for p in (paths.ROLLOUTS, paths.MODELS, paths.SOURCES, paths.CURATION) if name.startswith(f"{p}/")) for name in files)
+    )
+    folders = [
+        folder / name.split("/")[2] if folder in (paths.MODELS, paths.ROLLOUTS) else folder for folder, name in zip(outputs, files, strict=False)
+    ]
     modules = [f"pipelines.stages.{stage.partition('@')[0]}"]
     write_manifest(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, outputs=folders, modules=modules)
 
@@ -52,7 +56,9 @@ def test_the_chain_goes_back_to_the_source_file_and_holds(root):
     assert stages == ["merging"]
     chain = lineage.chain(stages)
     assert set(chain) == {"sources", "curation", "base", "sft", "rl@math", "rl@code", "merging"}
-    assert chain.index("sources") < chain.index("curation") < chain.index("base") < chain.index("sft") < chain.index("rl@math") < chain.index("merging")
+    assert (
+        chain.index("sources") < chain.index("curation") < chain.index("base") < chain.index("sft") < chain.index("rl@math") < chain.index("merging")
+    )
     text = "\n".join(lineage.tree(stages))
     rows_digest = hashlib.sha256(b"{}\n").hexdigest()[:12]
     assert f"read {root.parent / 'outside/rows.jsonl'}  {rows_digest}" in text
