@@ -75,7 +75,7 @@ def params_with(**changes: Any) -> dict[str, Any]:
 
 def touchstone(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=240, check=False)
 
 
 def start(folder: Path, *command: str, **more: str) -> subprocess.Popen[str]:
