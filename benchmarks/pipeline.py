@@ -66,7 +66,7 @@ def resident(pid: int) -> int:
 
 
 def figures(scores: dict[str, Any]) -> dict[str, Any]:
-    """What the issue of the pipeline asks of a run: gains of each expert on its domain, pass@8, and what merging costs."""
+    """Gains of each expert on its domain, pass@8, and what merging costs."""
     found: dict[str, Any] = {"gate": scores["gate"]["passed"]}
     for name in ("math", "code"):
         for model in ("sft", name, "merged"):

@@ -9,8 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.errors import UserError
 
@@ -21,7 +24,7 @@ def bind(kind: str, family: Mapping[str, Callable[..., Any]], name: str, setting
     """The function called `name` with its keyword-only settings filled in.
 
     Raises:
-        UserError: no such name or setting (names the nearest), or a setting without default is missing.
+        UserError: no such name or setting (names the nearest), a value of another type, or a setting without default is missing.
     """
     function = choose(kind, family, name)
     known = settings_of(function)
@@ -30,6 +33,12 @@ def bind(kind: str, family: Mapping[str, Callable[..., Any]], name: str, setting
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             hint = f"; did you mean '{near[0]}'?" if near else "; it takes none"
             raise UserError(f"{kind} '{name}': unknown setting '{key}'{hint}")
+    types = typing.get_type_hints(function)
+    for key, value in (settings or {}).items():
+        try:
+            TypeAdapter(types[key]).validate_python(value)
+        except ValidationError:
+            raise UserError(f"{kind} '{name}': setting '{key}': expected {inspect.formatannotation(types[key])}, got {value!r}") from None
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in (settings or {}):
             raise UserError(f"{kind} '{name}': setting '{key}' is missing")

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +86,34 @@ def params(project: Path) -> Params:
 
 
 def check_methods(loaded: Params) -> None:
-    """Every recipe and merge method that params name exists and takes its settings: said before hours of work, not after.
+    """Every recipe, merge method and verifier that params name exists and takes its settings: said before hours of work, not after.
 
     Raises:
         UserError: names the method or setting and the nearest valid one.
     """
     from pipelines.merging import METHODS
-    from pipelines.methods import bind
+    from pipelines.methods import bind, choose
     from pipelines.rl.recipe import recipe
+    from pipelines.verifiers import VERIFIERS
 
+    for role in ("train", "benchmarks"):
+        for name, source in getattr(loaded.sources, role).items():
+            with _naming(f"sources.{role}.{name}"):
+                choose("verifier", VERIFIERS, getattr(source, "verifier", "exact"))
     for name, stage in loaded.rl.stages.items():
-        try:
+        with _naming(f"rl.stages.{name}"):
             recipe(stage.recipe, **stage.overrides)
-        except UserError as error:
-            raise UserError(f"{paths.PARAMS}: rl.stages.{name}: {error}") from None
-    try:
+    with _naming("merging"):
         bind("merge method", METHODS, loaded.merging.method, loaded.merging.settings)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Errors in the block are told as those of this key of params.yaml."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"{paths.PARAMS}: merging: {error}") from None
+        raise UserError(f"{paths.PARAMS}: {key}: {error}") from None
 
 
 def stages(loaded: Params) -> list[str]:

@@ -47,8 +47,7 @@ class Params(Section):
                 raise ValueError(f"evaluation.gate.improve: '{name}' is no benchmark; there are {', '.join(self.sources.benchmarks)}")
         if self.evaluation.gate.candidate not in (*self.rl.stages, "base", "sft", "merged"):
             raise ValueError(f"evaluation.gate.candidate: '{self.evaluation.gate.candidate}' is no model")
-        if max(self.evaluation.ks) > self.evaluation.samples:
-            most = max(self.evaluation.ks)
+        if (most := max(self.evaluation.ks, default=1)) > self.evaluation.samples:
             raise ValueError(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -36,7 +37,12 @@ def _sentence(model: type[BaseModel], details: Any) -> str:
     if not key:
         return message
     if details["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}.{message}" if re.match(r"[\w.]+: ", message) else f"{key}: {message}"
+    if details["type"] == "union_tag_invalid":
+        given = str(details["ctx"]["tag"])
+        known = re.findall(r"'([^']*)'", details["ctx"]["expected_tags"])
+        near = difflib.get_close_matches(given, known, n=1, cutoff=0.0)[0]
+        return f"{key}.kind: '{given}' is none of {', '.join(known)}; did you mean '{near}'?"
     return f"{key}: {message[0].lower() + message[1:]}, got {details['input']!r}"
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0)]
+T = TypeVar("T", int, float)
+
+
+def _rising(span: tuple[T, T]) -> tuple[T, T]:
+    if span[0] > span[1]:
+        raise ValueError(f"must rise, got {list(span)}")
+    return span
+
+
+Span = Annotated[tuple[T, T], AfterValidator(_rising)]
+"""Lowest and highest value, both inside."""
 
 
 class Section(BaseModel):
@@ -48,7 +59,7 @@ class OptimiserSettings(Section):
     """Cosine falls to `final_share` of the peak."""
     final_share: Share = 0.1
     """Learning rate at the last step, as a share of the peak."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled weight decay, on matrices only."""

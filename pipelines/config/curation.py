@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share
+from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span
 from pipelines.config.sources import Source
 
 Step = Literal["normalise", "filters", "exact_dedup", "decontaminate", "audit"]
@@ -15,11 +15,11 @@ Step = Literal["normalise", "filters", "exact_dedup", "decontaminate", "audit"]
 class FilterSettings(Section):
     """Rows outside these bounds are dropped, each with the bound it broke."""
 
-    prompt_chars: tuple[int, int] = (8, 8000)
+    prompt_chars: Span[Count] = (8, 8000)
     """Shortest and longest prompt, in characters."""
-    answer_chars: tuple[int, int] = (1, 4000)
+    answer_chars: Span[Count] = (1, 4000)
     """Shortest and longest answer, in characters."""
-    solution_chars: tuple[int, int] = (0, 16000)
+    solution_chars: Span[Count] = (0, 16000)
     """Shortest and longest worked solution, in characters, where there is one."""
 
 
@@ -51,17 +51,11 @@ class DifficultySettings(Section):
 
     samples: Positive = 8
     """Responses per problem."""
-    band: tuple[Share, Share] = (0.05, 0.95)
+    band: Span[Share] = (0.05, 0.95)
     """Problems whose pass rate lies in this closed interval go to RL; the rest are kept aside with their reason."""
     limit: dict[str, Positive] = {}
     """Domain -> at most this many problems are graded (the first by problem id); the rest are kept aside as `not graded`."""
     generation: GenerationSettings = GenerationSettings()
-
-    @model_validator(mode="after")
-    def _ordered(self) -> DifficultySettings:
-        if self.band[0] > self.band[1]:
-            raise ValueError(f"band must rise, got {list(self.band)}")
-        return self
 
 
 class TeacherSettings(Section):

@@ -17,7 +17,7 @@ class RlStage(Section):
 
     init: str
     """`base`, `sft` or the name of another RL stage: the weights this stage starts from."""
-    domains: tuple[str, ...]
+    domains: Annotated[tuple[str, ...], Field(min_length=1)]
     """Only problems of these domains are sampled."""
     recipe: str = "grpo"
     """A row of pipelines/rl/recipes.yaml; `touchstone methods` lists them."""
@@ -49,13 +49,13 @@ class RlSettings(Section):
     def _walkable(self) -> RlSettings:
         for name, stage in self.stages.items():
             if name in RESERVED:
-                raise ValueError(f"{name}: the name is taken by a stage of the graph; choose another")
+                raise ValueError(f"stages.{name}: the name is taken by a stage of the graph; choose another")
             if stage.init not in self.stages and stage.init not in ("base", "sft"):
-                raise ValueError(f"{name}.init: '{stage.init}' names no stage; choose one of {', '.join(['base', 'sft', *self.stages])}")
+                raise ValueError(f"stages.{name}.init: '{stage.init}' names no stage; choose one of {', '.join(['base', 'sft', *self.stages])}")
         for name in self.stages:
             seen = [name]
             while (init := self.stages[seen[-1]].init) in self.stages:
                 if init in seen:
-                    raise ValueError(f"{name}.init: the stages {' -> '.join([*seen, init])} make a cycle")
+                    raise ValueError(f"stages.{name}.init: the stages {' -> '.join([*seen, init])} make a cycle")
                 seen.append(init)
         return self

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipelines.config.common import Count, Positive, Section, Share
+
+
+def _some_weight(weights: dict[Any, float]) -> dict[Any, float]:
+    if sum(weights.values()) <= 0:
+        raise ValueError(f"one weight must be above 0, got {weights}")
+    return weights
+
+
+K = TypeVar("K")
+Level = Annotated[int, Field(ge=1)]
+Weights = Annotated[dict[K, Annotated[float, Field(ge=0.0)]], AfterValidator(_some_weight)]
 
 
 class ArithmeticSource(Section):
@@ -15,9 +26,9 @@ class ArithmeticSource(Section):
     kind: Literal["arithmetic"]
     count: Positive
     """Problems to generate (distinct prompts)."""
-    levels: dict[int, float] = Field(default={1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    levels: Weights[Level] = Field(default={1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
     """Number of operations -> relative weight: the difficulty knob."""
-    styles: dict[Literal["steps", "terse", "direct"], float] = Field(default={"steps": 1.0, "terse": 1.0, "direct": 1.0})
+    styles: Weights[Literal["steps", "terse", "direct"]] = Field(default={"steps": 1.0, "terse": 1.0, "direct": 1.0})
     """How the worked solution is written -> relative weight: every step, every other result, or no working at all. All are correct."""
 
 
@@ -26,9 +37,9 @@ class FunctionsSource(Section):
 
     kind: Literal["functions"]
     count: Positive
-    levels: dict[int, float] = Field(default={1: 1.0, 2: 1.0, 3: 1.0})
+    levels: Weights[Level] = Field(default={1: 1.0, 2: 1.0, 3: 1.0})
     """Number of operations the function applies -> relative weight."""
-    styles: dict[Literal["statements", "nested", "direct"], float] = Field(default={"statements": 1.0, "nested": 1.0, "direct": 1.0})
+    styles: Weights[Literal["statements", "nested", "direct"]] = Field(default={"statements": 1.0, "nested": 1.0, "direct": 1.0})
     """How the program is written -> relative weight: one statement each, one nested expression, or the nested expression without a plan."""
 
 

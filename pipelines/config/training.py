@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from pipelines.config.common import OptimiserSettings, Positive, Section
+from pipelines.config.common import OptimiserSettings, Positive, Rate, Section
 
 
 class ArchitectureSettings(Section):
@@ -17,8 +17,8 @@ class ArchitectureSettings(Section):
     layers: Positive = 4
     heads: Positive = 4
     intermediate_size: Positive = 384
-    vocab_size: Positive = 512
-    """Upper bound of the byte-level BPE vocabulary, special tokens included."""
+    vocab_size: Annotated[int, Field(ge=270)] = 512
+    """Upper bound of the byte-level BPE vocabulary: 256 bytes, special tokens and marks of the answer format included."""
     context: Positive = 512
     """Longest sequence, in tokens."""
 
@@ -32,7 +32,7 @@ class ArchitectureSettings(Section):
 class LanguageModellingSettings(Section):
     """Next-token training over shuffled examples."""
 
-    epochs: float = 1.0
+    epochs: Rate = 1.0
     """Passes over the examples; a fraction stops early."""
     batch_size: Positive = 128
     """Sequences per optimiser step."""

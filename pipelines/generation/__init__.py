@@ -18,8 +18,8 @@ from pipelines.records import Problem
 __all__ = ["Generator", "Request", "Sample", "TorchGenerator", "create", "respond"]
 
 
-def create(settings: GenerationSettings, model: Path, device: str = "cpu") -> Generator:
-    """The engine that `settings` name, serving the Hugging Face folder `model`."""
+def create(settings: GenerationSettings, model: Path | str, device: str = "cpu") -> Generator:
+    """The engine that `settings` name, serving the Hugging Face folder or hub id `model`."""
     policy, tokenizer = load_policy(model, device)
     return TorchGenerator(policy, tokenizer, settings)
 

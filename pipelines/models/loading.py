@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,3 @@ def save_policy(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     with replacing_folder(path) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-
-
-def copy_policy(path: Path, source: Path) -> None:
-    """An identical folder at `path`."""
-    with replacing_folder(path) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)

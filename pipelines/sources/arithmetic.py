@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from pipelines import seeding
 from pipelines.config.sources import ArithmeticSource
-from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
+from pipelines.sources.drawing import distinct
 
 LARGEST = 20
 """No count in a story exceeds this."""
@@ -32,8 +33,6 @@ ADD = ("buys {n}", "finds {n}", "wins {n}", "gets {n} more")
 SUBTRACT = ("loses {n}", "sells {n}", "drops {n}", "gives {n} away")
 DOUBLE = ("doubles them", "gets as many again")
 QUESTIONS = ("How many {things} does {name} have?", "How many {things} are there now?", "How many {things} is that?")
-TRIES = 200
-"""Draws in a row that bring nothing new before the space of stories counts as used up."""
 
 
 def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> Iterator[Problem]:
@@ -43,21 +42,7 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
         UserError: the levels asked for do not hold that many distinct stories.
     """
     rng = seeding.generator(seed, "arithmetic", name)
-    levels, weights = _choices(settings.levels)
-    styles, style_weights = _choices(settings.styles)
-    seen: set[str] = set()
-    stale = 0
-    while len(seen) < settings.count:
-        level = levels[rng.choice(len(levels), p=weights)]
-        style = styles[rng.choice(len(styles), p=style_weights)]
-        prompt, answer, solution = story(rng, level, style)
-        if prompt in seen:
-            stale += 1
-            if stale == TRIES:
-                raise UserError(f"sources: '{name}' found only {len(seen)} distinct problems of {settings.count} at levels {levels}; ask for fewer")
-            continue
-        stale = 0
-        seen.add(prompt)
+    for position, level, _, (prompt, answer, solution) in distinct(rng, settings, name, itemgetter(0), story):
         yield Problem(
             problem_id=problem_id(prompt, answer),
             domain="math",
@@ -68,7 +53,7 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
             verifier_args=json.dumps({"require_boxed": True}),
             solution=solution,
             source=name,
-            source_id=f"{name}/{len(seen) - 1}",
+            source_id=f"{name}/{position}",
             licence="generated",
             topics=("word problem", f"level {level}"),
             difficulty=float(level),
@@ -98,9 +83,3 @@ def _operation(rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], s
     templates, symbol = possible[rng.integers(len(possible))]
     most = {"+": min(9, LARGEST - count), "-": min(9, count), "*": 2}[symbol]
     return templates, symbol, 2 if symbol == "*" else int(rng.integers(2, most + 1))
-
-
-def _choices(weights: dict) -> tuple[list, np.ndarray]:
-    """Keys and probabilities of a mapping key -> relative weight."""
-    values = np.array(list(weights.values()), float)
-    return list(weights), values / values.sum()

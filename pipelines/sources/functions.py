@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from pipelines import seeding
 from pipelines.config.sources import FunctionsSource
-from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
+from pipelines.sources.drawing import distinct
 
 NAMES = ("f", "g", "h", "shift", "scale", "move", "solve", "change", "update", "step")
 OPENINGS = (
@@ -31,7 +32,6 @@ OPENINGS = (
 VERBS = {"+": ("adds {n}", "increases it by {n}"), "-": ("subtracts {n}", "takes away {n}"), "*": ("multiplies by {n}", "scales it by {n}")}
 ARGUMENTS = (0, 1, 2, 3, 7, 10, -1, -4, 25)
 """Values that every program is called with."""
-TRIES = 200
 
 
 def problems(settings: FunctionsSource, seed: int, name: str, root: Path) -> Iterator[Problem]:
@@ -41,21 +41,7 @@ def problems(settings: FunctionsSource, seed: int, name: str, root: Path) -> Ite
         UserError: the levels asked for do not hold that many distinct requests.
     """
     rng = seeding.generator(seed, "functions", name)
-    levels, weights = list(settings.levels), np.array(list(settings.levels.values()), float)
-    styles, style_weights = list(settings.styles), np.array(list(settings.styles.values()), float)
-    seen: set[str] = set()
-    stale = 0
-    while len(seen) < settings.count:
-        level = levels[rng.choice(len(levels), p=weights / weights.sum())]
-        style = styles[rng.choice(len(styles), p=style_weights / style_weights.sum())]
-        prompt, entry_point, operations = request(rng, level)
-        if prompt in seen:
-            stale += 1
-            if stale == TRIES:
-                raise UserError(f"sources: '{name}' found only {len(seen)} distinct problems of {settings.count} at levels {levels}; ask for fewer")
-            continue
-        stale = 0
-        seen.add(prompt)
+    for position, level, style, (prompt, entry_point, operations) in distinct(rng, settings, name, itemgetter(0), request):
         program = write(entry_point, operations, style)
         tests = [{"args": [x], "expected": value(operations, x)} for x in ARGUMENTS]
         yield Problem(
@@ -68,15 +54,15 @@ def problems(settings: FunctionsSource, seed: int, name: str, root: Path) -> Ite
             verifier_args=json.dumps({"entry_point": entry_point, "tests": tests, "time_limit": 2.0}),
             solution="" if style == "direct" else ", ".join(f"x {symbol} {n}" for symbol, n in operations),
             source=name,
-            source_id=f"{name}/{len(seen) - 1}",
+            source_id=f"{name}/{position}",
             licence="generated",
             topics=("function", f"level {level}"),
             difficulty=float(level),
         )
 
 
-def request(rng: np.random.Generator, level: int) -> tuple[str, str, list[tuple[str, int]]]:
-    """One request of `level` operations: (prompt, function name, operations as (symbol, operand))."""
+def request(rng: np.random.Generator, level: int, style: str) -> tuple[str, str, list[tuple[str, int]]]:
+    """One request of `level` operations, whatever the style of its program: (prompt, function name, operations as (symbol, operand))."""
     operations: list[tuple[str, int]] = []
     for _ in range(level):
         symbol = "+-*"[rng.integers(3)]

@@ -5,7 +5,8 @@
     verifier_args.tests: tests    one entry of the verifier's JSON settings
     topics.level: difficulty      the topic "level 3" for the value 3
 
-What does not fit is a BadRow with the field and the reason, never an exception: one row must not end a run of many.
+A mathematical answer that ends in GSM8K's `#### 72` is what follows the mark. What does not fit is a BadRow with the field
+and the reason, never an exception: one row must not end a run of many.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from pipelines.config.sources import FileSource
 from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
 
+_LAST_LINE = re.compile(r"\n####\s*(\S[^\n]*?)\s*\Z")
+"""GSM8K's field `answer` holds the worked solution and then the answer itself: `#### 72`."""
 RAW_CHARS = 2000
 """A bad row's text is kept up to here."""
 
@@ -83,13 +87,16 @@ def _problem(row: Mapping[str, Any], settings: FileSource, name: str, line: int)
 
     prompt = _filled(_value(row, fields["prompt"]), fields["prompt"])
     answer = _filled(_scalar(_value(row, fields["answer"]), fields["answer"]), fields["answer"])
+    verifier = text("verifier", settings.verifier)
+    if verifier == "math" and (last := _LAST_LINE.search(answer)):
+        answer = last[1]
     return Problem(
         problem_id=problem_id(prompt, answer),
         domain=text("domain", settings.domain),
         prompt=prompt,
         answer=answer,
         answer_type=text("answer_type", settings.answer_type),
-        verifier=text("verifier", settings.verifier),
+        verifier=verifier,
         verifier_args=_arguments(row, fields),
         solution=_solution(row, fields),
         source=name,

@@ -30,8 +30,7 @@ def run(context: Context) -> dict[str, float]:
     """
     settings: DifficultySettings = context.settings
     problems, aside = within_limit(read_problems(context.root / paths.SPLITS["rl"]), settings.limit)
-    if any(problem.verifier in ("code", "logic") for problem in problems):
-        verifiers.require_sandbox()
+    verifiers.require_sandbox_for(problems)
     generator = create(settings.generation, context.root / paths.SFT, context.device)
     problems, too_long = _fitting(problems, generator, context)
     if not problems:

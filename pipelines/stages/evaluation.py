@@ -21,7 +21,7 @@ from pipelines.lineage.digests import combine, tree_sha256
 from pipelines.records import Problem
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder, write_json, write_table
-from pipelines.verifiers import VerifierPool, require_sandbox
+from pipelines.verifiers import VerifierPool, require_sandbox_for
 
 CURVES = "pass_at_k.csv"
 
@@ -88,8 +88,7 @@ def _benchmarks(context: Context) -> dict[str, list[Problem]]:
 
 def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> dict[tuple[str, str], pa.Table]:
     """Judged responses of every (model, benchmark), from earlier work where nothing they depend on has changed."""
-    if any(problem.verifier in ("code", "logic") for problems in benchmarks.values() for problem in problems):
-        require_sandbox()
+    require_sandbox_for(problem for problems in benchmarks.values() for problem in problems)
     settings, cache = context.settings, context.work / "samples"
     code = code_sha256("pipelines.evaluation.benchmarks")
     sampling = settings.model_dump_json(include={"samples", "generation"}, exclude={"generation": {"batch_size"}})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
@@ -13,7 +15,7 @@ from pipelines.rl.recipe import recipe
 from pipelines.rl.train import train
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder
-from pipelines.verifiers import require_sandbox
+from pipelines.verifiers import require_sandbox_for
 
 
 def run(context: Context) -> dict[str, float]:
@@ -29,8 +31,7 @@ def run(context: Context) -> dict[str, float]:
             f"{context.stage}: no problem of domains {list(settings.domains)} is left after difficulty and synthesis; "
             f"there are {', '.join(domains) or 'none at all'}"
         )
-    if any(problem.verifier == "code" for problem in problems):
-        require_sandbox()
+    require_sandbox_for(problems)
     init = context.root / paths.model(settings.init)
     policy, tokenizer = load_policy(init, context.device)
     reference = load_policy(init, context.device)[0].eval() if chosen.needs_reference else None
@@ -54,6 +55,7 @@ def run(context: Context) -> dict[str, float]:
     save_policy(context.root / paths.model(context.name), policy, tokenizer)
     with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:
         for path in sorted(rollouts.iterdir()):
-            path.rename(folder / path.name)
+            shutil.copyfile(path, folder / path.name)  # a kill right now must find them again
     checkpoints.clear()
+    shutil.rmtree(rollouts)
     return summary | {"problems": float(len(problems))}

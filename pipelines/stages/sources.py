@@ -8,7 +8,7 @@ kind get different seeds, and still curation compares them: generators may draw 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -70,7 +70,7 @@ def run(context: Context) -> dict[str, float]:
             raise UserError("sources: no training problem came from " + (", ".join(settings.train) or "sources.train, which is empty"))
         accounts = train + benchmarks
         write_dropped(folder / paths.DROPPED, dropped)
-        _write_malformed(folder / MALFORMED, accounts)
+        write_malformed(folder / MALFORMED, ((account.name, row) for account in accounts for row in account.bad))
         write_json(folder / paths.LEDGER, _ledger(accounts, dropped))
     return _summary(train, benchmarks, dropped)
 
@@ -109,9 +109,9 @@ def _distinct(problems: Iterator[Problem]) -> tuple[list[Problem], list[Dropped]
     return list(kept.values()), dropped
 
 
-def _write_malformed(path: Path, accounts: list[_Account]) -> None:
-    rows = [{"source": account.name, **asdict(row)} for account in accounts for row in account.bad]
-    write_table(path, pa.Table.from_pylist(rows, MALFORMED_SCHEMA))
+def write_malformed(path: Path, rows: Iterable[tuple[str, BadRow]]) -> None:
+    """Bad rows with the name of their source."""
+    write_table(path, pa.Table.from_pylist([{"source": name, **asdict(row)} for name, row in rows], MALFORMED_SCHEMA))
 
 
 def _ledger(accounts: list[_Account], dropped: list[Dropped]) -> dict[str, Any]:

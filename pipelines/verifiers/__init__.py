@@ -16,8 +16,8 @@ A verifier is a function (problem, final text) -> Verdict | Job and a row in `po
 
 from pipelines.verifiers.audit import audit_batch, gold_response
 from pipelines.verifiers.judgement import Limits
-from pipelines.verifiers.pool import VERIFIERS, VerdictCache, VerifierPool, verify, verify_batch
-from pipelines.verifiers.sandbox import ProgramLimits, probe, require_sandbox
+from pipelines.verifiers.pool import VERIFIERS, VerdictCache, VerifierPool, require_sandbox_for, verify, verify_batch
+from pipelines.verifiers.sandbox import ProgramLimits, probe
 from pipelines.verifiers.text import final_text
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "final_text",
     "gold_response",
     "probe",
-    "require_sandbox",
+    "require_sandbox_for",
     "verify",
     "verify_batch",
 ]

@@ -12,7 +12,7 @@ import functools
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import blake2b
@@ -25,10 +25,13 @@ from pipelines.verifiers.answers import verify_exact, verify_logic
 from pipelines.verifiers.judgement import Job, Limits, Verifier, failed
 from pipelines.verifiers.mathematics import verify_math
 from pipelines.verifiers.programs import verify_code
+from pipelines.verifiers.sandbox import require_sandbox
 from pipelines.verifiers.text import final_text
 from pipelines.verifiers.workers import Workers
 
 VERIFIERS: dict[str, Verifier] = {"math": verify_math, "exact": verify_exact, "logic": verify_logic, "code": verify_code}
+SANDBOXED = ("code", "logic")
+"""Verifiers that run what a model or a dataset wrote."""
 DEFAULT_WORKERS = max(1, min(8, os.cpu_count() or 1))
 
 
@@ -128,6 +131,15 @@ class VerifierPool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def require_sandbox_for(problems: Iterable[Problem]) -> None:
+    """
+    Raises:
+        InfrastructureError: one of the problems needs the sandbox, and this machine has none that works.
+    """
+    if any(problem.verifier in SANDBOXED for problem in problems):
+        require_sandbox()
 
 
 @functools.cache

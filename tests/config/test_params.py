@@ -42,11 +42,17 @@ def put(*keys, value):
         (put("slf", value={}), "unknown key 'slf'; did you mean 'sft'?"),
         (put("difficulty", "samples", value="x"), "difficulty.samples: input should be a valid integer"),
         (put("sft", "train", "optimiser", "lr", value=-1), "sft.train.optimiser.lr: input should be greater than 0, got -1"),
-        (put("difficulty", "band", value=[0.9, 0.1]), "difficulty: band must rise, got [0.9, 0.1]"),
+        (put("difficulty", "band", value=[0.9, 0.1]), "difficulty.band: must rise, got [0.9, 0.1]"),
         (put("curation", "steps", value=["normalize"]), "curation.steps.0: input should be 'normalise'"),
         (put("curation", "splits", "rl", value=-1), "curation.splits.rl: input should be greater than or equal to 0"),
-        (put("rl", "stages", "math", "init", value="nope"), "rl: math.init: 'nope' names no stage; choose one of base, sft, math, code"),
-        (put("rl", "stages", "base", value=PARAMS["rl"]["stages"]["math"]), "rl: base: the name is taken"),
+        (put("rl", "stages", "math", "init", value="nope"), "rl.stages.math.init: 'nope' names no stage; choose one of base, sft, math, code"),
+        (put("rl", "stages", "base", value=PARAMS["rl"]["stages"]["math"]), "rl.stages.base: the name is taken"),
+        (put("rl", "stages", "math", "domains", value=[]), "rl.stages.math.domains: tuple should have at least 1 item"),
+        (put("sources", "train", "stories", "levels", value={1: 0}), "sources.train.stories.levels: one weight must be above 0, got {1: 0.0}"),
+        (put("sources", "train", "stories", "levels", value={1: -1}), "sources.train.stories.levels.1: input should be greater than or equal to 0"),
+        (put("sources", "train", "stories", "kind", value="arithmetc"), "sources.train.stories.kind: 'arithmetc' is none of arithmetic, functions"),
+        (put("base", "train", "epochs", value=-1), "base.train.epochs: input should be greater than 0, got -1"),
+        (put("base", "architecture", "vocab_size", value=100), "base.architecture.vocab_size: input should be greater than or equal to 270"),
         (put("evaluation", "samples", value=4), "evaluation.ks: pass@8 needs as many samples, got evaluation.samples = 4"),
         (put("evaluation", "gate", "improve", value=["maths"]), "evaluation.gate.improve: 'maths' is no benchmark"),
         (put("merging", "models", value=["logic"]), "merging.models: 'logic' is no RL stage; there are math, code"),
@@ -65,7 +71,7 @@ def test_a_cycle_of_inits_is_named(tmp_path):
         content["rl"]["stages"]["math"]["init"] = "code"
         content["rl"]["stages"]["code"]["init"] = "math"
 
-    assert told(tmp_path, change) == "rl: math.init: the stages math -> code -> math make a cycle"
+    assert told(tmp_path, change) == "rl.stages.math.init: the stages math -> code -> math make a cycle"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,17 @@ def test_row_becomes_problem_with_every_mapped_field(tmp_path: Path) -> None:
     )
 
 
+def test_the_hub_form_of_gsm8k_gives_its_last_line_as_the_answer(tmp_path: Path) -> None:
+    working = "48/2 = <<48/2=24>>24\n48+24 = <<48+24=72>>72\n#### 72"
+    write(tmp_path / "a.jsonl", {"question": "How many clips?", "answer": working}, {"question": "Say #### twice.", "answer": "#### ####"})
+    first, second = read(tmp_path, "a.jsonl", fields=FIELDS | {"solution": "answer"})
+    assert isinstance(first, Problem) and isinstance(second, Problem)
+    assert (first.answer, first.solution) == ("72", working)
+    assert second.answer == "#### ####"
+    (program, _) = read(tmp_path, "a.jsonl", verifier="exact", domain="text")
+    assert isinstance(program, Problem) and program.answer == working
+
+
 def test_every_kind_of_malformed_row_says_line_field_and_reason(tmp_path: Path) -> None:
     write(
         tmp_path / "a.jsonl",

@@ -1,0 +1,39 @@
+"""Subcommands of `touchstone` that work on files alone: the same science as the stages, for scripts.
+
+rows.py reads files of loose rows; each other module holds the commands of one subject.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.tools import curation, evaluation, merging, methods, verification
+
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def register(add: Add) -> None:
+    """Add the subcommands; `add(name, function, text)` makes one."""
+    sub = add("methods", methods.methods, "the table of recipes, or one row with its formula, paper and slots")
+    sub.add_argument("name", nargs="?", help="a row")
+    sub.add_argument("--diff", nargs=2, metavar=("A", "B"), help="the slots in which two rows differ")
+    sub = add("verify", verification.verify, "judge rows {gold or problem fields, prediction, verifier} of a JSONL file")
+    sub.add_argument("input", type=Path, metavar="IN.jsonl")
+    sub.add_argument("--out", type=Path, required=True, metavar="OUT.jsonl", help="one verdict per row, in order")
+    sub = add("curate", curation.curate, "run the steps of curation over files of problems, every dropped row with its reason")
+    sub.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="JSONL or Parquet; rows with `prompt` (or question, problem) and `answer`")
+    sub.add_argument("--against", type=Path, action="append", default=[], metavar="B", help="a benchmark to decontaminate against; may be repeated")
+    sub.add_argument("--params", type=Path, metavar="params.yaml", help="take the section `curation` of this file; default: its defaults")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets problems, dropped and malformed rows, and the ledger")
+    sub = add("decontaminate", curation.decontaminate, "drop the rows of a JSONL file that overlap with a benchmark")
+    sub.add_argument("input", type=Path, metavar="IN.jsonl", help="rows with `prompt` (or question, problem, text)")
+    sub.add_argument("--against", type=Path, required=True, metavar="B.jsonl")
+    sub.add_argument("--out", type=Path, required=True, metavar="KEPT.jsonl")
+    sub.add_argument("--dropped", type=Path, required=True, metavar="DROPPED.jsonl", help="with rule, benchmark item and shared span")
+    sub = add("evaluate", evaluation.evaluate, "pass@k of a model folder on a file of problems, with intervals")
+    evaluation.arguments(sub)
+    sub = add("merge", merging.merge, "merge model folders as a YAML file says: base, models, method, settings, dtype")
+    sub.add_argument("config", type=Path)
+    sub.add_argument("--out", type=Path, required=True)

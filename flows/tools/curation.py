@@ -1,0 +1,92 @@
+"""`touchstone curate` and `touchstone decontaminate`: the steps of curation on any files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from flows.tools import rows
+from pipelines import paths
+from pipelines.errors import UserError
+from pipelines.records import Problem
+
+
+def curate(options: argparse.Namespace) -> int:
+    from pipelines.config import load
+    from pipelines.config.curation import CurationSettings
+    from pipelines.curation import curate as run
+    from pipelines.stages.curation import waterfall
+    from pipelines.stages.sources import MALFORMED, write_malformed
+    from pipelines.store import replacing_folder, write_dropped, write_json, write_problems
+
+    settings = load(options.params).curation if options.params else CurationSettings()
+    read = [(path.stem, *rows.read(path)) for path in options.inputs]
+    benchmarks = {path.stem: _benchmark(path) for path in options.against}
+    bad = [(name, row) for name, _, malformed in read for row in malformed]
+    curated = run([problem for _, problems, _ in read for problem in problems], benchmarks, settings)
+    with replacing_folder(options.out) as folder:
+        write_problems(folder / paths.PROBLEMS.name, curated.kept)
+        write_dropped(folder / paths.DROPPED, curated.dropped)
+        write_malformed(folder / MALFORMED, bad)
+        write_json(folder / paths.LEDGER, {"malformed": dict(Counter(name for name, _ in bad)), "steps": curated.ledger})
+    print(waterfall(curated.ledger) + (f"; {len(bad)} malformed rows set aside before" if bad else ""))
+    return 0
+
+
+def _benchmark(path: Path) -> list[Problem]:
+    problems, bad = rows.read(path)
+    if bad:
+        raise UserError(f"{path}:{bad[0].line}: {bad[0].field} {bad[0].reason}; a benchmark must be read whole")
+    return problems
+
+
+def decontaminate(options: argparse.Namespace) -> int:
+    from pipelines.config.curation import CurationSettings
+    from pipelines.curation import curate as run
+
+    read = list(rows.lines(options.input))
+    problems = {number: _prompt(row) for number, row in read}
+    against = [_benchmark_item(f"{options.against}:{number}", row) for number, row in rows.lines(options.against)]
+    usable = [problem for problem in problems.values() if isinstance(problem, Problem)]
+    curated = run(usable, {options.against.stem: against}, CurationSettings(steps=("decontaminate",)))
+    hits = {id(hit.problem): {"reason": hit.reason, "detail": hit.detail} for hit in curated.dropped}
+    kept: list[Any] = []
+    dropped: list[Any] = []
+    for number, row in read:
+        problem = problems[number]
+        if not isinstance(problem, Problem):
+            dropped.append({"line": number, "reason": "malformed", "detail": str(problem)})
+        elif hit := hits.get(id(problem)):
+            dropped.append({**row, **hit})
+        else:
+            kept.append(row)
+    for path, chosen in ((options.out, kept), (options.dropped, dropped)):
+        _write(path, chosen)
+    print(f"{len(read):,} rows: {len(kept):,} kept, {len(dropped):,} dropped")
+    return 0
+
+
+def _benchmark_item(where: str, row: dict[str, Any] | rows.Malformed) -> Problem:
+    """A row that training rows are compared with: to pass over a malformed one would let what it holds through."""
+    item = _prompt(row)
+    if isinstance(item, rows.Malformed):
+        raise UserError(f"{where}: {item}")
+    return item
+
+
+def _prompt(row: dict[str, Any] | rows.Malformed) -> Problem | rows.Malformed:
+    """The problem of a row, which needs no answer here, or why it has none."""
+    if isinstance(row, rows.Malformed):
+        return row
+    problem = rows.problem(row, answered=False)
+    return problem if problem.prompt.strip() else rows.Malformed(f"no text in {', '.join(rows.PROMPT)}")
+
+
+def _write(path: Path, chosen: list[Any]) -> None:
+    from pipelines.store import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen), encoding="utf-8")

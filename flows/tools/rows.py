@@ -1,0 +1,97 @@
+"""Files of loose rows, as people have them: which field is the prompt and which the answer is read off the first row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.sources import FileSource
+from pipelines.errors import UserError
+from pipelines.records import Problem, problem_id
+from pipelines.sources import SOURCES, BadRow
+
+PROMPT = ("prompt", "question", "problem", "text")
+ANSWER = ("answer", "gold")
+OTHERS = {"solution": ("solution",), "source_id": ("id", "source_id"), "topics": ("topics", "subject"), "verifier_args": ("verifier_args",)}
+OTHERS |= {name: (name,) for name in ("domain", "verifier", "answer_type", "licence")}
+
+
+class Malformed(Exception):
+    """A row that cannot be used; the text says why."""
+
+
+def lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
+    """Line number and object of each line of a JSONL file, or what is wrong with the line.
+
+    Raises:
+        UserError: no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _object(line)
+
+
+def _object(line: str) -> dict[str, Any] | Malformed:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Malformed(f"not JSON: {error.msg}")
+    except (RecursionError, ValueError):
+        return Malformed("not JSON: nested too deeply or a number too long")
+    return row if isinstance(row, dict) else Malformed(f"expected an object, got {type(row).__name__}")
+
+
+def problem(row: dict[str, Any], *, answered: bool = True) -> Problem:
+    """A Problem from a loose row: `answer` or `gold`; prompt, verifier and verifier_args where they are given.
+
+    Raises:
+        Malformed: there is no answer although it must be `answered`.
+    """
+    answer = next((row[key] for key in ANSWER if key in row), None if answered else "")
+    if not isinstance(answer, str | int | float):
+        raise Malformed(f"expected `gold` or `answer` to be a string or number, got {answer!r}")
+    prompt = next((str(row[key]) for key in PROMPT if key in row), "")
+    args = row.get("verifier_args", {})
+    return Problem(
+        problem_id=problem_id(prompt, str(answer)),
+        domain=str(row.get("domain", "math")),
+        prompt=prompt,
+        answer=str(answer),
+        answer_type=str(row.get("answer_type", "expression")),
+        verifier=str(row.get("verifier", "math")),
+        verifier_args=args if isinstance(args, str) else json.dumps(args),
+        source_id=str(row.get("id", row.get("source_id", ""))),
+    )
+
+
+def read(path: Path) -> tuple[list[Problem], list[BadRow]]:
+    """Problems and malformed rows of a JSONL or Parquet file.
+
+    Raises:
+        UserError: no such file, an unknown kind of file, or a first row without a prompt or an answer.
+    """
+    source = FileSource(kind="file", path=str(path.resolve()), fields={"prompt": PROMPT[0], "answer": ANSWER[0]})
+    first = _first(path, source)
+    fields = {"prompt": PROMPT, "answer": ANSWER} | OTHERS
+    mapping = {name: key for name, keys in fields.items() if (key := next((key for key in keys if key in first), None))}
+    for name in ("prompt", "answer"):
+        if name not in mapping:
+            raise UserError(f"{path}: its first row has no field {' or '.join(fields[name])}; it has {', '.join(first) or 'none'}")
+    problems, bad = [], []
+    for row in SOURCES["file"](source.model_copy(update={"fields": mapping}), 0, path.stem, Path("/")):
+        (bad if isinstance(row, BadRow) else problems).append(row)  # type: ignore[arg-type]
+    return problems, bad
+
+
+def _first(path: Path, source: FileSource) -> dict[str, Any]:
+    """The first row that is an object."""
+    if path.suffix == ".parquet" and path.is_file():
+        import pyarrow.parquet as pq
+
+        return dict.fromkeys(pq.read_schema(path).names)
+    return next((row for _, row in lines(path) if isinstance(row, dict)), {})

@@ -1,0 +1,72 @@
+"""`touchstone verify`: a verdict for every row of a file, streamed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flows.tools import rows
+from pipelines.errors import UserError
+from pipelines.records import Problem, Verdict
+
+BATCH = 512
+"""Rows judged together."""
+MALFORMED = "malformed"
+"""Outcome of a row that is no pair of gold and prediction; it says nothing about a response."""
+
+
+def verify(options: argparse.Namespace) -> int:
+    from pipelines.store import replacing
+    from pipelines.verifiers import VerifierPool
+
+    outcomes: Counter[str] = Counter()
+    confusion: Counter[tuple[str, str]] = Counter()
+    read = _pairs(options.input)
+    with VerifierPool() as pool, replacing(options.out) as temporary, temporary.open("w", encoding="utf-8") as out:
+        while batch := list(islice(read, BATCH)):
+            verdicts = iter(pool.verify_batch([pair for _, pair in batch if isinstance(pair, tuple)]))
+            for row, pair in batch:
+                judged = _judged(next(verdicts)) if isinstance(pair, tuple) else {"outcome": MALFORMED, "score": None, "detail": str(pair)}
+                outcomes[judged["outcome"]] += 1
+                if "expected" in row:
+                    confusion[str(row["expected"]), judged["outcome"]] += 1
+                out.write(json.dumps({"id": row.get("id"), **judged}, ensure_ascii=False) + "\n")
+            if sys.stderr.isatty():
+                print(f"\r{outcomes.total():,} rows", end="", file=sys.stderr, flush=True)
+        if outcomes.total() == outcomes[MALFORMED]:
+            raise UserError(f"{options.input}: no row can be judged" + (f"; the first: {judged['detail']}" if outcomes else ", the file is empty"))
+    print(f"{outcomes.total():,} rows: " + ", ".join(f"{name} {count:,}" for name, count in sorted(outcomes.items())))
+    for (expected, outcome), count in sorted(confusion.items()):
+        print(f"  expected {expected}, judged {outcome}: {count:,}")
+    return 0
+
+
+def _pairs(path: Path) -> Iterator[tuple[dict[str, Any], tuple[Problem, str] | rows.Malformed]]:
+    """Each row with the problem and prediction it holds, or why it holds none."""
+    for number, row in rows.lines(path):
+        where = f"line {number}: "
+        if isinstance(row, rows.Malformed):
+            yield {}, rows.Malformed(f"{where}{row}")
+            continue
+        try:
+            if not isinstance(row.get("prediction"), str):
+                raise rows.Malformed(f"expected `prediction` to be a string, got {row.get('prediction')!r}")
+            yield row, (rows.problem(row), row["prediction"])
+        except rows.Malformed as reason:
+            yield row, rows.Malformed(f"{where}{reason}")
+
+
+def _judged(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "outcome": verdict.outcome.value,
+        "score": verdict.score,
+        "extracted": verdict.extracted,
+        "detail": verdict.detail,
+        "seconds": round(verdict.seconds, 6),
+    }
