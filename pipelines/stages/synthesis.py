@@ -10,11 +10,11 @@ from collections import Counter
 from typing import Any
 
 from pipelines import paths
+from pipelines.chat import ChatClient
 from pipelines.config.curation import CurationSettings, SynthesisSettings
 from pipelines.curation import Curated, curate
 from pipelines.curation.difficulty import wilson
 from pipelines.errors import UserError
-from pipelines.generation.server import ChatClient
 from pipelines.sources import SOURCES
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder, write_dropped, write_json, write_problems

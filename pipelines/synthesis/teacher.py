@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipelines import seeding, verifiers
+from pipelines.chat import ChatClient, Messages, Reply
 from pipelines.config.curation import TeacherSettings
 from pipelines.errors import UserError
-from pipelines.generation.server import ChatClient, Messages, Reply
 from pipelines.records import Dropped, Problem, problem_id
 from pipelines.synthesis.proposals import Proposals
 from pipelines.synthesis.weakness import Topic, allocate

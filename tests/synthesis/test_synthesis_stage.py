@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from teacher_endpoint import Answer, serve
+from chat_endpoint import Answer, serve
 
 from pipelines import paths
 from pipelines.config.curation import CurationSettings, SynthesisSettings

@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from teacher_endpoint import Answer, serve
+from chat_endpoint import Answer, serve
 
+from pipelines.chat import ChatClient, Reply
 from pipelines.config.curation import TeacherSettings
 from pipelines.errors import UserError
-from pipelines.generation.server import ChatClient, Reply
 from pipelines.records import Dropped, Problem, problem_id
 from pipelines.synthesis.teacher import elect, propose
 from pipelines.synthesis.weakness import Topic, topics_of

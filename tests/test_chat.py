@@ -3,10 +3,10 @@
 import time
 
 import pytest
-from teacher_endpoint import Answer, serve
+from chat_endpoint import Answer, serve
 
+from pipelines.chat import ChatClient, Reply
 from pipelines.errors import UserError
-from pipelines.generation.server import ChatClient, Reply
 
 ASK = [{"role": "user", "content": "hello"}]
 
