@@ -11,6 +11,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0)]
 T = TypeVar("T", int, float)
+K = TypeVar("K")
 
 
 def _rising(span: tuple[T, T]) -> tuple[T, T]:
@@ -21,6 +22,16 @@ def _rising(span: tuple[T, T]) -> tuple[T, T]:
 
 Span = Annotated[tuple[T, T], AfterValidator(_rising)]
 """Lowest and highest value, both inside."""
+
+
+def _some_weight(weights: dict[K, float]) -> dict[K, float]:
+    if sum(weights.values()) <= 0:
+        raise ValueError(f"one weight must be above 0, got {weights}")
+    return weights
+
+
+Weights = Annotated[dict[K, Annotated[float, Field(ge=0.0)]], AfterValidator(_some_weight)]
+"""Value -> relative weight."""
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span
+from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights
 from pipelines.config.sources import Source
 
 Step = Literal["normalise", "filters", "exact_dedup", "decontaminate", "audit"]
@@ -42,7 +42,7 @@ class CurationSettings(Section):
     """Steps in order; leave one out or move it here."""
     filters: FilterSettings = FilterSettings()
     decontamination: DecontaminationSettings = DecontaminationSettings()
-    splits: dict[Literal["base", "sft", "rl"], Annotated[float, Field(ge=0.0)]] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
+    splits: Weights[Literal["base", "sft", "rl"]] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
     """Relative share of curated rows for each training stage, drawn by hash of the problem id. Rows without a solution always go to `rl`."""
 
 

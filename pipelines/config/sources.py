@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from pipelines.config.common import Count, Positive, Section, Share
+from pipelines.config.common import Count, Positive, Section, Share, Weights
 
-
-def _some_weight(weights: dict[Any, float]) -> dict[Any, float]:
-    if sum(weights.values()) <= 0:
-        raise ValueError(f"one weight must be above 0, got {weights}")
-    return weights
-
-
-K = TypeVar("K")
 Level = Annotated[int, Field(ge=1)]
-Weights = Annotated[dict[K, Annotated[float, Field(ge=0.0)]], AfterValidator(_some_weight)]
 
 
 class ArithmeticSource(Section):

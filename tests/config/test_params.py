@@ -45,6 +45,7 @@ def put(*keys, value):
         (put("difficulty", "band", value=[0.9, 0.1]), "difficulty.band: must rise, got [0.9, 0.1]"),
         (put("curation", "steps", value=["normalize"]), "curation.steps.0: input should be 'normalise'"),
         (put("curation", "splits", "rl", value=-1), "curation.splits.rl: input should be greater than or equal to 0"),
+        (put("curation", "splits", value={"sft": 0, "rl": 0}), "curation.splits: one weight must be above 0, got {'sft': 0.0, 'rl': 0.0}"),
         (put("rl", "stages", "math", "init", value="nope"), "rl.stages.math.init: 'nope' names no stage; choose one of base, sft, math, code"),
         (put("rl", "stages", "base", value=PARAMS["rl"]["stages"]["math"]), "rl.stages.base: the name is taken"),
         (put("rl", "stages", "math", "domains", value=[]), "rl.stages.math.domains: tuple should have at least 1 item"),

@@ -88,12 +88,6 @@ def test_empty_split_with_a_share_says_so(tmp_path: Path) -> None:
     assert read_problems(tmp_path / paths.SPLITS["sft"]) == [] and len(read_problems(tmp_path / paths.SPLITS["rl"])) == 3
 
 
-@pytest.mark.parametrize("splits", [{"sft": 0.0, "rl": 0.0}, {"sft": -1.0, "rl": 2.0}])
-def test_impossible_shares(tmp_path: Path, splits: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="curation.splits: expected shares"):
-        stage(tmp_path, [row(1)], [], splits=splits)
-
-
 @pytest.mark.skipif(not DATA.exists(), reason="the shared real data is not here")
 def test_gsm8k_train_against_its_test_set(tmp_path: Path) -> None:
     def load(name: str) -> list[Problem]:
