@@ -56,6 +56,7 @@ def put(*keys, value):
         (put("base", "architecture", "vocab_size", value=100), "base.architecture.vocab_size: input should be greater than or equal to 270"),
         (put("evaluation", "samples", value=4), "evaluation.ks: pass@8 needs as many samples, got evaluation.samples = 4"),
         (put("evaluation", "gate", "improve", value=["maths"]), "evaluation.gate.improve: 'maths' is no benchmark"),
+        (put("merging", "dtype", value="int8"), "merging.dtype: input should be 'float32', 'bfloat16' or 'float16', got 'int8'"),
         (put("merging", "models", value=["logic"]), "merging.models: 'logic' is no RL stage; there are math, code"),
         (put("sources", "train", "a/b", value=PARAMS["sources"]["train"]["stories"]), "sources.train.a/b: string should match pattern"),
         (lambda content: content.pop("rl"), "key 'rl' is missing"),

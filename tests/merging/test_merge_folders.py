@@ -211,8 +211,6 @@ def test_the_stage_merges_the_experts_that_params_name(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match=r"merging.models: there is no RL stage to merge"):
         stage.run(replace(context, settings=MergingSettings(models=())))
-    with pytest.raises(UserError, match=r"merging: dtype: .*got 'int8'"):
-        stage.run(replace(context, settings=MergingSettings(models=("math",), dtype="int8")))
 
 
 MEASURE = """
