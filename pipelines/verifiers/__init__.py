@@ -4,10 +4,14 @@
     verify(problem, response)                            one response
     with VerifierPool() as pool: pool.verify_batch(pairs)    many, with a cache and counts of outcomes
 
-text.py         which part of a response counts          arithmetic.py   exact comparison without sympy
-mathematics.py  `math`                                    answers.py      `exact` and `logic`
+text.py         which part of a response counts          notation.py     one way of writing mathematics
+arithmetic.py   exact comparison without sympy            shapes.py       tuples, sets, intervals, matrices, lists
+mathematics.py  `math`                                    choice.py       `choice`
+answers.py      `exact`, `logic`                          assignments.py  `logic` without a task: knights and knaves
+structured.py   `regex`, `json`                           constraints.py  `constraints`, by the names of IFEval
+similarity.py   `similarity`                              judge.py        `judge`
 programs.py     `code`                                    sandbox.py      bubblewrap; harness.py runs inside, interpreter.py is what it runs on
-workers.py      processes that can be killed              engine.py       what they run: Math-Verify, reasoning-gym
+workers.py      processes that can be killed              engine.py       what they run
 pool.py         VERIFIERS, batches, cache                 audit.py        every gold judged by its own verifier
 judgement.py    Limits, Job, the shape of a verifier
 

@@ -1,4 +1,4 @@
-r"""Exact comparison of numbers and short texts, in microseconds and without sympy.
+r"""Exact comparison of single values in microseconds, without sympy.
 
 Most golds of public maths sets are integers, decimals or fractions. For these the answer is decided here by
 `fractions.Fraction`, which also avoids Math-Verify's rounding to six decimals (1/2^99 = 1/2^98 there). `compare` returns
@@ -6,47 +6,63 @@ True or False where it is certain and None where the symbolic engine must decide
 
 House rules: a percent sign divides by 100 (50 % is 0.5 and is not 50; `{"percent": "ignore"}` drops the sign); a
 decimal stands for a fraction when they agree to a relative 1e-6 and the gold is no integer; a number in another base
-equals only itself; a set is not a tuple.
+equals only itself; a unit counts only where gold and answer both have one; a ratio is its quotient, a time of day is not.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from fractions import Fraction
+
+from pipelines.verifiers.notation import squeeze, without_text
 
 MAX_DIGITS = 2000
 _INTEGER = re.compile(r"[-+]?\d{1,30}")
-_NUMBER = re.compile(r"([-+]?)(?:(\d{1,3}(?:,\d{3})+|\d+)(\.\d*)?|(\.\d+))(?:(?:e|\\times10\^)\{?([-+]?\d{1,3})\}?)?")
+_NUMBER = re.compile(r"([-+]?)(?:([1-9]\d{0,2}(?:,\d{3})+|\d+)(\.\d*)?|(\.\d+))(?:(?:[eE]|(?:\\times|\\cdot)10\^)\{?([-+]?\d{1,3})\}?)?")
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)(?:\\overline|\\bar)\{?(\d+)\}?")
 _RATIO = re.compile(r"([-+]?)(\d*)\\frac(?:\{([-+]?[\d,.]+)\}\{([-+]?[\d,.]+)\}|(\d)(\d))")
 _SLASH = re.compile(r"([-+]?[\d,.]+)/([-+]?[\d,.]+)")
+_MIXED = re.compile(r"([-+]?)(\d+)\s+(\d+)/(\d+)")
+_COLON = re.compile(r"(\d+):(\d+)")
+_TIME = re.compile(r"\d{1,2}:\d\d")
+_COMMA_DECIMAL = re.compile(r"[-+]?(?:0,\d+|\d+,\d{1,2}|\d+,\d{4,})")
 _BASE = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|operatorname|boxed|fbox)\{([^{}]*)\}")
-_SPACES = re.compile(r"\\[!,;: ]|\\left(?![a-z])|\\right(?![a-z])|~|\\q?quad|\s+")
-_UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "≥": r"\ge ", "≤": r"\le "}
-    | {"∈": r"\in ", "°": r"^\circ ", "∪": r"\cup ", "∅": r"\emptyset ", "√": r"\sqrt ", "⁄": "/", "\u200b": "", "\u2060": "", "\ufeff": ""}
+_PERCENT = re.compile(r"\s*(?:\\%|%|per\s?cent)")
+_MEASURED = re.compile(
+    r"(.*?[\d}])(?:(?:\s|\\[ ,;])+((?:[A-Za-z]{2}|[mgshLJNWV]\b)[A-Za-z. /-]*(?:\^\{?[23]\}?)?)"
+    r"|(cm|mm|km|kg|mg|ml|ft|lb|oz|mph|kph)(?:\^\{?[23]\}?)?)"
 )
+_UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
+_PREFIXED = re.compile(r"(?:US|USD|Rs\.?|EUR|[£€¥₹])\s*(.*\d)|(.*\d)\s*[£€¥₹]")
+_SCALES = re.compile(
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|squared|cubed|factorial|choose|"
+    r"over|times|plus|minus|by|percent|mod|bmod|if|when|to|and|or|not|is|[A-Za-z])\b"
+)
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
+    *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_GREAT = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_WORDS = dict(zip(_ONES, range(20), strict=True)) | dict(zip(_TENS, range(20, 100, 10), strict=True))
+_TEXT_GOLD = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z][A-Za-z' -]{3,}")
+_LETTER = re.compile(r"\(?[A-J]\)?")
 
 
-def clean(text: str) -> str:
-    """Typographic variants made one: Unicode forms, dollar signs, fraction commands, wrappers such as \\text{...}."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_UNICODE)).translate(_UNICODE)
-    text = text.replace("\\$", "").replace("$", "").replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    for opening, closing in (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**")):
-        stripped = text.strip()
-        if stripped.startswith(opening) and stripped.endswith(closing):
-            text = stripped[len(opening) : -len(closing)]
-    text = text.strip()
-    while (inner := _WRAPPED.fullmatch(text)) is not None:
-        text = inner.group(1).strip()
-    return text.removesuffix(".").rstrip() if not text.endswith("..") else text
-
-
-def squeeze(cleaned: str) -> str:
-    """Without any spacing, LaTeX spacing commands and sizing of brackets."""
-    return _SPACES.sub("", cleaned)
+def in_words(text: str) -> int | None:
+    """forty-two -> 42; None for anything that is no whole number in English words."""
+    words = text.casefold().replace("-", " ").replace(" and ", " ").split()
+    if not words or any(word not in _WORDS and word not in _GREAT for word in words):
+        return None
+    total = part = 0
+    for word in words:
+        if word in _WORDS:
+            part += _WORDS[word]
+        elif word == "hundred":
+            part = max(part, 1) * 100
+        else:
+            total, part = total + max(part, 1) * _GREAT[word], 0
+    return total + part
 
 
 def _decimal(text: str) -> Fraction | None:
@@ -60,17 +76,34 @@ def _decimal(text: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def number(squeezed: str, percent: str = "value") -> Fraction | None:
-    r"""The exact value of an integer, decimal, scientific number, \frac, a/b, mixed number or percentage; None for all else."""
-    if not squeezed or len(squeezed) > MAX_DIGITS:
+def _repeating(text: str) -> Fraction | None:
+    r"""0.1\overline{6} -> 1/6."""
+    match = _REPEATING.fullmatch(text)
+    if match is None:
         return None
-    text = re.sub(r"\^\{?\\circ\}?$", "", squeezed)
-    if text.endswith("%"):
-        value = number(text.removesuffix("%").removesuffix("\\"))
+    sign, whole, fixed, period = match.groups()
+    value = Fraction(int(whole + fixed or 0), 10 ** len(fixed)) + Fraction(int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
+    return -value if sign == "-" else value
+
+
+def number(text: str, percent: str = "value") -> Fraction | None:
+    r"""The exact value of an integer, decimal, scientific number, \frac, a/b, a:b, mixed number or percentage; None for all else."""
+    if not text or len(text) > MAX_DIGITS:
+        return None
+    if (mixed := _MIXED.fullmatch(text.strip())) is not None:
+        part = _quotient(mixed[3], mixed[4])
+        if part is None or part >= 1:
+            return None
+        return -(part + int(mixed[2])) if mixed[1] == "-" else part + int(mixed[2])
+    text = re.sub(r"\^\{?\\circ\}?$", "", squeeze(text))
+    while text.startswith("(") and text.endswith(")") and "," not in text and text.count("(") == 1:
+        text = text[1:-1]
+    if (found := _PERCENT.search(text)) is not None and found.end() == len(text):
+        value = number(text[: found.start()])
         return value if value is None or percent == "ignore" else value / 100
-    if (value := _decimal(text)) is not None:
+    if (value := _decimal(text)) is not None or (value := _repeating(text)) is not None:
         return value
-    if (slash := _SLASH.fullmatch(text)) is not None:
+    if (slash := _SLASH.fullmatch(text) or _COLON.fullmatch(text)) is not None:
         return _quotient(slash.group(1), slash.group(2))
     if (ratio := _RATIO.fullmatch(text)) is not None:
         sign, whole, top, bottom, short_top, short_bottom = ratio.groups()
@@ -87,6 +120,23 @@ def _quotient(top: str, bottom: str) -> Fraction | None:
     return above / below if above is not None and below else None
 
 
+def measured(text: str) -> tuple[str, str]:
+    """(value, unit) of `30 cm` or `$5`; the unit is "" where there is none."""
+    if (wrapped := _UNIT.fullmatch(text.strip())) is not None and not _SCALES.search(wrapped[2]):
+        return wrapped[1].strip(), _unit(wrapped[2])
+    text = without_text(text).strip()
+    if (money := _PREFIXED.fullmatch(text)) is not None:
+        return (money[1] or money[2]).strip(), ""
+    match = _MEASURED.fullmatch(text)
+    if match is None or (match[2] and len(match[2]) > 1 and _SCALES.search(match[2])):
+        return text, ""
+    return match[1].strip(), _unit(match[2] or match[3])
+
+
+def _unit(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".s")
+
+
 def _same_number(gold: Fraction, value: Fraction, written_as_decimal: bool) -> bool:
     if gold == value:
         return True
@@ -94,30 +144,41 @@ def _same_number(gold: Fraction, value: Fraction, written_as_decimal: bool) -> b
 
 
 def compare(gold: str, answer: str, percent: str = "value") -> bool | None:
-    """Whether `answer` equals `gold`, or None where only the symbolic engine can tell."""
+    """Whether the cleaned `answer` equals the cleaned `gold`, two single values; None where only the symbolic engine can tell."""
     if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
         return int(gold) == int(answer)
-    clean_gold, clean_answer = clean(gold), clean(answer)
-    left, right = squeeze(clean_gold), squeeze(clean_answer)
+    left, right = squeeze(gold), squeeze(answer)
     if not right:
         return False
     if left == right:
         return True
-    gold_number, answer_number = number(left, percent), number(right, percent)
+    gold_value, gold_unit = measured(gold)
+    answer_value, answer_unit = measured(answer)
+    gold_number, answer_number = number(gold_value, percent), number(answer_value, percent)
     if gold_number is not None and answer_number is not None:
+        if gold_unit and answer_unit and gold_unit != answer_unit:
+            return None
+        if ":" in left and ":" in right and (_TIME.fullmatch(left) or _TIME.fullmatch(right)):
+            return False
         return _same_number(gold_number, answer_number, "." in left or "." in right)
-    if _BASE.fullmatch(left) and (answer_number is not None or _BASE.fullmatch(right)):
+    if _COMMA_DECIMAL.fullmatch(left if answer_number is not None else right) and (gold_number is None) != (answer_number is None):
+        return number(left.replace(",", "."), percent) == number(right.replace(",", "."), percent)
+    if (_BASE.fullmatch(left) and (answer_number is not None or _BASE.fullmatch(right))) or (_BASE.fullmatch(right) and gold_number is not None):
         return False
-    if _BASE.fullmatch(right) and gold_number is not None:
-        return False
-    if re.fullmatch(r"\(?[A-J]\)?", left):
+    if _LETTER.fullmatch(left):
         return left.strip("()") == right.strip("()").upper()
-    if "\\text" in gold and re.fullmatch(r"[A-Za-z ]+", clean_gold):
-        return clean_gold.casefold() == clean_answer.casefold()
-    if {_bracket(left), _bracket(right)} == {"(", "{"}:
-        return False
+    return _compare_words(without_text(gold), without_text(answer), gold_number, answer_number)
+
+
+def _compare_words(gold: str, answer: str, gold_number: Fraction | None, answer_number: Fraction | None) -> bool | None:
+    """Numbers in words, and golds that are text: `even`, `Friday`, `no solution`."""
+    plain_gold, plain_answer = " ".join(gold.split()).casefold(), " ".join(answer.split()).casefold()
+    one, other = in_words(plain_gold), in_words(plain_answer)
+    if one is not None or other is not None:
+        first = gold_number if one is None else one
+        second = answer_number if other is None else other
+        if first is not None and second is not None:
+            return first == second
+    if _TEXT_GOLD.fullmatch(plain_gold) and "\\" not in plain_gold:
+        return plain_gold == plain_answer.strip(" .!")
     return None
-
-
-def _bracket(squeezed: str) -> str:
-    return "{" if squeezed.startswith("\\{") else "(" if squeezed.startswith("(") and squeezed.endswith(")") and "," in squeezed else ""

@@ -1,4 +1,4 @@
-"""The worker process: judges one item per line of JSON with Math-Verify or a reasoning-gym scorer.
+"""The worker process: judges one item per line of JSON with Math-Verify, a reasoning-gym scorer, a pattern or a measure of likeness.
 
 Run as a script, `python -P engine.py KIND MEMORY PARENT_PID REPLY_FD`, never imported by the package: the libraries take a second
 to import, keep caches that grow, hang on hostile input and only work on a main thread. So they live here, behind a
@@ -24,32 +24,97 @@ PR_SET_PDEATHSIG = 1
 
 
 def _math_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-    from sympy import Expr, N
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
-    latex = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    default = [LatexExtractionConfig(), ExprExtractionConfig()]
+    # units=True takes the last letter of 5 - 5c for cents
+    exact = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    boxed = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=exact), ExprExtractionConfig()]
+    prose = [LatexExtractionConfig(), ExprExtractionConfig()]
 
-    def nearly_equal(gold: Any, value: Any) -> bool:
-        """Math-Verify rounds to six decimals, which makes all tiny numbers equal: compare relative to the gold instead."""
-        if not (isinstance(gold, Expr) and isinstance(value, Expr) and gold.is_number and value.is_number):
-            return True
-        try:
-            return abs(complex(N(((gold - value) / gold).doit(), 30) if gold != 0 else N(value.doit(), 30))) <= 1e-6
-        except (TypeError, ValueError, OverflowError):  # no ordinary number, such as an infinity: Math-Verify's word stands
-            return True
+    def read(text: str, configuration: Any = boxed) -> list[Any]:
+        wrapped = "\\boxed{" + text + "}" if configuration is boxed else text
+        return parse(wrapped, configuration, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
 
     def judge(item: dict[str, Any]) -> dict[str, Any]:
-        gold = parse("\\boxed{" + item["gold"] + "}", latex, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        if item["answer"] is not None:
-            answer = parse("\\boxed{" + item["answer"] + "}", latex, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        else:
-            answer = parse(item["text"][-TAIL:], default, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        equal = bool(gold and answer) and verify(gold, answer, timeout_seconds=None) and nearly_equal(gold[0], answer[0])
-        return {"equal": equal, "gold_read": bool(gold), "answer_read": bool(answer), "extracted": str(answer[-1]) if answer else None}
+        if "text" in item:
+            gold = read(item["prose_gold"][-TAIL:], prose) if item["gold"] is None else read(item["gold"])
+            answer = read(item["text"][-TAIL:], prose)
+            extracted = str(answer[-1]) if answer else None
+            return {"equal": same_expression(gold, answer), "gold_read": bool(gold), "answer_read": bool(answer), "extracted": extracted}
+        parsed = {text: read(text) for pair in item["pairs"] for text in pair}
+        equal = []
+        for gold, answer in item["pairs"]:
+            same = same_expression(parsed[gold], parsed[answer])
+            if not same and "\\log" in gold and "\\ln" in answer:  # many golds mean the natural logarithm
+                same = same_expression(read(gold.replace("\\log", "\\ln")), parsed[answer])
+            equal.append(same)
+        return {
+            "equal": equal,
+            "gold_read": [bool(parsed[gold]) for gold, _ in item["pairs"]],
+            "answer_read": [bool(parsed[answer]) for _, answer in item["pairs"]],
+        }
 
-    judge({"gold": "x^2-1", "answer": "(x-1)(x+1)", "text": ""})  # the first parse builds tables for a second: not at the cost of an item
+    judge({"pairs": [["x^2-1", "(x-1)(x+1)"]]})  # the first parse builds tables for a second: not at the cost of an item
     return judge
+
+
+MOST_SYMBOLS = 12
+POINTS = (("0.3719", "0.8391"), ("1.6180", "0.4142"), ("0.7071", "2.2361"))
+"""First value and ratio to the next symbol's, of each sample of `agree_at_points`."""
+
+
+def same_expression(gold: list[Any], answer: list[Any]) -> bool:
+    """Math-Verify's word, corrected where it rounds, and agreement at points where it gives up."""
+    from math_verify import verify
+    from sympy import Expr
+
+    if not gold or not answer:
+        return False
+    one, other = gold[0], answer[0]
+    both = isinstance(one, Expr) and isinstance(other, Expr)
+    if both and one.is_number and other.is_number:
+        return nearly_equal(one, other)
+    if verify(gold, answer, timeout_seconds=None):
+        return True
+    return both and agree_at_points(one, other)
+
+
+def nearly_equal(gold: Any, value: Any) -> bool:
+    """Two numbers to a relative 1e-6. Math-Verify rounds to six decimals, which makes all tiny numbers equal."""
+    from sympy import N, nan, zoo
+
+    if zoo in (gold, value) or nan in (gold, value):
+        return False
+    if gold == value or gold.is_finite is False or value.is_finite is False:
+        return gold == value
+    try:
+        return abs(complex(N(((gold - value) / gold).doit(), 30) if gold != 0 else N(value.doit(), 30))) <= 1e-6
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return False
+
+
+def agree_at_points(gold: Any, answer: Any) -> bool:
+    """Whether two expressions in the same symbols have the same values at three points; `i` is the imaginary unit where only one has it."""
+    from sympy import Float, I, N, Symbol
+
+    gold, answer = (side.subs({symbol: Symbol(symbol.name) for symbol in side.free_symbols}) for side in (gold, answer))  # without assumptions
+    if gold.free_symbols != answer.free_symbols:
+        gold, answer = (side.subs({Symbol("i"): I, Symbol("I"): I}) for side in (gold, answer))
+    names = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    if not names:
+        return nearly_equal(gold.doit(), answer.doit())
+    if len(names) > MOST_SYMBOLS:
+        return False
+    for first, ratio in POINTS:
+        point = {name: Float(first, 30) * Float(ratio, 30) ** k for k, name in enumerate(names)}
+        try:
+            left, right = (complex(N(side.subs(point).doit(), 25)) for side in (gold, answer))
+        except (TypeError, ValueError, OverflowError, ZeroDivisionError, AttributeError):
+            return False
+        if not abs(left - right) <= 1e-9 * max(1e-6, abs(left)):
+            return False
+    return True
 
 
 def _logic_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -58,6 +123,29 @@ def _logic_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
     def judge(item: dict[str, Any]) -> dict[str, Any]:
         score: Any = get_score_answer_fn(item["task"])
         return {"score": float(score(answer=item["answer"], entry=item["entry"]))}
+
+    return judge
+
+
+def _text_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    import difflib
+    import re
+
+    def judge(item: dict[str, Any]) -> dict[str, Any]:
+        measure, answer = item["measure"], item["answer"]
+        if measure == "regex":
+            try:
+                found = re.fullmatch(item["pattern"], answer, sum(getattr(re, flag.upper()) for flag in set(item["flags"])))
+                return {"matched": found is not None, "group": found[item["group"] or 0] if found else None}
+            except (re.error, IndexError, OverflowError) as error:
+                return {"unusable": str(error)}
+        if measure == "patch":
+            return {"score": difflib.SequenceMatcher(None, answer, item["gold"], autojunk=False).ratio()}
+        import sacrebleu
+
+        measures = {"chrf": sacrebleu.sentence_chrf, "bleu": sacrebleu.sentence_bleu, "ter": sacrebleu.sentence_ter}
+        score = measures[measure](answer, [item["gold"]]).score
+        return {"score": min(1.0, max(0.0, (100 - score if measure == "ter" else score) / 100))}
 
     return judge
 
@@ -73,7 +161,7 @@ def main() -> None:
     kind, memory, parent, reply_fd = sys.argv[1], *map(int, sys.argv[2:5])
     _die_with(parent)
     replies = os.fdopen(reply_fd, "w", encoding="utf-8")
-    judge = {"math": _math_judge, "logic": _logic_judge}[kind]()
+    judge = {"math": _math_judge, "text": _text_judge, "logic": _logic_judge}[kind]()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies.write(json.dumps({"ready": True}) + "\n")

@@ -24,14 +24,21 @@ class Limits:
 
 
 class Engines(Protocol):
-    """What a Job may use: the limits, and worker processes of a kind ("math", "logic") that answer a request within them."""
+    """What a Job may use: the limits, and worker processes of a kind ("math", "text", "logic") that answer a request within them."""
 
     limits: Limits
 
     def ask(self, kind: str, request: dict[str, Any]) -> dict[str, Any] | Verdict: ...
 
 
-Job = Callable[[Engines], Verdict]
+@dataclass(frozen=True)
+class Job:
+    """Work that reaches a verdict. subject: all of the response that the verdict depends on, so that equal ones are judged once."""
+
+    subject: str
+    work: Callable[[Engines], Verdict]
+
+
 Verifier = Callable[[Problem, str], Verdict | Job]
 
 

@@ -1,8 +1,9 @@
 r"""`math`: is the stated answer the gold? verifier_args: {"require_boxed": bool, "percent": "value" | "ignore"}.
 
-The answer is the last \boxed{}; without one, what follows '####' or 'answer is', a response that is nothing but a short
-answer, or else what Math-Verify finds in the text. Order of judgement: exact comparison (arithmetic.py), a size check,
-then the symbolic engine in a worker process.
+The answer is what `<answer>` holds, the last \boxed{} (several are one list when only commas, `and` or `or` stand between them), what
+follows '####' or 'answer is', or a response that is nothing but an answer; else whatever Math-Verify finds in the text. Order of
+judgement: the form of the answer (shapes.py), its single values exactly (arithmetic.py), a size check, then the symbolic engine in a
+worker process for the values that are left.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import re
 
 from pipelines.records import Outcome, Problem, Verdict
-from pipelines.verifiers.arithmetic import clean, compare, number, squeeze
+from pipelines.verifiers import shapes
+from pipelines.verifiers.arithmetic import compare, measured
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
-from pipelines.verifiers.text import boxed, has_box, stated_answer
+from pipelines.verifiers.notation import clean, latex, squeeze
+from pipelines.verifiers.text import all_boxes, boxes, has_box, stated_answer, tagged
 
 MAX_LENGTH = 2000
-_BARE = 100
+MAX_PAIRS = 200
+_BARE = 200
 _EXPLOSIVE = re.compile(
     r"\^\{?\(?[A-Za-z0-9.]{1,20}\)?\^\{?\(?[A-Za-z0-9.]{1,20}\)?\^"  # towers of three
     r"|\^\{?\d+\^\{?\d{2,}"
@@ -23,50 +27,162 @@ _EXPLOSIVE = re.compile(
     r"|\d{5,}\)?!|\^\{?\d+\}?\)!|\)!!|!!!"
 )
 _CODE = re.compile(r"__|\blambda\b|\bimport\b|\\(?:input|write|include|def(?![a-z]))")
+_PROSE = re.compile(r"[^\W\d_]{3,}")
+_COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+")
+_RELATION = re.compile(r"[=<>]|\\(?:leq?|geq?|lt|gt|neq?|in)(?![a-z])")
+_PLAIN_MATHS = re.compile(
+    r"\b(?:a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|sqrt|infinity|inf|theta|alpha|beta|and|gcd|lcm|mod|percent)\b"
+)
+_NAME = re.compile(
+    r"\A((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
+)
+_GOLD_LEAD = re.compile(r"\A(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*", re.IGNORECASE)
 
 
 def verify_math(problem: Problem, text: str) -> Verdict | Job:
     """Judge the final text of a response against `problem.answer`."""
     arguments = problem.args
-    answer = boxed(text) if has_box(text) else None
+    if not text.strip():
+        return failed(Outcome.UNPARSABLE, "the answer is empty")
+    answer = stated(text)
     if answer is None and (has_box(text) or arguments.get("require_boxed", False)):
         return failed(Outcome.UNPARSABLE, "no complete \\boxed{} answer")
-    if answer == "" or not text.strip():
+    if arguments.get("require_boxed", False) and not has_box(text):
+        return failed(Outcome.UNPARSABLE, "no \\boxed{} answer")
+    if answer == "":
         return failed(Outcome.UNPARSABLE, "the answer is empty")
-    if answer is None:
-        return _unboxed(problem, text, arguments.get("percent", "value"))
-    if len(answer) > MAX_LENGTH:
-        return failed(Outcome.UNPARSABLE, f"the answer has {len(answer)} characters; at most {MAX_LENGTH} are read", answer[:100])
-    same = compare(problem.answer, answer, arguments.get("percent", "value"))
-    if same is not None:
-        return judged(same, answer)
-    if _EXPLOSIVE.search(answer.replace(" ", "")):
-        return failed(Outcome.UNPARSABLE, "the answer is too large to evaluate", answer)
-    if _CODE.search(answer):
-        return failed(Outcome.UNPARSABLE, "the answer is code, not mathematics", answer)
-    return lambda engines: _symbolic(problem.answer, answer, text, engines)
-
-
-def _unboxed(problem: Problem, text: str, percent: str) -> Verdict | Job:
-    """Prose around an answer is the engine's to read, unless what is stated is a plain number or the gold itself."""
-    stated = stated_answer(text)
-    answer = stated if stated is not None else text.strip() if len(text) <= _BARE else None
-    if answer is not None and (number(squeeze(clean(answer))) is not None or compare(problem.answer, answer, percent) is True):
-        return judged(bool(compare(problem.answer, answer, percent)), answer)
+    gold = gold_of(problem.answer)
+    if answer is not None and (has_box(text) or tagged(text) is not None or is_bare(answer)):
+        if len(answer) > MAX_LENGTH:
+            return failed(Outcome.UNPARSABLE, f"the answer has {len(answer)} characters; at most {MAX_LENGTH} are read", answer[:100])
+        return _compared(gold, answer, arguments.get("percent", "value"))
     source = (answer or text)[-MAX_LENGTH:]
-    if _EXPLOSIVE.search(source.replace(" ", "")) or _CODE.search(source):
-        return failed(Outcome.UNPARSABLE, "the text holds code or numbers too large to evaluate", source[:100])
-    return lambda engines: _symbolic(problem.answer, None, source, engines)
+    if squeeze(clean(gold)) == squeeze(clean(source)):
+        return judged(True, source)
+    return _hostile(source) or Job(source, lambda engines: _found_in_prose(gold, source, engines))
 
 
-def _symbolic(gold: str, answer: str | None, text: str, engines: Engines) -> Verdict:
-    request = {"gold": clean(gold), "answer": None if answer is None else clean(answer), "text": text}
+def stated(text: str) -> str | None:
+    """The answer that a final text states, as it stands there; None where only a reader of prose could find one."""
+    if (inside := tagged(text)) is not None:
+        inner = stated(inside) if inside else inside
+        return inside if inner is None else inner
+    if has_box(text):
+        found = boxes(text)
+        rest = text[max(text.rfind("\\boxed"), text.rfind("\\fbox")) :]
+        if "final answer is" in rest.casefold() and (later := stated_answer(rest)) is not None and "\\boxed" not in later:
+            return later
+        return found
+    answer = stated_answer(text)
+    if answer is not None:
+        return answer
+    return text.strip() if is_bare(text) else None
+
+
+def is_bare(text: str) -> bool:
+    """Whether a text is an answer and nothing else: short, and without words that are no mathematics."""
+    text = text.strip()
+    return len(text) <= _BARE and "\n\n" not in text and not has_prose(text)
+
+
+def has_prose(text: str) -> bool:
+    r"""Whether there are words that are no mathematics, outside of \text{...}."""
+    words = re.sub(r"\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox|operatorname)\s*\{[^{}]*\}", "", text)
+    return _PROSE.search(_PLAIN_MATHS.sub(" ", _COMMAND.sub(" ", words))) is not None
+
+
+def gold_of(answer: str) -> str:
+    """The gold itself where a dataset has a solution or a sentence in its place; several boxes are a list."""
+    answer = answer.strip()
+    if has_box(answer):
+        return ", ".join(all_boxes(answer)) or answer
+    return _GOLD_LEAD.sub("", answer)
+
+
+def _compared(gold: str, answer: str, percent: str) -> Verdict | Job:
+    """A stated answer against the gold: its form, then its single values."""
+    clean_gold, clean_answer = clean(gold), clean(answer)
+    exact: dict[tuple[str, str], bool | None] = {}
+
+    def same(one: str, other: str) -> bool | None:
+        key = one, other
+        if key not in exact:
+            exact[key] = compare(*values(one, other), percent)
+        return exact[key]
+
+    whole = same(clean_gold, clean_answer)
+    if whole is not None:
+        return judged(whole, answer)
+    left, right = map(shapes.parse, values(clean_gold, clean_answer))
+    possible = shapes.equal(left, right, lambda one, other: same(one, other) is not False)
+    if not possible and _RELATION.search(clean_gold) and _RELATION.search(clean_answer):  # one relation may be written in many ways
+        left, right, possible = shapes.Shape("leaf", text=clean_gold), shapes.Shape("leaf", text=clean_answer), True
+    if not possible or shapes.equal(left, right, lambda one, other: same(one, other) is True):
+        return judged(possible, answer)
+    if (refused := _hostile(clean_answer)) is not None:
+        return refused
+    if has_prose(clean_answer) and not has_prose(clean_gold):
+        return judged(False, answer, "the answer is prose")
+    open_pairs = [pair for pair in dict.fromkeys(shapes.leaves(left, right)) if same(*pair) is None]
+    if len(open_pairs) > MAX_PAIRS:
+        return failed(Outcome.UNPARSABLE, f"the answer has {len(open_pairs)} parts to compare; at most {MAX_PAIRS} are", answer[:100])
+    return Job(answer, lambda engines: _symbolic(left, right, exact, open_pairs, answer, engines))
+
+
+def values(gold: str, answer: str) -> tuple[str, str]:
+    """Both sides without what only one of them says: the name in `x = 5`, or a unit."""
+    gold_name, answer_name = _NAME.match(gold), _NAME.match(answer)
+    alike = gold_name and answer_name and squeeze(gold_name[1]) == squeeze(answer_name[1])
+    if answer_name and (alike or not _RELATION.search(gold)):
+        answer = _end_of_chain(answer[answer_name.end() :])
+    if gold_name and (alike or not _RELATION.search(answer)):
+        gold = _end_of_chain(gold[gold_name.end() :])
+    (gold_value, gold_unit), (answer_value, answer_unit) = measured(gold), measured(answer)
+    if bool(gold_unit) != bool(answer_unit) or (gold_unit and gold_unit == answer_unit):
+        return gold_value, answer_value
+    return gold, answer
+
+
+def _end_of_chain(text: str) -> str:
+    """`y = z = 5` -> 5, where what stands before the last sign are names; anything else stays."""
+    while (name := _NAME.match(text)) is not None:
+        text = text[name.end() :]
+    return text
+
+
+def _hostile(text: str) -> Verdict | None:
+    if _EXPLOSIVE.search(text.replace(" ", "")):
+        return failed(Outcome.UNPARSABLE, "the answer is too large to evaluate", text[:100])
+    if _CODE.search(text):
+        return failed(Outcome.UNPARSABLE, "the answer is code, not mathematics", text[:100])
+    return None
+
+
+def _symbolic(
+    left: shapes.Shape, right: shapes.Shape, exact: dict[tuple[str, str], bool | None], pairs: list[tuple[str, str]], answer: str, engines: Engines
+) -> Verdict:
+    """The engine's word on every pair of values that is open, then the forms again."""
+    request = {"pairs": [[latex(side) for side in values(*pair)] for pair in pairs]}
     reply = engines.ask("math", request)
     if isinstance(reply, Verdict):
         return reply
-    extracted = answer if answer is not None else reply["extracted"]
+    known = exact | dict(zip(pairs, reply["equal"], strict=True))
+    if shapes.equal(left, right, lambda one, other: known.get((one, other)) is True):
+        return judged(True, answer)
+    if not any(reply["gold_read"]):
+        return judged(False, answer, "the gold is no mathematical expression; compared as text")
+    if not any(reply["answer_read"]):
+        return failed(Outcome.UNPARSABLE, "no mathematical expression found", answer)
+    return judged(False, answer)
+
+
+def _found_in_prose(gold: str, text: str, engines: Engines) -> Verdict:
+    """What Math-Verify finds in a text that states no answer."""
+    reply = engines.ask("math", {"gold": latex(clean(gold)) if is_bare(gold) else None, "prose_gold": gold, "text": text})
+    if isinstance(reply, Verdict):
+        return reply
     if not reply["gold_read"]:
-        return judged(False, extracted, "the gold is no mathematical expression; compared as text")
+        return judged(False, reply["extracted"], "the gold is no mathematical expression; compared as text")
     if not reply["answer_read"]:
-        return failed(Outcome.UNPARSABLE, "no mathematical expression found", extracted)
-    return judged(reply["equal"], extracted)
+        return failed(Outcome.UNPARSABLE, "no mathematical expression found", reply["extracted"])
+    return judged(reply["equal"], reply["extracted"])

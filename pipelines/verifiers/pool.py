@@ -1,7 +1,7 @@
 """Judging many responses: a pool that long-lived callers hold, with a cache of verdicts and counts of outcomes.
 
-What is decided at once is decided in the calling thread. Other work is deduplicated by (verifier, its arguments, gold,
-final text), given to `workers` threads, and each thread holds one worker process or one sandbox at a time. Verdicts do not depend on the
+What is decided at once is decided in the calling thread. Other work is deduplicated by (verifier version, problem, the part of the
+response that is judged), given to `workers` threads, and each thread holds one worker process or one sandbox at a time. Verdicts do not depend on the
 thread, the batch or the order. An `infrastructure` verdict says nothing about the response and is never cached.
 """
 
@@ -16,20 +16,40 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import blake2b
+from importlib import metadata
+from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers.answers import verify_exact, verify_logic
+from pipelines.verifiers.choice import verify_choice
+from pipelines.verifiers.constraints import verify_constraints
+from pipelines.verifiers.judge import verify_judge
 from pipelines.verifiers.judgement import Job, Limits, Verifier, failed
 from pipelines.verifiers.mathematics import verify_math
 from pipelines.verifiers.programs import verify_code
 from pipelines.verifiers.sandbox import require_sandbox
+from pipelines.verifiers.similarity import verify_similarity
+from pipelines.verifiers.structured import verify_json, verify_regex
 from pipelines.verifiers.text import final_text
 from pipelines.verifiers.workers import Workers
 
-VERIFIERS: dict[str, Verifier] = {"math": verify_math, "exact": verify_exact, "logic": verify_logic, "code": verify_code}
+VERIFIERS: dict[str, Verifier] = {
+    "math": verify_math,
+    "exact": verify_exact,
+    "choice": verify_choice,
+    "regex": verify_regex,
+    "json": verify_json,
+    "logic": verify_logic,
+    "constraints": verify_constraints,
+    "similarity": verify_similarity,
+    "code": verify_code,
+    "judge": verify_judge,
+}
+"""Name in `Problem.verifier` -> verifier."""
+LIBRARIES = ("math-verify", "latex2sympy2-extended", "sympy", "reasoning-gym", "sacrebleu")
 SANDBOXED = ("code", "logic")
 """Verifiers that run what a model or a dataset wrote."""
 DEFAULT_WORKERS = max(1, min(8, os.cpu_count() or 1))
@@ -66,8 +86,18 @@ class VerdictCache:
             self._verdicts.pop(key, None)
 
 
-def cache_key(problem: Problem, text: str) -> bytes:
-    parts = (problem.verifier, problem.verifier_args, problem.answer, text)
+@functools.cache
+def version() -> str:
+    """Digest of this package's files and of the libraries that judge: verdicts of another version are other verdicts."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    found = {each.metadata["Name"].casefold(): each.version for each in metadata.distributions()}
+    libraries = [f"{name} {found.get(name, 'absent')}" for name in LIBRARIES]
+    return blake2b(b"\0".join([*(file.read_bytes() for file in files), *(text.encode() for text in libraries)]), digest_size=16).hexdigest()
+
+
+def cache_key(problem: Problem, subject: str) -> bytes:
+    """(verifier version, problem as far as its verifier sees it, the part of the response that is judged)."""
+    parts = (version(), problem.verifier, problem.verifier_args, problem.answer, subject)
     return blake2b("\0".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -86,7 +116,7 @@ def begin(problem: Problem, text: str | None) -> Verdict | Job:
 
 def _timed(job: Job, workers: Workers) -> Verdict:
     started = time.monotonic()
-    return replace(job(workers), seconds=time.monotonic() - started)
+    return replace(job.work(workers), seconds=time.monotonic() - started)
 
 
 class VerifierPool:
@@ -112,7 +142,7 @@ class VerifierPool:
             if isinstance(first, Verdict):
                 verdicts.append(first)
                 continue
-            key = cache_key(problem, text or "")
+            key = cache_key(problem, first.subject)
             if key not in running:
                 running[key] = self._threads.submit(judge, key, functools.partial(_timed, first, self._workers))
             verdicts.append(running[key])

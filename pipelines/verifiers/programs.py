@@ -2,23 +2,28 @@
 
 verifier_args, in order of preference:
   {"entry_point": "f", "tests": [{"args": [...], "kwargs": {...}, "expected": JSON}, ...]}       call tests
-  {"stdin_tests": [{"input": "...", "output": "..."}, ...], "compare": "exact" | "tokens" | "float"}
-  {"asserts": ["assert f(1) == 2", ...], "test_imports": [...]}                                  MBPP
-  {"check": "def check(candidate): ...", "entry_point": "f"}                                     HumanEval
-and for all: "setup" (lines before the program), "time_limit" (seconds per test).
+  {"stdin_tests": [{"input": "...", "output": "..."}, ...]}                                       programs that read and print
+  {"asserts": ["assert f(1) == 2", ...], "test_imports": [...]}                                   MBPP
+  {"check": "def check(candidate): ...", "entry_point": "f"}                                      HumanEval
+and for all: "setup" (lines before the program), "time_limit" (seconds per test), "tolerance" (of floats, 1e-6 relative or absolute),
+"compare": "exact" | "unordered" (lines, or the items of a list, in any order), for stdin tests also "tokens" (any spacing), "float" (numbers to
+the tolerance) and "checker" with {"checker": "def check(input, expected, output): -> bool"}, which runs in a sandbox of its own.
 
-Expected values of call and stdin tests stay on this side. An assert of the form `f(literals) == literal` is turned into
-a call test; other asserts and `check` run beside the program and a program that tampers with its process can pass them: use them for
-training only where nothing better exists. Comparison is of plain JSON: a tuple is a list, True is not 1, floats agree
-to 1e-6 (relative or absolute), integers exactly, NaN equals nothing.
+No expected value ever stands beside the program. Values of call and stdin tests are compared on this side, as plain JSON: a tuple is
+a list, True is not 1, integers agree exactly, NaN equals nothing. An assert of the form `f(literals) == literal` is turned into a call
+test; other asserts and `check` run in a second sandbox, which gets the program's answers as plain values (harness.py).
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import math
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipelines.errors import InfrastructureError
@@ -35,19 +40,82 @@ def verify_code(problem: Problem, text: str) -> Verdict | Job:
     source = program(text)
     if source is None:
         return failed(Outcome.UNPARSABLE, "no fenced Python program in the final text")
-    return lambda engines: judge_program(problem, source, engines)
+    return Job(source, lambda engines: judge_program(problem, source, engines))
 
 
 def judge_program(problem: Problem, source: str, engines: Engines) -> Verdict:
     """One program in a sandbox of its own."""
     started = time.monotonic()
+    limits = engines.limits.program
     try:
         require_sandbox()
-        item, expected, seconds = harness_item(problem, source, engines.limits.program)
-        outcome = run([item], engines.limits.program, quiet_seconds=seconds, total_seconds=item["wall"])
+        item, expected, seconds = harness_item(problem, source, limits)
+        candidate = None
+        if any(kind == "assert" for kind, _ in item["tests"]):
+            candidate, item = item, _examiner(problem, item)
+        outcome = run([item], limits, quiet_seconds=seconds, total_seconds=item["wall"], candidate=candidate)
+        verdict = conclude(outcome, outcome.events, expected, problem, source, 0.0)
+        if verdict.correct and problem.args.get("compare") == "checker":
+            verdict = _checked(problem, outcome, source, limits)
     except InfrastructureError as error:
         return failed(Outcome.INFRASTRUCTURE, str(error), source)
-    return conclude(outcome, outcome.events, expected, problem, source, time.monotonic() - started)
+    return replace(verdict, seconds=time.monotonic() - started)
+
+
+def _examiner(problem: Problem, item: dict[str, Any]) -> dict[str, Any]:
+    """The item of the sandbox where the tests run: set-up and tests, but not the program; `names` are what it asks the program for."""
+    statements = [text if kind == "assert" else f"assert {text} == {_literal(problem, test)}" for test, (kind, text) in enumerate(item["tests"])]
+    entry = problem.args.get("entry_point", "")
+    names = {entry} if "check" in problem.args else _called(statements, item["setup"])
+    modules = names & sys.stdlib_module_names  # tests of MBPP use modules that only the program imports
+    setup = "\n".join([item["setup"], *(f"import {module}" for module in sorted(modules))])
+    return item | {"setup": setup, "program": "", "tests": [("assert", text) for text in statements], "names": sorted(names - modules - {""})}
+
+
+def _literal(problem: Problem, test: int) -> str:
+    """The right side of an assert that is a call test, as its author wrote it."""
+    (statement,) = ast.parse(problem.args["asserts"][test]).body
+    assert isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Compare)
+    return ast.unparse(statement.test.comparators[0])
+
+
+def _called(statements: Sequence[str], setup: str) -> set[str]:
+    """Names that the statements use and neither Python, nor the set-up, nor they themselves define."""
+    used: set[str] = set()
+    bound = set(dir(builtins))
+    for text in (*statements, setup):
+        try:
+            tree = ast.walk(ast.parse(text))
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise InfrastructureError(f"a test is no Python ({error}).") from error
+        for node in tree:
+            if isinstance(node, ast.Name):
+                (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                bound |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                bound.add(node.name)
+            elif isinstance(node, ast.arg):
+                bound.add(node.arg)
+    return used - bound
+
+
+def _checked(problem: Problem, outcome: Run, source: str, limits: ProgramLimits) -> Verdict:
+    """The word of the problem's own checker on what the program printed."""
+    tests = problem.args["stdin_tests"]
+    printed = {test: payload for _, test, status, payload in outcome.events if status == "output"}
+    calls = [("args", ([test["input"], test.get("output", ""), printed[number]], {})) for number, test in enumerate(tests)]
+    wall = min(limits.seconds * (len(calls) + 1), limits.total_seconds)
+    item = {"setup": "", "program": problem.args.get("checker", ""), "entry_point": "check", "tests": calls} | resources(limits, wall)
+    said = run([item], limits, quiet_seconds=limits.seconds, total_seconds=wall)
+    verdicts = {test: (status, payload) for _, test, status, payload in said.events}
+    for test in range(len(tests)):
+        status, payload = verdicts.get(test, ("error", said.end))
+        if status != "value" or not isinstance(payload, bool):
+            raise InfrastructureError(f"problem {problem.problem_id}: its checker gave no verdict on test {test + 1} ({payload}).")
+        if not payload:
+            return Verdict(Outcome.WRONG, 0.0, source, f"{test} of {len(tests)} tests passed; the checker refuses test {test + 1}")
+    return judged(True, source, f"{len(tests)} of {len(tests)} tests passed")
 
 
 def harness_item(problem: Problem, source: str, limits: ProgramLimits) -> tuple[dict[str, Any], Expected, float]:
@@ -64,13 +132,14 @@ def harness_item(problem: Problem, source: str, limits: ProgramLimits) -> tuple[
             expected.append((True, test["expected"]))
         for test in arguments.get("stdin_tests", []) if not tests else []:
             tests.append(("stdin", test["input"].encode()))
-            expected.append((True, test["output"]))
+            expected.append((True, test.get("output", "") if arguments.get("compare") == "checker" else test["output"]))
     except KeyError as error:
         raise InfrastructureError(f"problem {problem.problem_id}: a test of verifier_args lacks {error}.") from error
-    for statement in arguments.get("asserts", []) if not tests else []:
-        call = _as_call(statement)
-        tests.append(("expression", call[0]) if call else ("assert", statement))
-        expected.append((True, call[1]) if call else (False, None))
+    if not tests and "asserts" in arguments:
+        calls = [_as_call(statement) for statement in arguments["asserts"]]
+        for statement, call in zip(arguments["asserts"], calls, strict=True):
+            tests.append(("expression", call[0]) if call else ("assert", statement))
+            expected.append((True, call[1]) if call and all(calls) else (False, None))
     if not tests and "check" in arguments:
         tests.append(("assert", f"{arguments['check']}\ncheck({entry})"))
         expected.append((False, None))
@@ -95,7 +164,7 @@ def _as_call(statement: str) -> tuple[str, Any] | None:
 
 def conclude(outcome: Run, events: list[Event], expected: Expected, problem: Problem, source: str, seconds: float) -> Verdict:
     """The verdict on one program from the events of its item: the first test that is not passed decides."""
-    mode = problem.args.get("compare", "exact")
+    mode, tolerance = problem.args.get("compare", "exact"), float(problem.args.get("tolerance", TOLERANCE))
     results = {test: (status, payload) for _, test, status, payload in reversed(events)}
     if results.get(-1, ("", ""))[0] == "error":
         return Verdict(Outcome.CRASH, 0.0, source, str(results[-1][1]), seconds)
@@ -109,49 +178,67 @@ def conclude(outcome: Run, events: list[Event], expected: Expected, problem: Pro
         if status == "error":
             return Verdict(Outcome.CRASH, 0.0, source, passed + str(payload), seconds)
         if known and status in ("value", "output"):
-            right = same_output(value, payload, mode) if status == "output" else same_value(value, payload)
-            if not right:
+            same = same_output if status == "output" else same_value
+            if mode != "checker" and not same(value, payload, mode, tolerance):
                 return Verdict(Outcome.WRONG, 0.0, source, f"{passed}expected {_short(value)}, got {_short(payload)}", seconds)
         elif known or status != "passed":
             return Verdict(Outcome.WRONG, 0.0, source, f"{passed}{payload}", seconds)
     verdict = judged(True, source, f"{len(expected)} of {len(expected)} tests passed")
-    return Verdict(verdict.outcome, verdict.score, source, verdict.detail, seconds)
+    return replace(verdict, seconds=seconds)
 
 
-def same_value(expected: Any, got: Any) -> bool:
-    """Equality of two JSON values under the rules of the module docstring."""
+def same_value(expected: Any, got: Any, mode: str = "exact", tolerance: float = TOLERANCE) -> bool:
+    """Equality of two JSON values under the rules of the module docstring; `unordered` is about the outermost list."""
     if isinstance(expected, bool) or isinstance(got, bool) or expected is None or got is None:
         return expected is got
     if isinstance(expected, int) and isinstance(got, int):
         return expected == got
     if isinstance(expected, int | float) and isinstance(got, int | float):
-        return _close(expected, got)
+        return _close(expected, got, tolerance)
     if isinstance(expected, list) and isinstance(got, list):
-        return len(expected) == len(got) and all(map(same_value, expected, got))
+        if len(expected) != len(got):
+            return False
+        if mode == "unordered":
+            left = list(got)
+            return all(_taken(value, left, tolerance) for value in expected)
+        return all(same_value(one, other, "exact", tolerance) for one, other in zip(expected, got, strict=True))
     if isinstance(expected, dict) and isinstance(got, dict):
-        return expected.keys() == got.keys() and all(same_value(value, got[key]) for key, value in expected.items())
+        return expected.keys() == got.keys() and all(same_value(value, got[key], "exact", tolerance) for key, value in expected.items())
     return isinstance(expected, str) and isinstance(got, str) and expected == got
 
 
-def _close(expected: float, got: float) -> bool:
+def _taken(value: Any, left: list[Any], tolerance: float) -> bool:
+    """Whether one of `left` is the same; it is taken out."""
+    found = next((i for i, other in enumerate(left) if same_value(value, other, "exact", tolerance)), None)
+    if found is None:
+        return False
+    left.pop(found)
+    return True
+
+
+def _close(expected: float, got: float, tolerance: float) -> bool:
     try:
-        return math.isclose(expected, got, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return math.isclose(expected, got, rel_tol=tolerance, abs_tol=tolerance)
     except OverflowError:
         return False
 
 
-def same_output(expected: str, got: str, mode: str = "exact") -> bool:
-    """Printed text: trailing spaces and trailing blank lines never count. tokens: any spacing. float: numbers to the tolerance."""
+def same_output(expected: str, got: str, mode: str = "exact", tolerance: float = TOLERANCE) -> bool:
+    """Printed text: trailing spaces and trailing blank lines never count. See the module docstring for the modes."""
     wanted, printed = ([line.rstrip() for line in text.replace("\r\n", "\n").rstrip().split("\n")] for text in (expected, got))
     if mode == "exact":
         return wanted == printed
+    if mode == "unordered":
+        return sorted(wanted) == sorted(printed)
     left, right = " ".join(wanted).split(), " ".join(printed).split()
-    return len(left) == len(right) and all(one == two or (mode == "float" and _close_tokens(one, two)) for one, two in zip(left, right, strict=True))
+    if len(left) != len(right):
+        return False
+    return all(one == two or (mode == "float" and _close_tokens(one, two, tolerance)) for one, two in zip(left, right, strict=True))
 
 
-def _close_tokens(expected: str, got: str) -> bool:
+def _close_tokens(expected: str, got: str, tolerance: float) -> bool:
     try:
-        return _close(float(expected), float(got)) and not (expected.lstrip("-").isdigit() and got.lstrip("-").isdigit())
+        return _close(float(expected), float(got), tolerance) and not (expected.lstrip("-").isdigit() and got.lstrip("-").isdigit())
     except ValueError:
         return False
 

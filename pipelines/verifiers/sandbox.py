@@ -5,6 +5,9 @@ result pipe, and a file system of the interpreter, the shared libraries and a sm
 unprivileged uid of its own (root's processes are exempt from RLIMIT_NPROC). `harness.py` sets the resource limits and runs the program; this side
 keeps the clock, caps what it reads and kills. Where bubblewrap does not work nothing runs: InfrastructureError.
 
+`run(..., candidate=item)` starts two: the program in one, the tests of its data set in the other, which calls the program through a pipe. So
+tests that must run as code never stand beside the program that they judge.
+
 `run(..., batch=True)` runs many items in ONE sandbox, each in a forked child. Siblings can then see and disturb each other, so it is for
 auditing gold programs only. A reward must never come from it: one rollout could spoil or copy its neighbours.
 """
@@ -22,10 +25,11 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipelines.errors import InfrastructureError
 from pipelines.verifiers.interpreter import HOME, interpreter
@@ -113,30 +117,29 @@ def _harness() -> bytes:
     return marshal.dumps(compile(Path(__file__).with_name("harness.py").read_bytes(), "harness", "exec", optimize=2))
 
 
-def run(items: Sequence[dict[str, Any]], limits: ProgramLimits, *, quiet_seconds: float, total_seconds: float, batch: bool = False) -> Run:
-    """Run the items in one sandbox. It is killed after `quiet_seconds` without an event, after `total_seconds`, and when it talks too much."""
+def run(
+    items: Sequence[dict[str, Any]], limits: ProgramLimits, *, quiet_seconds: float, total_seconds: float, batch: bool = False, candidate: Any = None
+) -> Run:
+    """Run the items in one sandbox. It is killed after `quiet_seconds` without an event, after `total_seconds`, and when it talks too much.
+
+    candidate: an item that waits in a sandbox of its own for the calls that the one item makes. Between the two go only calls and plain values.
+    """
     nonce = secrets.token_hex(16)
-    reading, writing = os.pipe()
-    try:
-        with open(os.memfd_create("touchstone-job"), "w+b") as job, open(os.memfd_create("touchstone-errors"), "w+b") as errors, _SLOTS:
-            job.write(_harness())
-            marshal.dump({"nonce": nonce, "batch": batch, "items": list(items)}, job)
-            job.seek(0)
-            process = _start([*as_nobody(), *_command(limits.tmpfs)], job, errors, writing)
-            os.close(writing)
-            writing = -1
-            try:
-                outcome = _listen(reading, nonce, limits.output * max(4, len(items)), quiet_seconds, total_seconds)
-                outcome.status = _leave(process) if outcome.end == "closed" else 0
-            finally:
-                process.kill()
-                process.wait()
-            errors.seek(0)
-            said = errors.read(2000).decode("utf-8", "replace").strip()
-    finally:
-        for descriptor in (reading, writing):
-            if descriptor >= 0:
-                os.close(descriptor)
+    with ExitStack() as stack, _SLOTS:
+        reading, writing = _pipe(stack)
+        descriptors = [writing]
+        if candidate is not None:
+            (calls, call), (answer, answers) = _pipe(stack), _pipe(stack)
+            descriptors += [call, answer]
+            stack.enter_context(_sandbox({"role": "candidate", "items": [candidate]}, (calls, answers), limits))
+        role = "batch" if batch else "single" if candidate is None else "examiner"
+        process, errors = stack.enter_context(_sandbox({"role": role, "nonce": nonce, "items": list(items)}, descriptors, limits))
+        outcome = _listen(reading, nonce, limits.output * max(4, len(items)), quiet_seconds, total_seconds)
+        outcome.status = _leave(process) if outcome.end == "closed" else 0
+        process.kill()
+        process.wait()
+        errors.seek(0)
+        said = errors.read(2000).decode("utf-8", "replace").strip()
     if not outcome.events or outcome.events[0][2] != "ready":
         reason = said.splitlines()[-1] if said else f"no answer, exit status {outcome.status}"
         raise InfrastructureError(f"The bubblewrap sandbox did not start ({reason}): {INSTALL}.")
@@ -144,11 +147,51 @@ def run(items: Sequence[dict[str, Any]], limits: ProgramLimits, *, quiet_seconds
     return outcome
 
 
-def _start(command: list[str], job: Any, errors: Any, writing: int) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen([*command, str(writing)], stdin=job, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=(writing,), env={})
-    except OSError as error:
-        raise InfrastructureError(f"The sandbox could not be started ({error}): {INSTALL}.") from error
+def _pipe(stack: ExitStack) -> tuple[_End, _End]:
+    """Reading and writing end, closed with the stack if they have not been before."""
+    ends = tuple(map(_End, os.pipe()))
+    for end in ends:
+        stack.callback(end.close)
+    return ends[0], ends[1]
+
+
+class _End:
+    """A descriptor that is closed once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor: int | None = descriptor
+
+    def fileno(self) -> int:
+        assert self.descriptor is not None
+        return self.descriptor
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+@contextmanager
+def _sandbox(job: dict[str, Any], descriptors: Sequence[_End], limits: ProgramLimits) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
+    """A sandbox at work on `job`, and its standard error. It gets `descriptors`, which are closed here, and does not outlive the block."""
+    with open(os.memfd_create("touchstone-job"), "w+b") as stream, open(os.memfd_create("touchstone-errors"), "w+b") as errors:
+        stream.write(_harness())
+        marshal.dump(job, stream)
+        stream.seek(0)
+        passed = tuple(end.fileno() for end in descriptors)
+        command = [*as_nobody(), *_command(limits.tmpfs), *map(str, passed)]
+        try:
+            process = subprocess.Popen(command, stdin=stream, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=passed, env={})
+        except OSError as error:
+            raise InfrastructureError(f"The sandbox could not be started ({error}): {INSTALL}.") from error
+        finally:
+            for end in descriptors:
+                end.close()
+        try:
+            yield process, errors
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _leave(process: subprocess.Popen[bytes]) -> int:
@@ -159,10 +202,10 @@ def _leave(process: subprocess.Popen[bytes]) -> int:
         return 0
 
 
-def _listen(reading: int, nonce: str, cap: int, quiet_seconds: float, total_seconds: float) -> Run:
+def _listen(reading: _End, nonce: str, cap: int, quiet_seconds: float, total_seconds: float) -> Run:
     outcome, buffer, received = Run(), b"", 0
     poller = select.poll()
-    poller.register(reading, select.POLLIN | select.POLLHUP)
+    poller.register(reading.fileno(), select.POLLIN | select.POLLHUP)
     now = time.monotonic()
     quiet, total = now + STARTUP_SECONDS, now + STARTUP_SECONDS + total_seconds
     while True:
@@ -170,7 +213,7 @@ def _listen(reading: int, nonce: str, cap: int, quiet_seconds: float, total_seco
         if left <= 0 or not poller.poll(max(1, left * 1000)):
             outcome.end = "timeout"
             return outcome
-        chunk = os.read(reading, 1 << 16)
+        chunk = os.read(reading.fileno(), 1 << 16)
         if not chunk:
             return outcome
         received += len(chunk)

@@ -9,6 +9,11 @@ from __future__ import annotations
 import re
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-z])")
+_JOINED = re.compile(
+    r"(?:[\s$]|\\q?quad|\\[,;()\[\] ]|\\text\s*\{)*(?:,|;|\band\b|\bor\b)(?:[\s$},;]|\band\b|\bor\b|\\q?quad|\\[,;()\[\] ])*(?:\w+\s*=\s*[\s$]*)?"
+)
+MOST_BOXES = 20
 _PYTHON = {"", "python", "python3", "py"}
 
 
@@ -21,14 +26,43 @@ def final_text(response: str) -> str | None:
 def boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` or `\boxed 4` (braces matched); None without a box or when the last one never closes."""
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        return None
-    rest = text[start:].lstrip("\\abcdefghijklmnopqrstuvwxyz").lstrip()
-    if not rest.startswith("{"):
-        bare = re.match(r"\\(?:boxed|fbox)\s+([-+]?[\d.,/]*\d)", text[start:])
-        return bare.group(1) if bare else None
+    return None if start < 0 else _box_at(text, start)[0]
+
+
+def boxes(text: str) -> str | None:
+    r"""As `boxed`, but boxes with nothing except `,`, `and` or `or` between them are one list: `\boxed{1}, \boxed{2}` -> `1, 2`."""
+    starts = [found.start() for found in _BOX.finditer(text)][-MOST_BOXES:]
+    contents: list[str] = []
+    after = len(text)
+    for start in reversed(starts):
+        content, end = _box_at(text, start)
+        if content is None or (contents and not _JOINED.fullmatch(text[end:after])):
+            break
+        contents.append(content)
+        after = start
+    return ", ".join(reversed(contents)) or (None if not contents else "")
+
+
+def all_boxes(text: str) -> list[str]:
+    """Contents of every box, in order."""
+    found, after = [], 0
+    for mark in _BOX.finditer(text):
+        if mark.start() >= after:
+            content, after = _box_at(text, mark.start())
+            found += [content] if content else []
+    return found
+
+
+def _box_at(text: str, start: int) -> tuple[str | None, int]:
+    """Content and end of the box that begins at `start`; None when it never closes."""
+    opening = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start)
+    assert opening is not None
+    if not text.startswith("{", opening.end()):
+        bare = re.compile(r"[-+]?[\d.,/]*\d").match(text, opening.end())
+        return (bare[0], bare.end()) if bare and opening[0][-1].isspace() else (None, opening.end())
     depth, escaped = 0, False
-    for position, character in enumerate(rest):
+    for position in range(opening.end(), len(text)):
+        character = text[position]
         if escaped:
             escaped = False
         elif character == "\\":
@@ -38,9 +72,16 @@ def boxed(text: str) -> str | None:
         elif character == "}":
             depth -= 1
             if depth == 0:
-                content = rest[1:position].strip()
-                return boxed(content) if content.startswith(("\\boxed{", "\\fbox{")) else content
-    return None
+                content = text[opening.end() + 1 : position].strip()
+                inner = boxed(content) if content.startswith(("\\boxed{", "\\fbox{")) else content
+                return inner, position + 1
+    return None, len(text)
+
+
+def tagged(text: str) -> str | None:
+    """What the last `<answer>...</answer>` holds; None without one."""
+    _, opening, inside = text.rpartition("<answer>")
+    return inside.partition("</answer>")[0].strip() if opening else None
 
 
 def has_box(text: str) -> bool:

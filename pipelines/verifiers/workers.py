@@ -1,6 +1,6 @@
 """Worker processes that can be killed: `ask` sends one request to a free worker and gets its reply or a Verdict that says what went wrong.
 
-Each kind ("math", "logic") has up to `size` processes, started when first needed. A worker over its wall limit is
+Each kind ("math", "text", "logic") has up to `size` processes, started when first needed. A worker over its wall limit is
 killed and the next request gets a new one; other workers never notice. Works from any thread: signals and alarms play no
 part. Workers are started by one thread that lives as long as the pool, because Linux ties "die with the parent" to the
 thread that started a process.
@@ -93,7 +93,7 @@ class Worker:
 
 
 def _command(kind: str, memory: int, writing: int) -> list[str]:
-    if kind == "math":
+    if kind != "logic":
         return [sys.executable, "-P", str(ENGINE), kind, str(memory), str(os.getpid()), str(writing)]
     packages = sysconfig.get_path("purelib")
     start = "import sys; sys.path.append('/packages'); sys.argv[0] = '/engine.py'; exec(compile(open('/engine.py').read(), 'engine', 'exec'))"
