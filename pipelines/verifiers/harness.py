@@ -63,6 +63,7 @@ def to_literal(value: Any, depth: int = 0) -> str:
         raise ValueError("nested deeper than 100")
     if value is None or value is True or value is False:
         return {None: "None", True: "True", False: "False"}[value]
+    base: Any
     for base in (str, bytes, int, complex):
         if isinstance(value, base):
             return base.__repr__(value)
@@ -73,12 +74,10 @@ def to_literal(value: Any, depth: int = 0) -> str:
         return text.replace("inf", "1e999")
     if isinstance(value, dict):
         return "{" + ",".join([f"{to_literal(key, depth + 1)}:{to_literal(cell, depth + 1)}" for key, cell in dict.items(value)]) + "}"
-    for base, opening, closing in ((list, "[", "]"), (tuple, "(", ",)"), (set, "", ""), (frozenset, "", "")):
+    for base, opening, closing, empty in ((list, "[", "]", "[]"), (tuple, "(", ",)", "()"), (set, "{", "}", "set()"), (frozenset, "{", "}", "set()")):
         if isinstance(value, base):
             cells = [to_literal(cell, depth + 1) for cell in base.__iter__(value)]
-            if base in (set, frozenset):
-                return "{" + ",".join(cells) + "}" if cells else "set()"
-            return opening + ",".join(cells) + (closing if cells or base is list else ")")
+            return opening + ",".join(cells) + closing if cells else empty
     raise TypeError(f"returned {type(value).__name__}, which is no plain data")
 
 
