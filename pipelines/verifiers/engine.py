@@ -1,11 +1,14 @@
-"""The worker process: judges one item per line of JSON with Math-Verify, a reasoning-gym scorer, a pattern or a measure of likeness.
+"""The engine: loads what judges once, then forks a worker for whoever asks. Math-Verify, reasoning-gym scorers, patterns, measures of likeness.
 
-Run as a script, `python -P engine.py KIND MEMORY PARENT_PID REPLY_FD`, never imported by the package: the libraries take a second
-to import, keep caches that grow, hang on hostile input and only work on a main thread. So they live here, behind a
-memory limit, and `workers.py` kills the process when an item takes too long. Math-Verify's own SIGALRM timeouts are
-off for that reason. The process dies with its parent (PR_SET_PDEATHSIG) and at the end of its input.
+Run as a script, `python -P engine.py KIND MEMORY PARENT_PID CONTROL_FD`, never imported by the package: the libraries take a second
+to import, keep caches that grow, hang on hostile input and only work on a main thread. So they live here, and a fork, which takes
+milliseconds, judges behind a memory limit until `workers.py` kills it for taking too long. Math-Verify's own SIGALRM timeouts are off for
+that reason. The engine dies with its parent, a fork with the engine or at the end of its input (PR_SET_PDEATHSIG).
 
-reasoning-gym scorers call `eval` on the response, so KIND=logic is only ever started inside the sandbox.
+On the control socket every byte with two descriptors (requests in, replies out; one line of JSON each) makes a fork; its pidfd goes back.
+
+reasoning-gym scorers call `eval` on the response, so KIND=logic is only ever started inside the sandbox, a fork judges one item, and the
+engine itself cannot be traced.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
 TAIL = 4000
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
 
 def _math_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -157,24 +161,46 @@ def _die_with(parent: int) -> None:
             os._exit(0)
 
 
-def main() -> None:
-    kind, memory, parent, reply_fd = sys.argv[1], *map(int, sys.argv[2:5])
-    _die_with(parent)
-    replies = os.fdopen(reply_fd, "w", encoding="utf-8")
-    judge = {"math": _math_judge, "text": _text_judge, "logic": _logic_judge}[kind]()
+def serve(judge: Callable[[dict[str, Any]], dict[str, Any]], memory: int, requests: int, replies: int) -> None:
+    """Judge what comes until the input ends; after an error that may have left the interpreter unsound, no more."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    replies.write(json.dumps({"ready": True}) + "\n")
-    replies.flush()
-    for line in sys.stdin:
-        try:
-            reply = judge(json.loads(line))
-        except Exception as error:  # noqa: BLE001 -- whatever a library raises on hostile text is this item's result, never the next item's
-            reply = {"error": f"{type(error).__name__}: {str(error)[:200]}", "fatal": isinstance(error, MemoryError | RecursionError)}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-        if reply.get("fatal"):
+    with open(requests, "rb") as lines, open(replies, "wb", buffering=0) as out:
+        for line in lines:
+            try:
+                reply = judge(json.loads(line))
+            except Exception as error:  # noqa: BLE001 -- whatever a library raises on hostile text is this item's result, never the next item's
+                reply = {"error": f"{type(error).__name__}: {str(error)[:200]}", "fatal": isinstance(error, MemoryError | RecursionError)}
+            out.write(json.dumps(reply).encode() + b"\n")
+            if reply.get("fatal"):
+                return
+
+
+def main() -> None:
+    kind, memory, parent, control_fd = sys.argv[1], *map(int, sys.argv[2:5])
+    _die_with(parent)
+    judge = {"math": _math_judge, "text": _text_judge, "logic": _logic_judge}[kind]()
+    if kind == "logic":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are reaped by the kernel
+    control = socket.socket(fileno=control_fd)
+    control.send(b"r")
+    engine = os.getpid()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+        if not message:
             return
+        child = os.fork()
+        if child == 0:
+            _die_with(engine)
+            control.close()
+            serve(judge, memory, *descriptors)
+            os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        handle = os.pidfd_open(child)
+        socket.send_fds(control, [b"f"], [handle])
+        os.close(handle)
 
 
 if __name__ == "__main__":

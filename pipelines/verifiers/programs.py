@@ -2,7 +2,7 @@
 
 verifier_args, in order of preference:
   {"entry_point": "f", "tests": [{"args": [...], "kwargs": {...}, "expected": JSON}, ...]}       call tests
-  {"stdin_tests": [{"input": "...", "output": "..."}, ...]}                                       programs that read and print
+  {"stdin_tests": [{"input": "...", "output": "..."}, ...] or {"inputs": [...], "outputs": [...]}}   programs that read and print
   {"asserts": ["assert f(1) == 2", ...], "test_imports": [...]}                                   MBPP
   {"check": "def check(candidate): ...", "entry_point": "f"}                                      HumanEval
 and for all: "setup" (lines before the program), "time_limit" (seconds per test), "tolerance" (of floats, 1e-6 relative or absolute),
@@ -102,9 +102,9 @@ def _called(statements: Sequence[str], setup: str) -> set[str]:
 
 def _checked(problem: Problem, outcome: Run, source: str, limits: ProgramLimits) -> Verdict:
     """The word of the problem's own checker on what the program printed."""
-    tests = problem.args["stdin_tests"]
+    tests = _stdin_tests(problem.args)
     printed = {test: payload for _, test, status, payload in outcome.events if status == "output"}
-    calls = [("args", ([test["input"], test.get("output", ""), printed[number]], {})) for number, test in enumerate(tests)]
+    calls = [("args", ([given, output, printed[number]], {})) for number, (given, output) in enumerate(tests)]
     wall = min(limits.seconds * (len(calls) + 1), limits.total_seconds)
     item = {"setup": "", "program": problem.args.get("checker", ""), "entry_point": "check", "tests": calls} | resources(limits, wall)
     said = run([item], limits, quiet_seconds=limits.seconds, total_seconds=wall)
@@ -130,9 +130,9 @@ def harness_item(problem: Problem, source: str, limits: ProgramLimits) -> tuple[
         for test in arguments.get("tests", []):
             tests.append(("args", (test["args"], test.get("kwargs", {}))))
             expected.append((True, test["expected"]))
-        for test in arguments.get("stdin_tests", []) if not tests else []:
-            tests.append(("stdin", test["input"].encode()))
-            expected.append((True, test.get("output", "") if arguments.get("compare") == "checker" else test["output"]))
+        for given, output in _stdin_tests(arguments) if not tests else []:
+            tests.append(("stdin", given.encode()))
+            expected.append((True, output))
     except KeyError as error:
         raise InfrastructureError(f"problem {problem.problem_id}: a test of verifier_args lacks {error}.") from error
     if not tests and "asserts" in arguments:
@@ -148,6 +148,15 @@ def harness_item(problem: Problem, source: str, limits: ProgramLimits) -> tuple[
     wall = min(seconds * (len(tests) + 1), limits.total_seconds)
     item = {"setup": setup, "program": source, "entry_point": entry, "tests": tests} | resources(limits, wall)
     return item, expected, seconds
+
+
+def _stdin_tests(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+    """(input, output) of each test, from rows or from two columns; a checker may do without outputs."""
+    tests = arguments.get("stdin_tests", [])
+    if isinstance(tests, dict):
+        return list(zip(tests["inputs"], tests["outputs"], strict=True))
+    needed = arguments.get("compare") != "checker"
+    return [(test["input"], test["output"] if needed else test.get("output", "")) for test in tests]
 
 
 def _as_call(statement: str) -> tuple[str, Any] | None:

@@ -89,10 +89,13 @@ def has_box(text: str) -> bool:
 
 
 def stated_answer(text: str) -> str | None:
-    """The answer behind the last `####` or the last 'answer is' or 'answer:': the rest of that line, cut at the end of its sentence."""
+    """The answer behind the last `####`, on a last line `A: ...`, or behind the last 'answer is' or 'answer:', cut at the end of its sentence."""
     _, mark, rest = text.rpartition("####")
     if mark:
         return rest.strip().partition("\n")[0].strip() or None
+    last = text.rstrip().rpartition("\n")[2]
+    if last.startswith(("A:", "A :")):
+        return last.partition(":")[2].strip() or None
     lower = text.lower()
     at = max(lower.rfind("answer is"), lower.rfind("answer:"))
     if at < 0:

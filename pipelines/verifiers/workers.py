@@ -1,9 +1,9 @@
 """Worker processes that can be killed: `ask` sends one request to a free worker and gets its reply or a Verdict that says what went wrong.
 
-Each kind ("math", "text", "logic") has up to `size` processes, started when first needed. A worker over its wall limit is
-killed and the next request gets a new one; other workers never notice. Works from any thread: signals and alarms play no
-part. Workers are started by one thread that lives as long as the pool, because Linux ties "die with the parent" to the
-thread that started a process.
+Each kind ("math", "text", "logic") has one engine (engine.py), which loads its libraries once and forks up to `size` workers in
+milliseconds. A worker over its wall limit is killed and the next request gets a new one; other workers never notice. Works from any
+thread: signals and alarms play no part. Engines are started by one thread that lives as long as the pool, because Linux ties "die with
+the parent" to the thread that started a process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import queue
 import select
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +30,7 @@ from pipelines.verifiers.judgement import Limits, failed
 from pipelines.verifiers.sandbox import recipe, require_sandbox
 
 START_SECONDS = 60.0
+FORK_SECONDS = 10.0
 MAX_REPLY = 1 << 20
 ENGINE = Path(__file__).with_name("engine.py")
 
@@ -38,67 +40,114 @@ class _Timeout(Exception):
 
 
 class _Died(Exception):
-    """The worker closed its reply pipe."""
+    """The worker closed its reply pipe, or the engine its socket."""
 
 
 class Worker:
-    """One process of `engine.py` and the pipes to it."""
+    """A fork of an engine: its pidfd, and the pipes to it."""
 
-    def __init__(self, kind: str, memory: int) -> None:
-        reading, writing = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                _command(kind, memory, writing), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(writing,)
-            )
-        finally:
-            os.close(writing)
-        self._reading, self._buffer = reading, b""
+    def __init__(self, handle: int, requests: int, replies: int) -> None:
+        self._handle, self._requests, self._replies, self._buffer = handle, requests, replies, b""
 
-    def receive(self, seconds: float) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Its reply to one request."""
         deadline = time.monotonic() + seconds
+        self._send(json.dumps(request).encode() + b"\n", deadline)
         poller = select.poll()
-        poller.register(self._reading, select.POLLIN | select.POLLHUP)
+        poller.register(self._replies, select.POLLIN | select.POLLHUP)
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not poller.poll(max(1, left * 1000)):
                 raise _Timeout
-            chunk = os.read(self._reading, 1 << 16)
+            chunk = os.read(self._replies, 1 << 16)
             if not chunk or len(self._buffer) > MAX_REPLY:
                 raise _Died
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
-    def send(self, request: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
+    def _send(self, data: bytes, deadline: float) -> None:
+        """Write without waiting longer than the deadline for a worker that does not read."""
+        poller = select.poll()
+        poller.register(self._requests, select.POLLOUT)
+        while data:
+            if not poller.poll(max(1, (deadline - time.monotonic()) * 1000)) or time.monotonic() > deadline:
+                raise _Timeout
+            try:
+                data = data[os.write(self._requests, data) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError as error:
+                raise _Died from error
+
+    def kill(self) -> None:
+        """Kill it, whatever it does, and let go of it; the engine's kernel entry reaps it."""
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise _Died from error
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        for descriptor in (self._handle, self._requests, self._replies):
+            os.close(descriptor)
+
+
+class Engine:
+    """The process of one kind from which workers are forked."""
+
+    def __init__(self, kind: str, memory: int) -> None:
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(START_SECONDS)
+        with theirs:
+            self.process = subprocess.Popen(
+                _command(kind, memory, theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+            )
+        try:
+            ready = self._control.recv(1)
+        except TimeoutError:
+            ready = b""
+        if not ready:
+            raise InfrastructureError(f"The {kind} engine does not start (status {self.kill()}): install the project's requirements.")
+        self._control.settimeout(FORK_SECONDS)
+
+    def fork(self) -> Worker:
+        """A new worker.
+
+        Raises:
+            _Died: the engine is gone.
+        """
+        (requests_in, requests_out), (replies_in, replies_out) = os.pipe(), os.pipe()
+        os.set_blocking(requests_out, False)
+        try:
+            socket.send_fds(self._control, [b"f"], [requests_in, replies_out])
+            _, handles, _, _ = socket.recv_fds(self._control, 1, 1)
+        except OSError:
+            handles = []
+        finally:
+            os.close(requests_in)
+            os.close(replies_out)
+        if not handles:
+            os.close(requests_out)
+            os.close(replies_in)
+            raise _Died
+        return Worker(handles[0], requests_out, replies_in)
 
     def kill(self) -> int:
-        """Kill and reap; the exit status, which tells what a worker died of that was already dead."""
+        """Kill and reap it; its forks die with it. Returns the exit status."""
         self.process.kill()
-        status = self.process.wait()
-        if self.process.stdin is not None:
-            try:
-                self.process.stdin.close()
-            except BrokenPipeError:
-                pass
-        if self._reading >= 0:
-            os.close(self._reading)
-            self._reading = -1
-        return status
+        self._control.close()
+        return self.process.wait()
 
 
-def _command(kind: str, memory: int, writing: int) -> list[str]:
+def _command(kind: str, memory: int, control: int) -> list[str]:
     if kind != "logic":
-        return [sys.executable, "-P", str(ENGINE), kind, str(memory), str(os.getpid()), str(writing)]
+        return [sys.executable, "-P", str(ENGINE), kind, str(memory), str(os.getpid()), str(control)]
     packages = sysconfig.get_path("purelib")
     start = "import sys; sys.path.append('/packages'); sys.argv[0] = '/engine.py'; exec(compile(open('/engine.py').read(), 'engine', 'exec'))"
     binds = ["--ro-bind", packages, "/packages", "--ro-bind", str(ENGINE), "/engine.py"]
-    return [*recipe(64 << 20), *binds, f"{HOME}/bin/python3", "-I", "-S", "-B", "-c", start, kind, str(memory), "0", str(writing)]
+    return [*recipe(64 << 20), *binds, f"{HOME}/bin/python3", "-I", "-S", "-B", "-c", start, kind, str(memory), "0", str(control)]
 
 
 class Workers:
@@ -107,8 +156,9 @@ class Workers:
     def __init__(self, size: int, limits: Limits) -> None:
         self.limits, self._size = limits, size
         self._idle: dict[str, queue.LifoQueue[Worker | None]] = {}
+        self._engines: dict[str, Engine] = {}
         self._alive: set[Worker] = set()
-        self._lock, self._closed = Lock(), False
+        self._lock, self._forking, self._closed = Lock(), Lock(), False
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="verifier-starter")
 
     def ask(self, kind: str, request: dict[str, Any]) -> dict[str, Any] | Verdict:
@@ -117,26 +167,24 @@ class Workers:
         worker = free.get()
         started = time.monotonic()
         try:
-            worker = worker or self._start(kind)
+            worker = worker or self._fork(kind)
             started = time.monotonic()
-            worker.send(request)
-            reply = worker.receive(self.limits.engine_seconds)
+            reply = worker.ask(request, self.limits.engine_seconds)
         except InfrastructureError as error:
             return failed(Outcome.INFRASTRUCTURE, str(error))
         except (_Timeout, _Died, ValueError) as trouble:
-            status = self._discard(worker)
+            self._discard(worker)
             worker = None
             seconds = time.monotonic() - started
             if isinstance(trouble, _Timeout):
                 return Verdict(Outcome.TIMEOUT, 0.0, None, f"no judgement after {self.limits.engine_seconds:g} s", seconds)
-            foreign = status == -signal.SIGKILL or self._closed
-            return Verdict(Outcome.INFRASTRUCTURE if foreign else Outcome.CRASH, 0.0, None, f"the {kind} engine died, status {status}", seconds)
+            return Verdict(Outcome.INFRASTRUCTURE if self._closed else Outcome.CRASH, 0.0, None, f"the {kind} engine died on this item", seconds)
         except BaseException:  # interrupted half-way: a worker with an unread reply must not serve the next item
             self._discard(worker)
             worker = None
             raise
         else:
-            if reply.get("fatal"):
+            if reply.get("fatal") or kind == "logic":  # what an item has done to its worker must not judge the next
                 self._discard(worker)
                 worker = None
             return failed(Outcome.CRASH, str(reply["error"])) if "error" in reply else reply
@@ -153,34 +201,43 @@ class Workers:
                     self._idle[kind].put(None)
             return self._idle[kind]
 
-    def _start(self, kind: str) -> Worker:
+    def _fork(self, kind: str) -> Worker:
+        """A worker of this kind; its engine is started when there is none, and once more when it turns out to be gone."""
         if kind == "logic":
             require_sandbox()
-        worker = self._starter.submit(Worker, kind, self.limits.engine_memory).result()
-        with self._lock:
-            self._alive.add(worker)
-            if self._closed:
-                worker.process.kill()
-        try:
-            worker.receive(START_SECONDS)
-        except (_Timeout, _Died) as error:
-            status = self._discard(worker)
-            raise InfrastructureError(f"The {kind} engine does not start (status {status}): install the project's requirements.") from error
-        return worker
+        with self._forking:
+            for _ in range(2):
+                if kind not in self._engines:
+                    self._engines[kind] = self._starter.submit(Engine, kind, self.limits.engine_memory).result()
+                try:
+                    worker = self._engines[kind].fork()
+                except _Died:
+                    self._engines.pop(kind).kill()
+                    continue
+                with self._lock:
+                    self._alive.add(worker)
+                    if not self._closed:
+                        return worker
+                self._discard(worker)
+                break
+        raise InfrastructureError(f"The {kind} engine does not make workers.")
 
-    def _discard(self, worker: Worker | None) -> int:
-        if worker is None:
-            return 0
-        with self._lock:
-            self._alive.discard(worker)
-        return worker.kill()
+    def _discard(self, worker: Worker | None) -> None:
+        if worker is not None:
+            with self._lock:
+                known = worker in self._alive
+                self._alive.discard(worker)
+            if known:
+                worker.kill()
 
     def close(self) -> None:
-        """Kill every worker, busy or not; the thread that was waiting for a busy one gets an infrastructure verdict and cleans up after it."""
+        """Kill every engine, and with it every worker, busy or not; a thread that waits for a busy one gets an infrastructure verdict."""
         with self._lock:
             self._closed = True
-            for worker in self._alive:
-                worker.process.kill()
+        with self._forking:
+            for engine in self._engines.values():
+                engine.kill()
+            self._engines.clear()
         for free in self._idle.values():
             for _ in range(self._size):
                 self._discard(free.get())

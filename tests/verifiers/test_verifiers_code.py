@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pipelines.verifiers import Limits, ProgramLimits, VerifierPool, audit_batch
 from pipelines.verifiers.programs import same_output, same_value
 
 pytestmark = pytest.mark.skipif(bool(probe()), reason=probe())
-DATA = Path(__file__).parents[3] / "shared" / "data" / "tasks" / "mbpp_sanitized.jsonl"
+TASKS = Path(__file__).parents[3] / "shared" / "data" / "tasks"
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +181,101 @@ def test_slow_program_leaves_its_siblings_alone(pool: VerifierPool) -> None:
     assert outcomes == [Outcome.TIMEOUT, Outcome.CORRECT] * 2
 
 
-def test_published_golds_pass() -> None:
-    if not DATA.exists():
-        pytest.skip(f"{DATA} is not on this machine")
-    rows = [json.loads(line) for line in DATA.read_text().splitlines()[:40]]
-    problems = [problem(row["canonical_solution"], "code", asserts=row["test_list"], test_imports=row["test_imports"]) for row in rows]
-    assert all(verdict.correct for verdict in audit_batch(problems))
-    with VerifierPool(2) as pool:
-        assert all(verdict.correct for verdict in pool.verify_batch([(task, gold_response(task)) for task in problems[:20]]))
+def rows(name: str) -> list[dict]:
+    file = TASKS / f"{name}.jsonl"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+OTHERWISE = """
+def _otherwise(value):
+    if isinstance(value, bool) or value is None: return not value
+    if isinstance(value, (int, float, complex)): return 2 * value + 1
+    if isinstance(value, str): return value + "x"
+    if isinstance(value, (list, tuple)): return type(value)([*value, None])
+    if isinstance(value, dict): return {**value, "other": None}
+    if isinstance(value, (set, frozenset)): return type(value)([*value, "other"])
+    return None
+"""
+
+
+def mutated(source: str, *names: str) -> str:
+    """The program with other results."""
+    wrappers = [f"_{name} = {name}\ndef {name}(*a, **k): return _otherwise(_{name}(*a, **k))" for name in names]
+    return "\n".join([source, OTHERWISE, *wrappers])
+
+
+def test_humaneval(pool: VerifierPool) -> None:
+    every = rows("humaneval")
+    tasks = [problem("", "code", check=row["test"], entry_point=row["entry_point"], setup=row["prompt"]) for row in every]
+    sources = [row["prompt"] + row["canonical_solution"] for row in every]
+    verdicts = pool.verify_batch([(task, fenced(source)) for task, source in zip(tasks, sources, strict=True)])
+    assert [row["id"] for row, verdict in zip(every, verdicts, strict=True) if not verdict.correct] == []
+    wrong = [mutated(source, row["entry_point"]) for row, source in zip(every, sources, strict=True)]
+    verdicts = pool.verify_batch([(task, fenced(source)) for task, source in zip(tasks, wrong, strict=True)])
+    assert [row["id"] for row, verdict in zip(every, verdicts, strict=True) if verdict.outcome is not Outcome.WRONG] == []
+
+
+def test_mbpp(pool: VerifierPool) -> None:
+    every = rows("mbpp_sanitized")
+    tasks = [problem(row["canonical_solution"], "code", asserts=row["test_list"], test_imports=row["test_imports"], time_limit=10) for row in every]
+    verdicts = pool.verify_batch([(task, gold_response(task)) for task in tasks])
+    assert [row["id"] for row, verdict in zip(every, verdicts, strict=True) if not verdict.correct] == []
+    defined = [re.findall(r"^def (\w+)", row["canonical_solution"], re.MULTILINE) for row in every]
+    wrong = [mutated(row["canonical_solution"], *(name for name in names if name in " ".join(row["test_list"])))
+             for row, names in zip(every, defined, strict=True)]  # fmt: skip
+    verdicts = pool.verify_batch([(task, fenced(source)) for task, source in zip(tasks, wrong, strict=True)])
+    assert [row["id"] for row, verdict in zip(every, verdicts, strict=True) if verdict.correct] == []
+    assert all(verdict.correct for verdict in audit_batch(tasks[:60]))
+
+
+CONTESTS = {
+    "code_contests/139": "for _ in range(int(input())):\n    s = input()\n    h = len(s) // 2\n    print('YES' if s[:h] == s[h:] else 'NO')",
+    "code_contests/140": (
+        "def root(n, k):\n    r = round(n ** (1 / k))\n    while r ** k > n: r -= 1\n    while (r + 1) ** k <= n: r += 1\n    return r\n"
+        "for _ in range(int(input())):\n    n = int(input())\n    print(root(n, 2) + root(n, 3) - root(n, 6))"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_contest_problems_from_stdin(pool: VerifierPool, name: str) -> None:
+    (row,) = [row for row in rows("code_contests_test") if row["id"] == name]
+    task = problem("", "code", stdin_tests=row["tests"], compare="tokens")
+    assert run(pool, CONTESTS[name], task).correct
+    broken = CONTESTS[name].replace("// 2", "// 3").replace("- root(n, 6)", "")
+    assert run(pool, broken, task).outcome is Outcome.WRONG
+
+
+SUM = "def check(input, expected, output):\n    return sum(map(int, output.split())) == int(input)"
+
+
+def test_a_checker_decides_where_many_outputs_are_right(pool: VerifierPool) -> None:
+    task = problem("", "code", stdin_tests=[{"input": "7"}, {"input": "3"}], compare="checker", checker=SUM)
+    assert run(pool, "n = int(input())\nprint(1, n - 1)", task).correct
+    assert run(pool, "n = int(input())\nprint(2, 5)", task).detail == "1 of 2 tests passed; the checker refuses test 2"
+    broken = problem("", "code", stdin_tests=[{"input": "7"}], compare="checker", checker="def check(*a): return 'yes'")
+    assert run(pool, "print(7)", broken).outcome is Outcome.INFRASTRUCTURE
+
+
+def test_order_and_tolerance_are_the_problems_to_say(pool: VerifierPool) -> None:
+    loose, strict = (problem("", "code", entry_point="f", tests=[{"args": [], "expected": [1, 2, 2.5]}], **more)
+                     for more in ({"compare": "unordered", "tolerance": 0.1}, {}))  # fmt: skip
+    assert run(pool, "def f(): return [2.51, 1, 2]", loose).correct
+    assert not run(pool, "def f(): return [2.51, 1, 1]", loose).correct
+    assert not run(pool, "def f(): return [2.51, 1, 2]", strict).correct
+    lines = problem("", "code", stdin_tests={"inputs": [""], "outputs": ["a\nb"]}, compare="unordered")
+    assert run(pool, "print('b')\nprint('a')", lines).correct
+    assert not run(pool, "print('b')\nprint('b')", lines).correct
+
+
+def test_tests_that_are_code_see_what_the_program_does_to_their_arguments(pool: VerifierPool) -> None:
+    check = "def check(candidate):\n    values = [3, 1]\n    assert candidate(values) is None\n    assert values == [1, 3]\n"
+    check += "    try:\n        candidate(5)\n        assert False\n    except AttributeError:\n        pass"
+    task = problem("", "code", check=check, entry_point="f")
+    assert run(pool, "def f(x): x.sort()", task).correct
+    assert run(pool, "def f(x): pass", task).outcome is Outcome.WRONG
+    assert run(pool, "def f(x): return sorted(x)", task).outcome is Outcome.WRONG
+    assert "early" in run(pool, "import os\ndef f(x): os._exit(0)", task).detail
+    assert "no module" in run(pool, "import no_such_module\ndef f(x): x.sort()", task).detail.casefold()
