@@ -22,7 +22,7 @@ from pipelines.records import Outcome, Problem
 from pipelines.verifiers import Limits, ProgramLimits, VerifierPool
 
 Row = dict[str, Any]
-HOSTILE_LIMITS = Limits(engine_seconds=1.0, program=ProgramLimits(seconds=0.5, total_seconds=0.5))
+HOSTILE_LIMITS = Limits(engine_seconds=0.5, program=ProgramLimits(seconds=0.5, total_seconds=0.5))
 HOSTILE_MATHS = (
     r"\boxed{9^9^9^9}",
     r"\boxed{10000000!}",
@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("--hostile", type=int, default=1000, help="hostile items in a row")
     options = parser.parse_args()
     figures: dict[str, Any] = {"agreement": []}
-    print(
-        f"{'set':<34}{'rows':>6}{'right':>8}{'share':>8}{'false +':>9}{'false -':>9}{'seconds':>9}{'math-verify: right':>20}{'false +':>9}{'seconds':>9}"
-    )
-    for name, file, wanted, response, label in sets():
-        rows = [row for row in read(options.data / file) if wanted(row)]
-        figures["agreement"].append(agreement(name, rows, response, label))
+    print(f"{'set':<28}{'rows':>6}{'right':>8}{'share':>8}{'false +':>9}{'false -':>9}{'seconds':>9}    math-verify: right  false +  seconds")
+    math_verify("x + 1", "$1 + x$")
+    with VerifierPool() as pool:
+        pool.verify_batch([(maths("x+1"), rf"\boxed{{{n}+x}}") for n in range(8)])  # both have loaded their libraries
+        for name, file, wanted, response, label in sets():
+            rows = [row for row in read(options.data / file) if wanted(row)]
+            figures["agreement"].append(agreement(pool, name, rows, response, label))
     ours, theirs = (sum(entry[key] for entry in figures["agreement"] if entry["set"] in GRADED) for key in ("seconds", "math_verify_seconds"))
     figures["times_math_verify"] = round(theirs / ours, 1)
     figures |= exact_path(options.data) | sandbox() | golds(options.data) | hostile(options.hostile)
@@ -194,7 +195,7 @@ def hostile(count: int) -> Row:
             for verdict in pool.verify_batch(batch):
                 outcomes[verdict.outcome.value] += 1
                 slowest = max(slowest, verdict.seconds)
-                late += verdict.seconds > 1.5
+                late += verdict.seconds > 0.5 + 0.5
         workers = me.children(recursive=True)
         largest = max((child.memory_info().rss for child in workers), default=0)
         after = me.memory_info().rss

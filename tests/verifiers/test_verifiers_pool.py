@@ -11,11 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from verifier_cases import fenced, increment, problem
 
 from pipelines.records import Outcome, Problem, Verdict
-from pipelines.verifiers import VerifierPool, audit_batch, probe, verify, verify_batch
+from pipelines.verifiers import Limits, ProgramLimits, VerifierPool, audit_batch, probe, verify, verify_batch
 from pipelines.verifiers.answers import answer_text
 from pipelines.verifiers.workers import Workers
 
@@ -39,11 +40,14 @@ def test_main_thread_worker_thread_and_asyncio_agree() -> None:
     async def judge() -> list[Verdict]:
         return await asyncio.to_thread(verify_batch, PAIRS)
 
+    async def block() -> list[Verdict]:
+        return verify_batch(PAIRS)
+
     found: list[Verdict] = []
     thread = threading.Thread(target=lambda: found.extend(verify_batch(PAIRS)))
     thread.start()
     thread.join()
-    for verdicts in (verify_batch(PAIRS), found, asyncio.run(judge()), [verify(*pair) for pair in PAIRS]):
+    for verdicts in (verify_batch(PAIRS), found, asyncio.run(judge()), asyncio.run(block()), [verify(*pair) for pair in PAIRS]):
         assert [verdict.outcome for verdict in verdicts] == EXPECTED
 
 
@@ -94,6 +98,40 @@ def test_close_leaves_no_process() -> None:
         pool.verify(*PAIRS[2])
 
 
+HOSTILE = (r"\boxed{9^9^9^9}", r"\boxed{(7^{99999})^{99999}}", r"\boxed{" + "(" * 900 + "}", r"\boxed{\sum_{n=1}^{99999999} \sin(n^n)}", "\x00\ud800")
+
+
+def test_a_pool_under_fire_is_bounded_and_leaks_nothing() -> None:
+    limits = Limits(engine_seconds=0.3, program=ProgramLimits(seconds=0.3, total_seconds=0.3))
+    before, descriptors = children(), len(os.listdir("/proc/self/fd"))
+    with VerifierPool(2, limits=limits) as pool:
+        assert pool.verify(*PAIRS[2]).correct
+        open_now, memory = len(os.listdir("/proc/self/fd")), psutil.Process().memory_info().rss
+        maths = [(problem(f"x+{n}"), HOSTILE[n % len(HOSTILE)] + f" % {n}") for n in range(60)]
+        programs = [] if probe() else [(increment(1), fenced(f"while True: pass  # {n}")) for n in range(6)]
+        verdicts = pool.verify_batch(maths + programs)
+        assert not any(verdict.correct for verdict in verdicts)
+        assert Outcome.TIMEOUT in {verdict.outcome for verdict in verdicts}
+        assert Outcome.INFRASTRUCTURE not in {verdict.outcome for verdict in verdicts}
+        assert max(verdict.seconds for verdict in verdicts) < 0.3 + 0.5 + 1.0  # the last for a busy machine
+        assert len(os.listdir("/proc/self/fd")) <= open_now + 8, "two workers of each kind, four descriptors each"
+        assert psutil.Process().memory_info().rss - memory < 20e6
+        assert pool.verify(problem("x^2-1"), r"\boxed{(x-1)(x+1)}").correct
+    assert children() <= before
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def test_an_engine_that_was_killed_is_started_again() -> None:
+    before = children()
+    with VerifierPool(1) as pool:
+        assert pool.verify(*PAIRS[2]).correct
+        (engine,) = children() - before
+        os.kill(engine, signal.SIGKILL)
+        time.sleep(0.2)
+        assert pool.verify(problem("y^2-1"), r"\boxed{(y-1)(y+1)}").outcome in (Outcome.CORRECT, Outcome.CRASH)
+        assert pool.verify(problem("z^2-1"), r"\boxed{(z-1)(z+1)}").correct
+
+
 def test_workers_die_with_a_killed_parent() -> None:
     code = (
         "import sys, time; from pathlib import Path; from pipelines.verifiers import VerifierPool; from pipelines.records import Problem\n"
@@ -131,6 +169,10 @@ def test_logic_uses_the_dataset_scorer() -> None:
     hostile = "__import__('os').system('touch /tmp/owned') or 2*3"
     verdicts = verify_batch([(task, "<answer>3*2</answer>"), (task, "<answer>3+2</answer>"), (task, f"<answer>{hostile}</answer>")])
     assert [verdict.correct for verdict in verdicts] == [True, False, False]
+    poison = "exec('import builtins; builtins.float = lambda x: 1.0') or 2*3"
+    with VerifierPool(1) as pool:
+        pool.verify(task, f"<answer>{poison}</answer>")
+        assert pool.verify(task, "<answer>2+3</answer>").outcome is Outcome.WRONG
     assert not Path("/tmp/owned").exists()
 
 
