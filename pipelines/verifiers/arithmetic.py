@@ -33,10 +33,11 @@ _MEASURED = re.compile(
     r"|(cm|mm|km|kg|mg|ml|ft|lb|oz|mph|kph)(?:\^\{?[23]\}?)?)"
 )
 _UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
+_HOUR = re.compile(r"(\d{1,2}(?::\d\d)?)\s*([AaPp])\.?\s?[Mm]\.{0,2}")
 _PREFIXED = re.compile(r"(?:US|USD|Rs\.?|EUR|[£€¥₹])\s*(.*\d)|(.*\d)\s*[£€¥₹]")
 _SCALES = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|squared|cubed|factorial|choose|"
-    r"over|times|plus|minus|by|percent|mod|bmod|if|when|to|and|or|not|is|[A-Za-z])\b"
+    r"over|times|plus|minus|by|maybe|perhaps|possibly|probably|wrong|incorrect|unsure|guess|no|percent|mod|bmod|if|when|to|and|or|not|is|[A-Za-z])\b"
 )
 _ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
@@ -122,6 +123,8 @@ def _quotient(top: str, bottom: str) -> Fraction | None:
 
 def measured(text: str) -> tuple[str, str]:
     """(value, unit) of `30 cm` or `$5`; the unit is "" where there is none."""
+    if (hour := _HOUR.fullmatch(without_text(text).strip())) is not None:
+        return hour[1], hour[2].casefold() + "m"
     if (wrapped := _UNIT.fullmatch(text.strip())) is not None and not _SCALES.search(wrapped[2]):
         return wrapped[1].strip(), _unit(wrapped[2])
     text = without_text(text).strip()

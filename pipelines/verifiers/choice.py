@@ -40,7 +40,7 @@ def verify_choice(problem: Problem, text: str) -> Verdict | Job:
 
 def letter_of(answer: str, options: Mapping[str, str]) -> str | None:
     """The option that `answer` names, as its letter; None when it names none, or several, or contradicts itself."""
-    said = clean(clean(answer).replace("*", "").strip())
+    said = clean(clean(answer).replace("*", "").replace("\\ ", " ").strip())
     by_text = [letter for letter, option in options.items() if plain(option) == plain(said)]
     if len(by_text) == 1 and not re.fullmatch(r"[A-Za-z]", said):
         return by_text[0]

@@ -13,8 +13,9 @@ import re
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers import shapes
 from pipelines.verifiers.arithmetic import compare, measured
+from pipelines.verifiers.choice import letter_of
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
-from pipelines.verifiers.notation import clean, latex, squeeze
+from pipelines.verifiers.notation import clean, latex, squeeze, without_text
 from pipelines.verifiers.text import all_boxes, boxes, has_box, stated_answer, tagged
 
 MAX_LENGTH = 2000
@@ -36,6 +37,7 @@ _PLAIN_MATHS = re.compile(
 _NAME = re.compile(
     r"\A((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
 )
+_OPTION = re.compile(r"[A-J]")
 _GOLD_LEAD = re.compile(r"\A(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*", re.IGNORECASE)
 
 
@@ -101,6 +103,10 @@ def gold_of(answer: str) -> str:
 
 def _compared(gold: str, answer: str, percent: str) -> Verdict | Job:
     """A stated answer against the gold: its form, then its single values."""
+    if "answer" in answer.casefold() and (inner := stated_answer(clean(answer))) is not None:
+        answer = inner
+    if _OPTION.fullmatch(gold.strip()) and (chosen := letter_of(without_text(answer), {})) is not None:
+        return judged(chosen == gold.strip(), chosen)
     clean_gold, clean_answer = clean(gold), clean(answer)
     exact: dict[tuple[str, str], bool | None] = {}
 

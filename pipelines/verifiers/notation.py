@@ -31,6 +31,8 @@ _SHORT_FRACTIONS = (
     (re.compile(r"\\frac(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})\s*(\d|[A-Za-z])"), r"\\frac\1{\2}"),
 )
 _OPERATOR = re.compile(r"\\operatorname\s*\{(a(?=sin|cos|tan))?(sinh?|cosh?|tanh?|ln|log|exp)\}")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
 _BARE_PERCENT = re.compile(r"(?<!\\)%")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
@@ -62,6 +64,8 @@ def clean(text: str) -> str:
 def latex(cleaned: str) -> str:
     """Plain-text and shorthand mathematics as whole LaTeX: sqrt(3), sin x, 2*x, x**2, \\sqrt3, \\frac34."""
     text = _OPERATOR.sub(lambda name: rf"\{'arc' if name[1] else ''}{name[2]} ", cleaned.replace("**", "^").replace("\\bmod", "\\mod"))
+    if _TRIGONOMETRY.search(text):
+        text = _DEGREES.sub(r"\\frac{\1\\pi}{180}", text)
     text = _BARE_PERCENT.sub(r"\\%", text)  # a comment in LaTeX
     text = _PLAIN_WORD.sub(lambda word: _PLAIN[word[1]], text)
     text = re.sub(r"(?<!\^)\*(?!\})", r"\\cdot ", text)

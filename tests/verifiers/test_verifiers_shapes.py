@@ -155,6 +155,16 @@ def test_latex(plain: str, expected: str) -> None:
         ("12", "<answer>12</answer>", Outcome.CORRECT),
         ("12", r"\boxed{It is about the number 12}", Outcome.WRONG),
         (r"\frac{1}{0}", r"\boxed{\frac{2}{0}}", Outcome.WRONG),
+        ("|t|", r"\boxed{t}", Outcome.WRONG),
+        (r"\ln(t^2)", r"\boxed{2 \ln t}", Outcome.CORRECT),
+        (r"\sin 30^\circ", r"\boxed{\frac12}", Outcome.CORRECT),
+        ("7:15", r"\boxed{7:15 \text{ a.m.}}", Outcome.CORRECT),
+        ("7:15", r"\boxed{7:51}", Outcome.WRONG),
+        ("D", r"\boxed{\textbf{(D)}\ 19}", Outcome.CORRECT),
+        ("D", r"\boxed{\textbf{(C)}\ 19}", Outcome.WRONG),
+        ("9", r"\boxed{\text{The answer is 9}}", Outcome.CORRECT),
+        ("9", r"\boxed{9 \text{ perhaps}}", Outcome.WRONG),
+        ("9", "4 + 5 makes nine.\nA: 9", Outcome.CORRECT),
     ],
 )
 def test_verdicts(pool: VerifierPool, gold: str, response: str, outcome: Outcome) -> None:
