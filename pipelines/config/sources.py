@@ -60,11 +60,13 @@ class FileSource(Section):
     revision: str | None = None
     """Hugging Face commit or tag: pin it, or a changed hub dataset goes unnoticed."""
     fields: dict[str, str]
-    """Field of Problem -> field of the row; `prompt` and `answer` are needed. verifier_args may be given as a dict of names too (see README)."""
+    """Field of Problem -> field of the row; `prompt` and `answer` are needed. `verifier_args.NAME` maps one setting of the verifier."""
     domain: str = "math"
     """Domain of every row."""
     verifier: str = "math"
     """Verifier of every row."""
+    verifier_args: dict[str, Any] = {}
+    """Settings of the verifier for every row, such as {percent: ignore, units: strict}; a mapped `verifier_args` of a row adds to them."""
     answer_type: str = "expression"
     """Answer type of every row."""
     licence: str = "unknown"

@@ -97,7 +97,7 @@ def _problem(row: Mapping[str, Any], settings: FileSource, name: str, line: int)
         answer=answer,
         answer_type=text("answer_type", settings.answer_type),
         verifier=verifier,
-        verifier_args=_arguments(row, fields),
+        verifier_args=_arguments(row, fields, settings.verifier_args),
         solution=_solution(row, fields),
         source=name,
         source_id=text("source_id", f"{name}/{line}"),
@@ -171,9 +171,9 @@ def _topics(row: Mapping[str, Any], fields: dict[str, str], fixed: tuple[str, ..
     return tuple(topics)
 
 
-def _arguments(row: Mapping[str, Any], fields: dict[str, str]) -> str:
+def _arguments(row: Mapping[str, Any], fields: dict[str, str], fixed: Mapping[str, Any]) -> str:
     """The verifier's settings as JSON: from one field (an object or its JSON text), or entry by entry."""
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = dict(fixed)
     for key, path in fields.items():
         whole, _, entry = key.partition(".")
         if whole != "verifier_args":

@@ -4,15 +4,17 @@ Most golds of public maths sets are integers, decimals or fractions. For these t
 `fractions.Fraction`, which also avoids Math-Verify's rounding to six decimals (1/2^99 = 1/2^98 there). `compare` returns
 True or False where it is certain and None where the symbolic engine must decide.
 
-House rules: a percent sign divides by 100 (50 % is 0.5 and is not 50; `{"percent": "ignore"}` drops the sign); a
-decimal stands for a fraction when they agree to a relative 1e-6 and the gold is no integer; a number in another base
-equals only itself; a unit counts only where gold and answer both have one; a ratio is its quotient, a time of day is not.
+House rules, where no `Policy` says otherwise: a percent sign divides by 100 (50 % is 0.5 and is not 50); a decimal stands for a
+fraction when they agree to a relative 1e-6 and the gold is no integer; a number in another base equals only itself; a unit counts only
+where gold and answer both have one; a ratio is its quotient, a time of day is not.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from pipelines.verifiers.notation import squeeze, without_text
 
@@ -33,6 +35,14 @@ _MEASURED = re.compile(
     r"|(cm|mm|km|kg|mg|ml|ft|lb|oz|mph|kph)(?:\^\{?[23]\}?)?)"
 )
 _UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
+_SYNONYMS = dict(
+    pair.split(":")
+    for pair in (
+        "m:meter metre:meter cm:centimeter centimetre:centimeter mm:millimeter millimetre:millimeter km:kilometer kilometre:kilometer "
+        "g:gram kg:kilogram mg:milligram l:liter litre:liter ml:milliliter h:hour hr:hour min:minute s:second sec:second "
+        "in:inch inche:inch ft:foot feet:foot lb:pound oz:ounce usd:dollar"
+    ).split()
+)
 _HOUR = re.compile(r"(\d{1,2}(?::\d\d)?)\s*([AaPp])\.?\s?[Mm]\.{0,2}")
 _PREFIXED = re.compile(r"(?:US|USD|Rs\.?|EUR|[£€¥₹])\s*(.*\d)|(.*\d)\s*[£€¥₹]")
 _SCALES = re.compile(
@@ -137,7 +147,9 @@ def measured(text: str) -> tuple[str, str]:
 
 
 def _unit(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".s")
+    """One name for a unit, in the singular."""
+    name = " ".join(text.casefold().split()).rstrip(".")
+    return _SYNONYMS.get(name) or _SYNONYMS.get(name.rstrip("s")) or name.rstrip("s")
 
 
 def _same_number(gold: Fraction, value: Fraction, written_as_decimal: bool) -> bool:
@@ -146,7 +158,23 @@ def _same_number(gold: Fraction, value: Fraction, written_as_decimal: bool) -> b
     return written_as_decimal and gold.denominator != 1 and abs(gold - value) <= abs(gold) / 10**6
 
 
-def compare(gold: str, answer: str, percent: str = "value") -> bool | None:
+@dataclass(frozen=True)
+class Policy:
+    """What a dataset means by signs and units.
+
+    percent: `value` (50 % is 0.5) or `ignore` (the sign says nothing). units: `lenient` (they count where both sides have one), `ignore`, or
+    `strict` (an answer without the gold's unit is wrong).
+    """
+
+    percent: Literal["value", "ignore"] = "value"
+    units: Literal["lenient", "ignore", "strict"] = "lenient"
+
+    def __post_init__(self) -> None:
+        if self.percent not in ("value", "ignore") or self.units not in ("lenient", "ignore", "strict"):
+            raise ValueError(f"percent is 'value' or 'ignore', units 'lenient', 'ignore' or 'strict', got {self.percent!r} and {self.units!r}")
+
+
+def compare(gold: str, answer: str, policy: Policy = Policy()) -> bool | None:
     """Whether the cleaned `answer` equals the cleaned `gold`, two single values; None where only the symbolic engine can tell."""
     if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
         return int(gold) == int(answer)
@@ -157,15 +185,17 @@ def compare(gold: str, answer: str, percent: str = "value") -> bool | None:
         return True
     gold_value, gold_unit = measured(gold)
     answer_value, answer_unit = measured(answer)
-    gold_number, answer_number = number(gold_value, percent), number(answer_value, percent)
+    gold_number, answer_number = number(gold_value, policy.percent), number(answer_value, policy.percent)
     if gold_number is not None and answer_number is not None:
-        if gold_unit and answer_unit and gold_unit != answer_unit:
-            return None
+        if policy.units == "strict" and gold_unit != answer_unit:
+            return False
+        if policy.units == "lenient" and gold_unit and answer_unit and gold_unit != answer_unit:
+            return False
         if ":" in left and ":" in right and (_TIME.fullmatch(left) or _TIME.fullmatch(right)):
             return False
         return _same_number(gold_number, answer_number, "." in left or "." in right)
     if _COMMA_DECIMAL.fullmatch(left if answer_number is not None else right) and (gold_number is None) != (answer_number is None):
-        return number(left.replace(",", "."), percent) == number(right.replace(",", "."), percent)
+        return number(left.replace(",", "."), policy.percent) == number(right.replace(",", "."), policy.percent)
     if (_BASE.fullmatch(left) and (answer_number is not None or _BASE.fullmatch(right))) or (_BASE.fullmatch(right) and gold_number is not None):
         return False
     if _LETTER.fullmatch(left):

@@ -1,4 +1,4 @@
-r"""`math`: is the stated answer the gold? verifier_args: {"require_boxed": bool, "percent": "value" | "ignore"}.
+r"""`math`: is the stated answer the gold? verifier_args: {"require_boxed": bool, "percent", "units"}, see Policy.
 
 The answer is what `<answer>` holds, the last \boxed{} (several are one list when only commas, `and` or `or` stand between them), what
 follows '####' or 'answer is', or a response that is nothing but an answer; else whatever Math-Verify finds in the text. Order of
@@ -12,7 +12,7 @@ import re
 
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers import shapes
-from pipelines.verifiers.arithmetic import compare, measured
+from pipelines.verifiers.arithmetic import Policy, compare, measured
 from pipelines.verifiers.choice import letter_of
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
 from pipelines.verifiers.notation import clean, latex, squeeze, without_text
@@ -57,7 +57,7 @@ def verify_math(problem: Problem, text: str) -> Verdict | Job:
     if answer is not None and (has_box(text) or tagged(text) is not None or is_bare(answer)):
         if len(answer) > MAX_LENGTH:
             return failed(Outcome.UNPARSABLE, f"the answer has {len(answer)} characters; at most {MAX_LENGTH} are read", answer[:100])
-        return _compared(gold, answer, arguments.get("percent", "value"))
+        return _compared(gold, answer, Policy(arguments.get("percent", "value"), arguments.get("units", "lenient")))
     source = (answer or text)[-MAX_LENGTH:]
     if squeeze(clean(gold)) == squeeze(clean(source)):
         return judged(True, source)
@@ -101,7 +101,7 @@ def gold_of(answer: str) -> str:
     return _GOLD_LEAD.sub("", answer)
 
 
-def _compared(gold: str, answer: str, percent: str) -> Verdict | Job:
+def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     """A stated answer against the gold: its form, then its single values."""
     if "answer" in answer.casefold() and (inner := stated_answer(clean(answer))) is not None:
         answer = inner
@@ -113,13 +113,13 @@ def _compared(gold: str, answer: str, percent: str) -> Verdict | Job:
     def same(one: str, other: str) -> bool | None:
         key = one, other
         if key not in exact:
-            exact[key] = compare(*values(one, other), percent)
+            exact[key] = compare(*values(one, other, policy), policy)
         return exact[key]
 
     whole = same(clean_gold, clean_answer)
     if whole is not None:
         return judged(whole, answer)
-    left, right = map(shapes.parse, values(clean_gold, clean_answer))
+    left, right = map(shapes.parse, values(clean_gold, clean_answer, policy))
     possible = shapes.equal(left, right, lambda one, other: same(one, other) is not False)
     if not possible and _RELATION.search(clean_gold) and _RELATION.search(clean_answer):  # one relation may be written in many ways
         left, right, possible = shapes.Shape("leaf", text=clean_gold), shapes.Shape("leaf", text=clean_answer), True
@@ -132,10 +132,10 @@ def _compared(gold: str, answer: str, percent: str) -> Verdict | Job:
     open_pairs = [pair for pair in dict.fromkeys(shapes.leaves(left, right)) if same(*pair) is None]
     if len(open_pairs) > MAX_PAIRS:
         return failed(Outcome.UNPARSABLE, f"the answer has {len(open_pairs)} parts to compare; at most {MAX_PAIRS} are", answer[:100])
-    return Job(answer, lambda engines: _symbolic(left, right, exact, open_pairs, answer, engines))
+    return Job(answer, lambda engines: _symbolic(left, right, exact, open_pairs, answer, policy, engines))
 
 
-def values(gold: str, answer: str) -> tuple[str, str]:
+def values(gold: str, answer: str, policy: Policy) -> tuple[str, str]:
     """Both sides without what only one of them says: the name in `x = 5`, or a unit."""
     gold_name, answer_name = _NAME.match(gold), _NAME.match(answer)
     alike = gold_name and answer_name and squeeze(gold_name[1]) == squeeze(answer_name[1])
@@ -144,7 +144,8 @@ def values(gold: str, answer: str) -> tuple[str, str]:
     if gold_name and (alike or not _RELATION.search(answer)):
         gold = _end_of_chain(gold[gold_name.end() :])
     (gold_value, gold_unit), (answer_value, answer_unit) = measured(gold), measured(answer)
-    if bool(gold_unit) != bool(answer_unit) or (gold_unit and gold_unit == answer_unit):
+    alone = policy.units == "lenient" and bool(gold_unit) != bool(answer_unit)
+    if policy.units == "ignore" or alone or (gold_unit and gold_unit == answer_unit):
         return gold_value, answer_value
     return gold, answer
 
@@ -165,10 +166,16 @@ def _hostile(text: str) -> Verdict | None:
 
 
 def _symbolic(
-    left: shapes.Shape, right: shapes.Shape, exact: dict[tuple[str, str], bool | None], pairs: list[tuple[str, str]], answer: str, engines: Engines
+    left: shapes.Shape,
+    right: shapes.Shape,
+    exact: dict[tuple[str, str], bool | None],
+    pairs: list[tuple[str, str]],
+    answer: str,
+    policy: Policy,
+    engines: Engines,
 ) -> Verdict:
     """The engine's word on every pair of values that is open, then the forms again."""
-    request = {"pairs": [[latex(side) for side in values(*pair)] for pair in pairs]}
+    request = {"pairs": [[latex(side) for side in values(*pair, policy)] for pair in pairs]}
     reply = engines.ask("math", request)
     if isinstance(reply, Verdict):
         return reply

@@ -75,6 +75,12 @@ def test_the_hub_form_of_gsm8k_gives_its_last_line_as_the_answer(tmp_path: Path)
     assert isinstance(program, Problem) and program.answer == working
 
 
+def test_the_verifiers_settings_of_a_source_are_those_of_every_row(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", {"question": "x", "answer": "1", "p": "ignore"})
+    (row,) = read(tmp_path, "a.jsonl", verifier_args={"percent": "value", "units": "strict"}, fields=FIELDS | {"verifier_args.percent": "p"})
+    assert isinstance(row, Problem) and row.args == {"percent": "ignore", "units": "strict"}
+
+
 def test_every_kind_of_malformed_row_says_line_field_and_reason(tmp_path: Path) -> None:
     write(
         tmp_path / "a.jsonl",

@@ -84,6 +84,19 @@ def test_exact_comparison(gold: str, answer: str, expected: bool | None) -> None
     assert compare(clean(gold), clean(answer)) is expected
 
 
+def test_percent_and_units_are_the_datasets_to_say(pool: VerifierPool) -> None:
+    def judged(gold: str, answer: str, **policy: str) -> bool:
+        return pool.verify(problem(gold, **policy), f"\\boxed{{{answer}}}").correct
+
+    assert judged("0.5", r"50\%") and not judged("50", r"50\%")
+    assert judged("50", r"50\%", percent="ignore") and not judged("0.5", r"50\%", percent="ignore")
+    assert judged("30", "30 cm") and judged("30 cm", "30") and not judged("30 cm", "30 kg")
+    assert judged("30 cm", r"30 \text{ centimeters}") and judged("2 hours", "2 hrs") and not judged("2 hours", "2 minutes")
+    assert judged("30 cm", "30 kg", units="ignore")
+    assert judged("30 cm", "30.0 cm", units="strict") and not judged("30 cm", "30", units="strict")
+    assert pool.verify(problem("1", units="loose"), r"\boxed{1}").outcome is Outcome.INFRASTRUCTURE
+
+
 def test_exact_path_imports_no_engine() -> None:
     code = (
         "import sys; from pipelines.verifiers import verify; from pipelines.records import Problem;"
