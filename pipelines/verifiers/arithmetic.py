@@ -35,14 +35,53 @@ _MEASURED = re.compile(
     r"|(cm|mm|km|kg|mg|ml|ft|lb|oz|mph|kph)(?:\^\{?[23]\}?)?)"
 )
 _UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
-_SYNONYMS = dict(
-    pair.split(":")
-    for pair in (
-        "m:meter metre:meter cm:centimeter centimetre:centimeter mm:millimeter millimetre:millimeter km:kilometer kilometre:kilometer "
-        "g:gram kg:kilogram mg:milligram l:liter litre:liter ml:milliliter h:hour hr:hour min:minute s:second sec:second "
-        "in:inch inche:inch ft:foot feet:foot lb:pound oz:ounce usd:dollar"
-    ).split()
-)
+_ABBREVIATIONS = {
+    "meter": (
+        "m",
+        "metre",
+    ),
+    "centimeter": (
+        "cm",
+        "centimetre",
+    ),
+    "millimeter": (
+        "mm",
+        "millimetre",
+    ),
+    "kilometer": (
+        "km",
+        "kilometre",
+    ),
+    "gram": ("g",),
+    "kilogram": ("kg",),
+    "milligram": ("mg",),
+    "liter": (
+        "l",
+        "litre",
+    ),
+    "milliliter": ("ml",),
+    "hour": (
+        "h",
+        "hr",
+    ),
+    "minute": ("min",),
+    "second": (
+        "s",
+        "sec",
+    ),
+    "inch": (
+        "in",
+        "inche",
+    ),
+    "foot": (
+        "ft",
+        "feet",
+    ),
+    "pound": ("lb",),
+    "ounce": ("oz",),
+    "dollar": ("usd",),
+}
+_SYNONYMS = {short: name for name, shorts in _ABBREVIATIONS.items() for short in shorts}
 _HOUR = re.compile(r"(\d{1,2}(?::\d\d)?)\s*([AaPp])\.?\s?[Mm]\.{0,2}")
 _PREFIXED = re.compile(r"(?:US|USD|Rs\.?|EUR|[£€¥₹])\s*(.*\d)|(.*\d)\s*[£€¥₹]")
 _SCALES = re.compile(
