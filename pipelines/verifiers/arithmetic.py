@@ -36,47 +36,20 @@ _MEASURED = re.compile(
 )
 _UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
 _ABBREVIATIONS = {
-    "meter": (
-        "m",
-        "metre",
-    ),
-    "centimeter": (
-        "cm",
-        "centimetre",
-    ),
-    "millimeter": (
-        "mm",
-        "millimetre",
-    ),
-    "kilometer": (
-        "km",
-        "kilometre",
-    ),
+    "meter": ("m", "metre"),
+    "centimeter": ("cm", "centimetre"),
+    "millimeter": ("mm", "millimetre"),
+    "kilometer": ("km", "kilometre"),
     "gram": ("g",),
     "kilogram": ("kg",),
     "milligram": ("mg",),
-    "liter": (
-        "l",
-        "litre",
-    ),
+    "liter": ("l", "litre"),
     "milliliter": ("ml",),
-    "hour": (
-        "h",
-        "hr",
-    ),
+    "hour": ("h", "hr"),
     "minute": ("min",),
-    "second": (
-        "s",
-        "sec",
-    ),
-    "inch": (
-        "in",
-        "inche",
-    ),
-    "foot": (
-        "ft",
-        "feet",
-    ),
+    "second": ("s", "sec"),
+    "inch": ("in", "inche"),
+    "foot": ("ft", "feet"),
     "pound": ("lb",),
     "ounce": ("oz",),
     "dollar": ("usd",),
