@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +18,8 @@ from pipelines.records import Problem, Verdict
 
 BATCH = 512
 """Rows judged together."""
+QUIET = 5.0
+"""Seconds between lines of progress where there is no terminal."""
 MALFORMED = "malformed"
 """Outcome of a row that is no pair of gold and prediction; it says nothing about a response."""
 
@@ -27,7 +30,7 @@ def verify(options: argparse.Namespace) -> int:
 
     outcomes: Counter[str] = Counter()
     confusion: Counter[tuple[str, str]] = Counter()
-    read = _pairs(options.input)
+    read, spoke = _pairs(options.input), time.monotonic()
     with VerifierPool() as pool, replacing(options.out) as temporary, temporary.open("w", encoding="utf-8") as out:
         while batch := list(islice(read, BATCH)):
             verdicts = iter(pool.verify_batch([pair for _, pair in batch if isinstance(pair, tuple)]))
@@ -37,14 +40,22 @@ def verify(options: argparse.Namespace) -> int:
                 if "expected" in row:
                     confusion[str(row["expected"]), judged["outcome"]] += 1
                 out.write(json.dumps({"id": row.get("id"), **judged}, ensure_ascii=False) + "\n")
-            if sys.stderr.isatty():
-                print(f"\r{outcomes.total():,} rows", end="", file=sys.stderr, flush=True)
+            spoke = _progress(outcomes.total(), spoke)
         if outcomes.total() == outcomes[MALFORMED]:
             raise UserError(f"{options.input}: no row can be judged" + (f"; the first: {judged['detail']}" if outcomes else ", the file is empty"))
     print(f"{outcomes.total():,} rows: " + ", ".join(f"{name} {count:,}" for name, count in sorted(outcomes.items())))
     for (expected, outcome), count in sorted(confusion.items()):
         print(f"  expected {expected}, judged {outcome}: {count:,}")
     return 0
+
+
+def _progress(rows: int, spoke: float) -> float:
+    """Tell how far it is: a live figure on a terminal, elsewhere a line every few seconds. Returns when it last spoke."""
+    live, now = sys.stderr.isatty(), time.monotonic()
+    if now - spoke < (0.1 if live else QUIET):
+        return spoke
+    print(f"\r{rows:,} rows" if live else f"{rows:,} rows", end="" if live else "\n", file=sys.stderr, flush=True)
+    return now
 
 
 def _pairs(path: Path) -> Iterator[tuple[dict[str, Any], tuple[Problem, str] | rows.Malformed]]:
