@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from pipelines.verifiers.notation import squeeze, without_text
+from pipelines.verifiers.notation import TEXT, squeeze, without_text
 
 MAX_DIGITS = 2000
 _INTEGER = re.compile(r"[-+]?\d{1,30}")
@@ -34,7 +34,7 @@ _MEASURED = re.compile(
     r"(.*?[\d}])(?:(?:\s|\\[ ,;])+((?:[A-Za-z]{2}|[mgshLJNWV]\b)[A-Za-z. /-]*(?:\^\{?[23]\}?)?)"
     r"|(cm|mm|km|kg|mg|ml|ft|lb|oz|mph|kph)(?:\^\{?[23]\}?)?)"
 )
-_UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
+_UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*" + TEXT + r"\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
 _ABBREVIATIONS = {
     "meter": ("m", "metre"),
     "centimeter": ("cm", "centimetre"),

@@ -15,7 +15,7 @@ from pipelines.verifiers import shapes
 from pipelines.verifiers.arithmetic import Policy, compare, measured
 from pipelines.verifiers.choice import letter_of
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
-from pipelines.verifiers.notation import clean, latex, squeeze, without_text
+from pipelines.verifiers.notation import TEXT, clean, latex, squeeze, without_text
 from pipelines.verifiers.text import all_boxes, boxes, has_box, stated_answer, tagged
 
 MAX_LENGTH = 2000
@@ -29,6 +29,7 @@ _EXPLOSIVE = re.compile(
 )
 _CODE = re.compile(r"__|\blambda\b|\bimport\b|\\(?:input|write|include|def(?![a-z]))")
 _PROSE = re.compile(r"[^\W\d_]{3,}")
+_WORDS = re.compile(rf"(?:{TEXT}|\\operatorname)\s*\{{[^{{}}]*\}}")
 _COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+")
 _RELATION = re.compile(r"[=<>]|\\(?:leq?|geq?|lt|gt|neq?|in)(?![a-z])")
 _PLAIN_MATHS = re.compile(
@@ -47,10 +48,8 @@ def verify_math(problem: Problem, text: str) -> Verdict | Job:
     if not text.strip():
         return failed(Outcome.UNPARSABLE, "the answer is empty")
     answer = stated(text)
-    if answer is None and (has_box(text) or arguments.get("require_boxed", False)):
+    if answer is None if has_box(text) else arguments.get("require_boxed", False):
         return failed(Outcome.UNPARSABLE, "no complete \\boxed{} answer")
-    if arguments.get("require_boxed", False) and not has_box(text):
-        return failed(Outcome.UNPARSABLE, "no \\boxed{} answer")
     if answer == "":
         return failed(Outcome.UNPARSABLE, "the answer is empty")
     gold = gold_of(problem.answer)
@@ -89,7 +88,7 @@ def is_bare(text: str) -> bool:
 
 def has_prose(text: str) -> bool:
     r"""Whether there are words that are no mathematics, outside of \text{...}."""
-    words = re.sub(r"\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox|operatorname)\s*\{[^{}]*\}", "", text)
+    words = _WORDS.sub("", text)
     return _PROSE.search(_PLAIN_MATHS.sub(" ", _COMMAND.sub(" ", words))) is not None
 
 

@@ -12,8 +12,10 @@ FUNCTIONS = ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos",
 _PLAIN = {"sqrt": r"\sqrt", "pi": r"\pi ", "infinity": r"\infty ", "inf": r"\infty ", "oo": r"\infty ", "theta": r"\theta ", "alpha": r"\alpha "}
 _PLAIN |= {name: rf"\{name} " for name in FUNCTIONS} | {"asin": r"\arcsin ", "acos": r"\arccos ", "atan": r"\arctan "}
 _PLAIN_WORD = re.compile(r"(?<![\\A-Za-z])(?<!operatorname\{)(" + "|".join(sorted(_PLAIN, key=len, reverse=True)) + r")(?![A-Za-z])")
-_WRAPPED = re.compile(r"\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mathbf|mathit|mathsf|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
-_TEXT = re.compile(r"\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)\s*\{([^{}]*)\}")
+TEXT = r"\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)"
+"""Commands that set words."""
+_WRAPPED = re.compile(rf"(?:{TEXT}|\\(?:mathbf|mathit|mathsf|operatorname|boxed|fbox))\s*\{{([^{{}}]*)\}}")
+_TEXT = re.compile(TEXT + r"\s*\{([^{}]*)\}")
 _SPACES = re.compile(r"\\[,!;:> ]|\\left(?![a-z])|\\right(?![a-z])|\\(?:big|Big|bigg|Bigg)[lr]?(?![a-z])|~|\\q?quad(?![a-z])|\s+")
 _UNICODE = str.maketrans(
     {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "≥": r"\ge ", "≤": r"\le ", "≠": r"\ne "}

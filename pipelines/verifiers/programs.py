@@ -22,7 +22,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from pipelines.verifiers.sandbox import Event, ProgramLimits, Run, require_sandb
 from pipelines.verifiers.text import program
 
 TOLERANCE = 1e-6
+COMPARISONS = ("exact", "unordered", "tokens", "float", "checker")
 Expected = list[tuple[bool, Any]]
 
 
@@ -64,6 +66,11 @@ def judge_program(problem: Problem, source: str, engines: Engines) -> Verdict:
 
 def _examiner(problem: Problem, item: dict[str, Any]) -> dict[str, Any]:
     """The item of the sandbox where the tests run: set-up and tests, but not the program; `names` are what it asks the program for."""
+    with _settings_of(problem):
+        return _examining(problem, item)
+
+
+def _examining(problem: Problem, item: dict[str, Any]) -> dict[str, Any]:
     statements = [text if kind == "assert" else f"assert {text} == {_literal(problem, test)}" for test, (kind, text) in enumerate(item["tests"])]
     entry = problem.args.get("entry_point", "")
     names = {entry} if "check" in problem.args else _called(statements, item["setup"])
@@ -86,8 +93,8 @@ def _called(statements: Sequence[str], setup: str) -> set[str]:
     for text in (*statements, setup):
         try:
             tree = ast.walk(ast.parse(text))
-        except (SyntaxError, ValueError, RecursionError) as error:
-            raise InfrastructureError(f"a test is no Python ({error}).") from error
+        except (SyntaxError, RecursionError) as error:
+            raise ValueError(f"a test is no Python: {error}") from error
         for node in tree:
             if isinstance(node, ast.Name):
                 (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
@@ -118,23 +125,42 @@ def _checked(problem: Problem, outcome: Run, source: str, limits: ProgramLimits)
     return judged(True, source, f"{len(tests)} of {len(tests)} tests passed")
 
 
+@contextmanager
+def _settings_of(problem: Problem) -> Iterator[None]:
+    """Broken settings are told as those of this row: they never end a batch."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        what = f"a test lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise InfrastructureError(f"problem {problem.problem_id}: verifier_args cannot be used ({what}).") from error
+
+
 def harness_item(problem: Problem, source: str, limits: ProgramLimits) -> tuple[dict[str, Any], Expected, float]:
-    """What the harness is to run, what must come out (known, value) per test, and the seconds per test."""
+    """What the harness is to run, what must come out (known, value) per test, and the seconds per test.
+
+    Raises:
+        InfrastructureError: the row's verifier_args cannot be used; the message begins with `problem ID:`.
+    """
+    with _settings_of(problem):
+        return _harness_item(problem, source, limits)
+
+
+def _harness_item(problem: Problem, source: str, limits: ProgramLimits) -> tuple[dict[str, Any], Expected, float]:
     arguments = problem.args
     entry = arguments.get("entry_point", "")
+    if (mode := arguments.get("compare", "exact")) not in COMPARISONS:
+        raise ValueError(f"compare is one of {', '.join(COMPARISONS)}, got {mode!r}")
+    float(arguments.get("tolerance", TOLERANCE))
     setup = "\n".join([arguments.get("setup", ""), *arguments.get("test_imports", [])])
     seconds = min(float(arguments.get("time_limit", limits.seconds)), limits.total_seconds)
     tests: list[tuple[str, Any]] = []
     expected: Expected = []
-    try:
-        for test in arguments.get("tests", []):
-            tests.append(("args", (test["args"], test.get("kwargs", {}))))
-            expected.append((True, test["expected"]))
-        for given, output in _stdin_tests(arguments) if not tests else []:
-            tests.append(("stdin", given.encode()))
-            expected.append((True, output))
-    except KeyError as error:
-        raise InfrastructureError(f"problem {problem.problem_id}: a test of verifier_args lacks {error}.") from error
+    for test in arguments.get("tests", []):
+        tests.append(("args", (test["args"], test.get("kwargs", {}))))
+        expected.append((True, test["expected"]))
+    for given, output in _stdin_tests(arguments) if not tests else []:
+        tests.append(("stdin", given.encode()))
+        expected.append((True, output))
     if not tests and "asserts" in arguments:
         calls = [_as_call(statement) for statement in arguments["asserts"]]
         for statement, call in zip(arguments["asserts"], calls, strict=True):
@@ -144,7 +170,7 @@ def harness_item(problem: Problem, source: str, limits: ProgramLimits) -> tuple[
         tests.append(("assert", f"{arguments['check']}\ncheck({entry})"))
         expected.append((False, None))
     if not tests:
-        raise InfrastructureError(f"problem {problem.problem_id}: verifier_args name no tests (tests, stdin_tests, asserts or check).")
+        raise ValueError("there are no tests: name tests, stdin_tests, asserts or check")
     wall = min(seconds * (len(tests) + 1), limits.total_seconds)
     item = {"setup": setup, "program": source, "entry_point": entry, "tests": tests} | resources(limits, wall)
     return item, expected, seconds

@@ -118,7 +118,13 @@ def _harness() -> bytes:
 
 
 def run(
-    items: Sequence[dict[str, Any]], limits: ProgramLimits, *, quiet_seconds: float, total_seconds: float, batch: bool = False, candidate: Any = None
+    items: Sequence[dict[str, Any]],
+    limits: ProgramLimits,
+    *,
+    quiet_seconds: float,
+    total_seconds: float,
+    batch: bool = False,
+    candidate: dict[str, Any] | None = None,
 ) -> Run:
     """Run the items in one sandbox. It is killed after `quiet_seconds` without an event, after `total_seconds`, and when it talks too much.
 

@@ -259,6 +259,28 @@ def test_a_checker_decides_where_many_outputs_are_right(pool: VerifierPool) -> N
     assert run(pool, "print(7)", broken).outcome is Outcome.INFRASTRUCTURE
 
 
+BROKEN = [
+    {"asserts": ["assert f(1) =="]},
+    {"asserts": [["assert f(1) == 2"]]},
+    {"stdin_tests": {"inputs": ["1", "2"], "outputs": ["1"]}},
+    {"stdin_tests": [{"input": 1, "output": "1"}]},
+    {"stdin_tests": [{"input": "1", "output": "1"}], "compare": "tokenz"},
+    {"stdin_tests": [{"input": "1", "output": "1"}], "tolerance": "small"},
+    {"stdin_tests": [{"input": "1"}]},
+    {"entry_point": "f", "tests": [{"args": [1]}]},
+    {},
+]
+
+
+def test_broken_settings_are_the_rows_own_and_end_no_batch(pool: VerifierPool) -> None:
+    tasks = [problem("def f(x): return x", "code", **settings) for settings in BROKEN]
+    verdicts = pool.verify_batch([(task, fenced("def f(x): return x")) for task in tasks])
+    for task, verdict in zip(tasks, verdicts, strict=True):
+        assert verdict.outcome is Outcome.INFRASTRUCTURE
+        assert verdict.detail.startswith(f"problem {task.problem_id}:"), verdict
+    assert [verdict.outcome for verdict in audit_batch(tasks)] == [Outcome.INFRASTRUCTURE] * len(tasks)
+
+
 def test_order_and_tolerance_are_the_problems_to_say(pool: VerifierPool) -> None:
     loose, strict = (problem("", "code", entry_point="f", tests=[{"args": [], "expected": [1, 2, 2.5]}], **more)
                      for more in ({"compare": "unordered", "tolerance": 0.1}, {}))  # fmt: skip
