@@ -78,7 +78,7 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str) -> dict[str,
             write_json(root / path, summary)
         else:
             write_plot(root / path, journal.rows())
-    inputs = graph.inputs(stage, getattr(settings, "init", "sft"))
+    inputs = graph.inputs(stage, *getattr(settings, "models", ()))
     write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), modules=(module, settings_module))
     return summary
 

@@ -12,16 +12,17 @@ TAIL = ("merging", "evaluation", "report")
 
 
 def stages(rl: dict[str, Any]) -> list[str]:
-    """Addresses of all stages in an order in which they can run; `rl` is params' rl.stages (name -> settings with `init`).
+    """Addresses of all stages in an order in which they can run; `rl` is params' rl.stages (name -> settings).
 
-    RL stages run in the order of params, except that a stage follows its `init`.
+    RL stages run in the order of params, except that a stage follows its `init` and its `reference`.
     """
     ordered: list[str] = []
 
     def visit(name: str) -> None:
-        init = rl[name].init if hasattr(rl[name], "init") else rl[name]["init"]
-        if init in rl and init not in ordered:
-            visit(init)
+        for role in ("init", "reference"):
+            model = rl[name][role] if isinstance(rl[name], dict) else getattr(rl[name], role)
+            if model in rl and model not in ordered:
+                visit(model)
         if name not in ordered:
             ordered.append(name)
 
@@ -34,13 +35,13 @@ LEARNING = ("base", "sft", "rl")
 """Stages that learn step by step: their journal becomes a plot."""
 
 
-def inputs(stage: str, init: str = "sft") -> list[Path]:
-    """Data that a stage reads; `init` matters for RL stages only.
+def inputs(stage: str, *models: str) -> list[Path]:
+    """Data that a stage reads; `models` are what an RL stage names as its `init` and `reference`.
 
     Merging names its experts by their manifests: data/models holds its own output too, and DVC would see a cycle.
     """
     if stage.startswith("rl@"):
-        return [paths.model(init), paths.SELECTED, paths.SYNTHESISED]
+        return [*map(paths.model, models), paths.SELECTED, paths.SYNTHESISED]
     return {
         "sources": [paths.EXTERNAL / "sources"],
         "curation": [paths.SOURCES],

@@ -49,6 +49,12 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
     write_table(path, pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA))
 
 
+def read_rollouts(path: Path) -> list[Rollout]:
+    """All rollouts of a Parquet file written by `write_rollouts`."""
+    rows = pq.read_table(path, schema=ROLLOUT_SCHEMA).to_pylist()
+    return [Rollout(**{**row, "reward_parts": dict(row["reward_parts"])}) for row in rows]
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Parquet, whole or absent; the same table gives the same bytes."""
     with replacing(path) as temporary:

@@ -23,7 +23,7 @@ def expected_deps(project: Path, name: str) -> list[str]:
     """Data first, then code, as dvc.yaml must list them for the stage `name`; an RL stage in the words of its foreach."""
     module, settings_module, _ = ENTRIES[name]
     address = "rl@${key}" if name == "rl" else name
-    data = graph.inputs(address, "${item.init}")
+    data = graph.inputs(address, "${item.init}", "${item.reference}")
     return [path.as_posix() for path in (*data, *closure(project, [module, settings_module]))]
 
 

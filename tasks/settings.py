@@ -151,9 +151,9 @@ def upstream(loaded: Params, stage: str) -> list[str]:
 def _feeds(loaded: Params, parent: str, child: str) -> bool:
     """Does `child` read what `parent` writes?"""
     name = child.partition("@")[2]
-    init = loaded.rl.stages[name].init if name else ""
+    models = loaded.rl.stages[name].models if name else ()
     written = [*graph.outputs(parent), *graph.records(parent), paths.manifest(parent)]
-    return any(out == read or out in read.parents or read in out.parents for read in graph.inputs(child, init) for out in written)
+    return any(out == read or out in read.parents or read in out.parents for read in graph.inputs(child, *models) for out in written)
 
 
 def check_disk(project: Path) -> None:

@@ -144,8 +144,8 @@ def trained(stage: str) -> str | None:
 def models_read(project: Path, loaded: Params, stage: str) -> dict[str, str]:
     """Model -> DVC's recorded digest of its folder, of every model that `stage` reads."""
     makers = {name: maker for maker in settings.stages(loaded) if maker != stage and (name := trained(maker))}
-    init = loaded.rl.stages[stage.partition("@")[2]].init if "@" in stage else ""
-    read = graph.inputs(stage, init)
+    models = loaded.rl.stages[stage.partition("@")[2]].models if "@" in stage else ()
+    read = graph.inputs(stage, *models)
     everything = paths.MODELS in read
     experts = set(loaded.rl.stages) if paths.RL_MANIFESTS in read else set()
     with _repository(project) as repository:

@@ -74,5 +74,5 @@ def test_paths_that_models_share_do_not_collide():
 
 
 def test_order_of_stages():
-    rl = {"code": {"init": "math"}, "math": {"init": "sft"}, "more": {"init": "code"}}
-    assert graph.stages(rl)[6:9] == ["rl@math", "rl@code", "rl@more"]
+    rl = {"code": {"init": "math", "reference": "sft"}, "math": {"init": "sft", "reference": "more"}, "more": {"init": "sft", "reference": "sft"}}
+    assert graph.stages(rl)[6:9] == ["rl@more", "rl@math", "rl@code"]

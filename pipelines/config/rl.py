@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Section
+from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Section
 
 RESERVED = ("base", "sft", "merged")
 """Model names an RL stage may not take."""
@@ -17,6 +17,10 @@ class RlStage(Section):
 
     init: str
     """`base`, `sft` or the name of another RL stage: the weights this stage starts from."""
+    reference: str
+    """Likewise: the frozen policy of KL terms. For `rto` it is the one trained on preferences, for `npo` the later checkpoint that guides."""
+    reset_reference: Count = 0
+    """Every so many steps the reference becomes the policy of that step; 0 never."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)]
     """Only problems of these domains are sampled."""
     recipe: str = "grpo"
@@ -39,6 +43,11 @@ class RlStage(Section):
     task_sampler: Literal["shuffle"] = "shuffle"
     """`shuffle`: every problem once per epoch, in an order keyed by seed and epoch."""
 
+    @property
+    def models(self) -> tuple[str, str]:
+        """Names of the models that the stage reads."""
+        return self.init, self.reference
+
 
 class RlSettings(Section):
     """RL stages by name; an edit of this mapping is all it takes to add, remove or reorder one."""
@@ -50,12 +59,17 @@ class RlSettings(Section):
         for name, stage in self.stages.items():
             if name in RESERVED:
                 raise ValueError(f"stages.{name}: the name is taken by a stage of the graph; choose another")
-            if stage.init not in self.stages and stage.init not in ("base", "sft"):
-                raise ValueError(f"stages.{name}.init: '{stage.init}' names no stage; choose one of {', '.join(['base', 'sft', *self.stages])}")
+            for role, model in (("init", stage.init), ("reference", stage.reference)):
+                if model not in self.stages and model not in ("base", "sft"):
+                    raise ValueError(f"stages.{name}.{role}: '{model}' names no stage; choose one of {', '.join(['base', 'sft', *self.stages])}")
         for name in self.stages:
-            seen = [name]
-            while (init := self.stages[seen[-1]].init) in self.stages:
-                if init in seen:
-                    raise ValueError(f"stages.{name}.init: the stages {' -> '.join([*seen, init])} make a cycle")
-                seen.append(init)
+            self._walk([name])
         return self
+
+    def _walk(self, seen: list[str]) -> None:
+        stage = self.stages[seen[-1]]
+        for role, model in (("init", stage.init), ("reference", stage.reference)):
+            if model in seen:
+                raise ValueError(f"stages.{seen[-1]}.{role}: the stages {' -> '.join([*seen, model])} make a cycle")
+            if model in self.stages:
+                self._walk([*seen, model])

@@ -1,16 +1,17 @@
 """Resumable training state: written aside, fsynced, renamed, and bound to what it was made from.
 
-A checkpoint holds weights, optimiser state and the step. Everything random is keyed by (seed, purpose, step), so the step
-is the whole state of every sampler. The identity (settings, inputs, code) is stored with it: state of another
-identity is never continued, and the difference is named.
+A checkpoint holds weights, optimiser state, the step, and the state of whatever else changes with it. Everything random is
+keyed by (seed, purpose, step), so the step is the whole state of every sampler. The identity (settings, inputs, code) is
+stored with it: state of another identity is never continued, and the difference is named.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +20,13 @@ from pipelines.store import read_json, replacing, write_json
 KEEP = 2
 """Newest checkpoints kept: the last, and the one before it in case the disk lies."""
 _NAME = re.compile(r"step-(\d+)\.pt")
+
+
+class Stateful(Protocol):
+    """What can be saved beside the model: a module, or anything else of tensors and plain values."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,14 @@ class Checkpoints:
         write_json(marker, self.identity)
         return ""
 
-    def save(self, step: int, model: Any, optimiser: torch.optim.Optimizer) -> None:
+    def save(self, step: int, model: Any, optimiser: torch.optim.Optimizer, others: Mapping[str, Stateful] | None = None) -> None:
+        state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
         with replacing(self.folder / f"step-{step:08d}.pt") as temporary:
-            torch.save({"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}, temporary)
+            torch.save(state | {"others": {name: other.state_dict() for name, other in (others or {}).items()}}, temporary)
         for path in self._all()[:-KEEP]:
             path.unlink()
 
-    def restore(self, model: Any, optimiser: torch.optim.Optimizer) -> int:
+    def restore(self, model: Any, optimiser: torch.optim.Optimizer, others: Mapping[str, Stateful] | None = None) -> int:
         """Load the newest checkpoint; returns its step, 0 when there is none."""
         paths = self._all()
         if not paths:
@@ -55,6 +64,8 @@ class Checkpoints:
         state = torch.load(paths[-1], weights_only=True, map_location=model.device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        for name, other in (others or {}).items():
+            other.load_state_dict(state["others"][name])
         return int(state["step"])
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens under a policy, computed only where they are needed.
+"""What a policy says of given tokens, computed only where it is needed.
 
 Shapes: B sequences, T tokens of the padded sequence, N scored positions, E hidden size, V vocabulary. Only the N scored
 positions meet the vocabulary, `CHUNK` logits at a time, so (B, T, V) never exists.
@@ -6,7 +6,7 @@ positions meet the vocabulary, `CHUNK` logits at a time, so (B, T, V) never exis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = 2**24
 """Logits (positions x vocabulary) held at once; more are computed in chunks and recomputed in the backward pass."""
 
+Score = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""(log-probabilities (N, V), what is known of each position (N, ...)) -> (N,) or (N, K)."""
+
 
 def pad(rows: Sequence[Sequence[int]], value: int = 0, device: Any = None) -> Tensor:
     """Right-padded long tensor (B, T)."""
@@ -23,35 +26,82 @@ def pad(rows: Sequence[Sequence[int]], value: int = 0, device: Any = None) -> Te
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
 
 
-def token_logp(model: Any, ids_BT: Tensor, score_BT: Tensor, temperature: float = 1.0, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-    """log p(ids[b, t] | ids[b, :t]) where `score_BT` is true and 0 elsewhere, in nats; and the entropy of those positions.
+def chosen(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """log p of the token that stands there."""
+    return logp_NV.gather(-1, at["target"][:, None])[:, 0]
+
+
+def entropy(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """Entropy, nats."""
+    return -(logp_NV.exp() * logp_NV).sum(-1)
+
+
+def entropy_detached(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """Entropy without gradient, for monitoring."""
+    return entropy(logp_NV.detach(), at)
+
+
+def token_scores(
+    model: Any,
+    ids_BT: Tensor,
+    score_BT: Tensor,
+    wanted: Mapping[str, Score],
+    *,
+    temperature: float | Tensor = 1.0,
+    along: Mapping[str, Tensor] | None = None,
+    on_hidden: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    after: tuple[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """Scores of the tokens ids[b, t] given ids[b, :t] where `score_BT` is true, and 0 elsewhere: name -> (B, T, ...), float32.
+
+    temperature divides the logits, one number or one a row (B,). along: tensors (B, T, ...) that a score reads at its
+    position, beside `target`. on_hidden: functions of what the head sees, (N, E) -> (N, ...). after: (name, token): also the
+    log-probability (B,) of that token right after the last scored one.
 
     Rows are right-padded and attention is causal, so padding needs no mask. `score_BT[:, 0]` must be false: nothing
-    predicts the first token. Entropies are detached.
+    predicts the first token.
     """
     hidden_BTE = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    wanted = score_BT[:, 1:]
-    hidden_NE, targets_N = hidden_BTE[:, :-1][wanted], ids_BT[:, 1:][wanted]
-    head = model.get_output_embeddings()
-    step = max(1, CHUNK // head.weight.shape[0])
-    if len(hidden_NE) <= step:
-        logp_N, entropy_N = _score(hidden_NE, targets_N, head, temperature, with_entropy)
+    at_BT = score_BT[:, 1:]
+    hidden_NE = hidden_BTE[:, :-1][at_BT]
+    at = {"target": ids_BT[score_BT], **{name: value[score_BT] for name, value in (along or {}).items()}}
+    if isinstance(temperature, Tensor):
+        at["temperature"] = temperature[:, None].expand(score_BT.shape)[score_BT][:, None]
     else:
+        at["temperature"] = torch.tensor(temperature, device=ids_BT.device).expand(len(hidden_NE), 1)
+    head, step = model.get_output_embeddings(), max(1, CHUNK // model.get_output_embeddings().weight.shape[0])
+    functions = tuple(wanted.values())
+    if len(hidden_NE) <= step:
+        columns: Sequence[Tensor] = _score(hidden_NE, at, head, functions)
+    else:
+        starts = range(0, len(hidden_NE), step)
         parts = [
-            checkpoint(_score, h, t, head, temperature, with_entropy, use_reentrant=False)
-            for h, t in zip(hidden_NE.split(step), targets_N.split(step), strict=True)
+            checkpoint(_score, hidden_NE[i : i + step], {k: v[i : i + step] for k, v in at.items()}, head, functions, use_reentrant=False)
+            for i in starts
         ]
-        logp_N, entropy_N = (torch.cat(column) for column in zip(*parts, strict=True))
-    blank = torch.zeros(ids_BT.shape, dtype=torch.float32, device=ids_BT.device)
-    logp_BT = blank.masked_scatter(score_BT, logp_N)
-    return logp_BT, blank.masked_scatter(score_BT, entropy_N) if with_entropy else None
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    scores = dict(zip(wanted, columns, strict=True)) | {name: function(hidden_NE) for name, function in (on_hidden or {}).items()}
+    made = {name: _scatter(value, score_BT) for name, value in scores.items()}
+    if after:
+        last_B = (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1)
+        ends_BE = hidden_BTE[torch.arange(len(last_B), device=last_B.device), last_B]
+        made[after[0]] = torch.log_softmax(head(ends_BE).float(), -1)[:, after[1]]
+    return made
 
 
-def _score(hidden_NE: Tensor, targets_N: Tensor, head: Any, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
-    """log p of the targets and the entropies (empty unless wanted) of N positions."""
-    all_logp_NV = torch.log_softmax(head(hidden_NE).float() / temperature, -1)
-    chosen_N = all_logp_NV.gather(-1, targets_N[:, None])[:, 0]
-    if not with_entropy:
-        return chosen_N, chosen_N.new_zeros(0)
-    detached = all_logp_NV.detach()
-    return chosen_N, -(detached.exp() * detached).sum(-1)
+def token_logp(model: Any, ids_BT: Tensor, score_BT: Tensor) -> Tensor:
+    """log p of the scored tokens (B, T), nats."""
+    return token_scores(model, ids_BT, score_BT, {"logp": chosen})["logp"]
+
+
+def _score(hidden_NE: Tensor, at: Mapping[str, Tensor], head: Any, functions: Sequence[Score]) -> tuple[Tensor, ...]:
+    if not functions:
+        return ()
+    logp_NV = torch.log_softmax(head(hidden_NE).float() / at["temperature"], -1)
+    return tuple(function(logp_NV, at) for function in functions)
+
+
+def _scatter(value_N: Tensor, score_BT: Tensor) -> Tensor:
+    blank = torch.zeros((*score_BT.shape, *value_N.shape[1:]), dtype=value_N.dtype, device=value_N.device)
+    where = score_BT.reshape(*score_BT.shape, *[1] * (value_N.ndim - 1)).expand_as(blank)
+    return blank.masked_scatter(where, value_N)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,8 +30,17 @@ class Clock:
         self._last = now
 
 
-def draw(problems: Sequence[Problem], count: int, seed: int, stage: str, step: int) -> list[Problem]:
-    """The problems of step 1, 2, ...: every problem once per epoch, in an order keyed by (seed, stage, epoch)."""
+def draw(
+    problems: Sequence[Problem], count: int, seed: int, stage: str, step: int, eligible: Callable[[Problem], bool] | None = None
+) -> list[Problem]:
+    """The problems of step 1, 2, ...: every problem once per epoch, in an order keyed by (seed, stage, epoch).
+
+    Where some are not `eligible` any more, the step draws among the others at random, each at most once while they last;
+    when none is, among all.
+    """
+    if eligible and (kept := [problem for problem in problems if eligible(problem)]) and len(kept) < len(problems):
+        order = seeding.generator(seed, stage, "order among the eligible", step).permutation(len(kept))
+        return [kept[order[place % len(kept)]] for place in range(count)]
     first = (step - 1) * count
     drawn = []
     orders: dict[int, list[int]] = {}
@@ -72,21 +81,27 @@ def rollouts(
                     extracted=verdict.extracted,
                     detail=verdict.detail,
                     reward=verdict.score,
-                    reward_parts={"correct": verdict.score},
+                    reward_parts={"correct": verdict.score, "format": float(verdict.outcome != Outcome.UNPARSABLE)},
                 )
             )
     clock.lap("verify")
     return made
 
 
-def tensors(made: Sequence[Rollout], device: torch.device) -> tuple[Tensor, Tensor, Batch]:
-    """(ids_BT, score_BT, batch): prompt + response ids, where response tokens stand, and the batch on the same axis T.
+def judged(made: Sequence[Rollout]) -> list[Rollout]:
+    """Rollouts whose verdict says something about the policy: all but those of outcome `infrastructure`.
 
-    Rollouts whose verdict is `infrastructure` say nothing about the policy: they are left out before groups are formed.
+    Raises:
+        InfrastructureError: none is left.
     """
     kept = [rollout for rollout in made if rollout.outcome != Outcome.INFRASTRUCTURE]
     if not kept:
         raise InfrastructureError(f"step {made[0].step}: no response could be judged: {made[0].detail}")
+    return kept
+
+
+def tensors(kept: Sequence[Rollout], device: torch.device, step: int, response_limit: int) -> tuple[Tensor, Tensor, Batch]:
+    """(ids_BT, score_BT, batch): prompt + response ids, where response tokens stand, and the batch on the same axis T."""
     ids = pad([r.prompt_ids + r.response_ids for r in kept], device=device)
     score = torch.zeros_like(ids, dtype=torch.bool)
     roll = torch.zeros(ids.shape, device=device)
@@ -96,10 +111,12 @@ def tensors(made: Sequence[Rollout], device: torch.device) -> tuple[Tensor, Tens
         roll[row, start:end] = torch.tensor(r.behaviour_logp, device=device)
     batch = Batch(
         mask_BT=score.float(),
-        reward_B=torch.tensor([r.reward for r in kept], device=device),
+        reward_B=torch.tensor([r.reward for r in kept], dtype=torch.float32, device=device),
         group_B=torch.tensor([r.group_id for r in kept], device=device),
         logp_old_BT=roll,
         logp_roll_BT=roll,
         truncated_B=torch.tensor([r.finish_reason == "length" for r in kept], device=device),
+        step=torch.tensor(step, device=device),
+        response_limit=torch.tensor(response_limit, device=device),
     )
     return ids, score, batch

@@ -1,57 +1,210 @@
-"""Advantages and the policy-gradient objective: the slots of a recipe, composed. Losses are minimised.
+"""How a recipe's slots compose. Losses are minimised.
 
-R' = reward(R);  A = scale(centre(R'));  x = ratio(logp);  l_t = clip(x, A) * mismatch + regularisers;  L = aggregate(l)
+    advantages    R' = reward(R);  A = modify(scale(center(R')));  A_t = token_modify(credit(A))
+    weigh         what the loss needs of the whole optimiser step: coefficients of the aggregation, statistics
+    objective     x = ratio(logp, anchor);  l_t = clip(x, A_t) * mismatch * mask * weight
+                  L = sum_b c_b sum_t l_t + regularisers + auxiliary      (or an objective of its own in place of l)
+
+`advantages` and `weigh` are taken once of all rows; after that any slicing into micro-batches or ranks gives losses
+that add up to the loss of the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import Batch
-from pipelines.rl.recipe import Recipe
+from pipelines.rl.batch import TENSORS, Batch
+from pipelines.rl.recipe import Bound, Recipe, inputs_of
+from pipelines.rl.slots.regularisers import aggregate_entropy, peak_entropy
+
+
+class Tensors(dict[str, Tensor]):
+    """Named tensors that functions are called with."""
+
+    def __init__(self, recipe: Recipe, batch: Batch, live: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(batch.tensors())
+        self._recipe = recipe.name
+        self.setdefault("correct_B", batch.reward_B > 0)
+        if unknown := sorted(set(live or ()) - set(TENSORS)):
+            raise ValueError(f"no method reads {', '.join(unknown)}")
+        self.update(live or {})
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(f"recipe '{self._recipe}' needs the tensor {name}, which the batch lacks")
+
+    def call(self, function: Bound) -> Any:
+        """`function` of the tensors that its positional parameters name."""
+        return function(*(self[name] if needed else self.get(name) for name, needed in inputs_of(function)))
 
 
 def route(recipe: Recipe, batch: Batch) -> Batch:
     """The batch with the rows that the recipe does not train on masked out entirely."""
-    rows_B = recipe.bound["routing"](batch)
-    return replace(batch, mask_BT=batch.mask_BT * rows_B[:, None].to(batch.mask_BT))
+    tensors, mask_BT = Tensors(recipe, batch), batch.mask_BT
+    for keep in recipe.lists["routing"]:
+        mask_BT = mask_BT * tensors.call(keep)[:, None].to(mask_BT)
+    return replace(batch, mask_BT=mask_BT)
 
 
 def advantages(recipe: Recipe, batch: Batch) -> Tensor:
-    """advantage_BT, detached; 0 where the mask is 0. Needs whole groups."""
-    shaped_B = recipe.bound["reward"](batch.reward_B, batch)
-    centred_B = recipe.bound["center"](shaped_B, batch)
-    scaled_B = recipe.bound["scale"](centred_B, shaped_B, batch)
-    return (scaled_B[:, None] * batch.mask_BT).detach()
+    """advantage_BT, detached; 0 where the mask is 0. Needs whole groups, and every row that a batch statistic covers."""
+    return _advantages(recipe, Tensors(recipe, batch))[0].detach()
 
 
-def objective(recipe: Recipe, batch: Batch, logp_BT: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """The loss of `batch` (a share of the loss of `batch.whole` when it is a slice) and what to log.
+def _advantages(recipe: Recipe, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """The advantage, and what it was before `token_modify`."""
+    mask_BT = tensors["mask_BT"]
+    tensors["shaped_B"] = tensors["reward_B"]
+    for shape in recipe.lists["reward"]:
+        tensors["shaped_B"] = tensors.call(shape)
+    terms = [tensors.call(term) for term in recipe.lists["token_reward"]]
+    tensors["token_reward_BT"] = torch.stack(terms).sum(0) if terms else torch.zeros_like(mask_BT)
+    tensors["centred_B"] = tensors.call(recipe.single["center"])
+    tensors["advantage_B"] = tensors.call(recipe.single["scale"])
+    for change in recipe.lists["modify"]:
+        tensors["advantage_B"] = tensors.call(change)
+    credited = tensors["advantage_BT"] = tensors.call(recipe.single["credit"])
+    for change in recipe.lists["token_modify"]:
+        tensors["advantage_BT"] = tensors.call(change)
+    return tensors["advantage_BT"], credited
 
-    Reads batch.advantage_BT, which `advantages` fills. Gradient flows through `logp_BT` (B, T) only.
+
+def with_advantages(recipe: Recipe, batch: Batch) -> Batch:
+    """The batch with its advantages (unless it has them), and what else comes of them: returns for a value head, an advantage
+    per reward part."""
+    tensors = Tensors(recipe, batch)
+    advantage_BT, credited_BT = _advantages(recipe, tensors)
+    more: dict[str, Tensor] = {}
+    if "return_BT" in recipe.needs:
+        more["return_BT"] = (credited_BT + tensors["value_old_BT"]).detach()
+    if recipe.by_component:
+        parts = [_of_response(recipe, replace(batch, reward_B=reward_B)) for reward_B in tensors["components_BK"].unbind(-1)]
+        more["component_advantage_BK"] = torch.stack(parts, -1)
+    given = {} if batch.advantage_BT is not None else {"advantage_BT": advantage_BT.detach()}
+    return replace(batch, **given, **more)
+
+
+def _of_response(recipe: Recipe, batch: Batch) -> Tensor:
+    """The advantage of each response (B,), before credit."""
+    tensors = Tensors(recipe, batch)
+    _advantages(recipe, tensors)
+    return tensors["advantage_B"].detach()
+
+
+def weigh(recipe: Recipe, batch: Batch) -> Batch:
+    """The batch of one optimiser step with all that its slices need to know of it."""
+    if any(name in recipe.needs and getattr(batch, name) is None for name in ("advantage_BT", "return_BT", "component_advantage_BK")):
+        batch = with_advantages(recipe, batch)
+    tensors = Tensors(recipe, batch)
+    made: dict[str, Tensor] = {}
+    if recipe.shrinks:
+        old = Tensors(recipe, batch, {"logp_BT": batch.logp_old_BT} | ({} if batch.entropy_old_BT is None else {"entropy_BT": batch.entropy_old_BT}))
+        old["kept_BT"] = _product(old, recipe.lists["token_mask"]) * (_mismatch(old, recipe.corrections) > 0)
+        tensors["mask_BT"] = made["mask_BT"] = old.call(recipe.single["denominator"])
+    for name, function in recipe.statistics.items():
+        tensors[name] = made[name] = tensors.call(function)
+    if "mismatch_mean" in recipe.needs:
+        weight = _mismatch(Tensors(recipe, batch), recipe.corrections)
+        made["mismatch_mean"] = (weight * tensors["mask_BT"]).sum() / tensors["mask_BT"].sum().clamp(min=1)
+    if recipe.lists["token_weight"]:
+        made["weight_BT"] = _product(tensors, recipe.lists["token_weight"])
+    made["coefficient_B"] = tensors.call(recipe.single["aggregation"])
+    return replace(batch, **made)
+
+
+def objective(recipe: Recipe, batch: Batch, logp_BT: Tensor, live: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, float]]:
+    """The loss of `batch` and what to log, as sums over its tokens.
+
+    A slice of a batch that `weigh` has seen gives its share of that batch's loss; any other batch counts as a whole
+    optimiser step. Reads batch.advantage_BT, which `advantages` fills. Gradient flows through `logp_BT` (B, T) and through
+    `live`, what else of the policy's forward pass the recipe needs (`batch.LIVE`).
+
+    Raises:
+        ValueError: a tensor that the recipe needs is missing.
     """
-    if batch.advantage_BT is None:
-        raise ValueError("batch.advantage_BT is empty: call advantages(recipe, batch) on the whole batch first")
-    x_BT = recipe.bound["ratio"](logp_BT, batch)
-    loss_BT = recipe.bound["clip"](x_BT, batch.advantage_BT, logp_BT)
-    if batch.logp_roll_BT is not None:
-        gap_BT = (batch.logp_old_BT - batch.logp_roll_BT) * batch.mask_BT
-        loss_BT = loss_BT * recipe.bound["mismatch"](gap_BT, batch)
-    for coefficient, term in recipe.terms:
-        loss_BT = loss_BT + coefficient * term(logp_BT, batch)
-    loss = recipe.bound["aggregation"](loss_BT, batch)
-    return loss, _metrics(recipe, batch, x_BT.detach())
+    if batch.coefficient_B is None:
+        if batch.advantage_BT is None and recipe.reads_advantage:
+            raise ValueError("batch.advantage_BT is empty: call advantages(recipe, batch) on the whole batch first")
+        batch = weigh(recipe, batch)
+    tensors = Tensors(recipe, batch, {"logp_BT": logp_BT, **(live or {})})
+    figures = {"tokens": float(batch.mask_BT.sum())}
+    if recipe.policy_gradient:
+        loss = _aggregate(_policy_gradient(recipe, tensors), tensors)
+        figures |= _clipping(recipe, tensors)
+    else:
+        loss = _aggregate(tensors.call(recipe.single["objective"]), tensors)
+    for term in (*recipe.lists["regularisers"], *recipe.lists["auxiliary"]):
+        loss = loss + _aggregate(tensors.call(term), tensors)
+    return loss, figures
 
 
-def _metrics(recipe: Recipe, batch: Batch, x_BT: Tensor) -> dict[str, float]:
-    """Sums over this slice's tokens that the loop divides by `tokens`."""
-    mask = batch.mask_BT.bool()
-    ratio = x_BT.exp()[mask]
-    clip = recipe.slots["clip"]
-    low, high = 1 - clip.get("low", torch.inf), 1 + clip.get("high", torch.inf)
-    positive = batch.advantage_BT[mask] > 0  # type: ignore[index]  # objective has checked it
-    clipped = ((positive & (ratio > high)) | (~positive & (ratio < low))) if clip["name"] == "ppo" else torch.zeros_like(positive)
-    return {"tokens": float(mask.sum()), "ratio": float(ratio.sum()), "clipped": float(clipped.sum())}
+def _policy_gradient(recipe: Recipe, tensors: Tensors) -> Tensor:
+    tensors["anchor_BT"] = tensors.call(recipe.single["anchor"])
+    tensors["x_BT"] = tensors.call(recipe.single["ratio"])
+    if recipe.by_component:  # every clip is homogeneous in A, so a weight may go inside
+        part_BK = tensors["component_advantage_BK"] * tensors["component_weight_K"] / tensors["component_weight_K"].numel()
+        loss_BT = torch.zeros_like(tensors["x_BT"])
+        whole_BT = tensors["advantage_BT"]
+        for part_B in part_BK.unbind(-1):
+            tensors["advantage_BT"] = part_B[:, None] * tensors["mask_BT"]
+            loss_BT = loss_BT + tensors.call(recipe.single["clip"])
+        tensors["advantage_BT"] = whole_BT
+    else:
+        loss_BT = tensors.call(recipe.single["clip"])
+    loss_BT = loss_BT * _mismatch(tensors, recipe.lists["mismatch"]) * _product(tensors, recipe.lists["token_mask"])
+    return loss_BT * tensors["weight_BT"] if recipe.lists["token_weight"] else loss_BT
+
+
+def _mismatch(tensors: Tensors, functions: Sequence[Bound]) -> Tensor:
+    """Weights for the gap between the engines, 1 where no function corrects it."""
+    if functions:
+        tensors["gap_BT"] = (tensors["logp_old_BT"] - tensors["logp_roll_BT"]) * tensors["mask_BT"]
+    return _product(tensors, functions)
+
+
+def _product(tensors: Tensors, functions: Sequence[Bound]) -> Tensor:
+    """The product of weights, detached."""
+    product = torch.ones((), device=tensors["mask_BT"].device)
+    for function in functions:
+        product = product * tensors.call(function)
+    return product.detach()
+
+
+def _aggregate(term: Tensor, tensors: Tensors) -> Tensor:
+    if term.ndim == 0:
+        return term
+    coefficient_B, mask_BT = tensors["coefficient_B"], tensors["mask_BT"]
+    if term.ndim == 1:
+        return (coefficient_B * (mask_BT.sum(-1) > 0) * term).sum()
+    return (coefficient_B[:, None] * mask_BT * term).sum()
+
+
+def _clipping(recipe: Recipe, tensors: Tensors) -> dict[str, float]:
+    """Sum of the ratios, and how many tokens lie beyond the clip in the direction of their advantage."""
+    mask = tensors["mask_BT"].bool()
+    ratio = tensors["x_BT"].detach().exp()[mask]
+    bounds = recipe.slots["clip"]
+    low, high = 1 - bounds.get("low", torch.inf), 1 + bounds.get("high", torch.inf)
+    positive = tensors["advantage_BT"][mask] > 0
+    beyond = ((positive & (ratio > high)) | (~positive & (ratio < low))) if recipe.clips else torch.zeros_like(positive)
+    return {"ratio": float(ratio.sum()), "clipped": float(beyond.sum())}
+
+
+def aggregates(recipe: Recipe, batch: Batch, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """This slice's share of the batch sums that the recipe's regularisers are no linear function of (`recipe.aggregates`).
+
+    Added up over the slices and set on the batch before `objective`, they make its slices add up too.
+    """
+    tensors = Tensors(recipe, batch, live)
+    made: dict[str, Tensor] = {}
+    if "entropy_sum" in recipe.aggregates:
+        made["entropy_sum"] = aggregate_entropy(tensors["entropy_BT"], tensors["mask_BT"], tensors["coefficient_B"]).detach()
+    if "peak_sum" in recipe.aggregates:
+        settings = next(value for value in recipe.slots["regularisers"] if value["name"] == "entropy_anchor")
+        total, count = peak_entropy(tensors["nucleus_entropy_BT"], tensors["mask_BT"], quantile=settings.get("quantile", 0.8))
+        made |= {"peak_sum": total.detach(), "peak_count": count}
+    return made

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,136 @@ import yaml
 
 from pipelines import methods
 from pipelines.errors import UserError
-from pipelines.rl import advantage, aggregation, mismatch, ratio, regularisers, reward, routing
+from pipelines.rl.batch import TENSORS
+from pipelines.rl.inputs import INPUTS
+from pipelines.rl.objectives import GROUPED
+from pipelines.rl.online import RECOMPOSE, TASKS
+from pipelines.rl.slots import LISTS, SINGLE
+from pipelines.rl.statistics import STATISTICS
 
-SLOTS: dict[str, dict[str, Callable[..., Any]]] = {
-    "reward": {"none": reward.none, "overlong": reward.overlong},
-    "center": {
-        "none": advantage.center_none,
-        "const": advantage.center_const,
-        "batch_mean": advantage.center_batch_mean,
-        "group_mean": advantage.center_group_mean,
-        "leave_one_out": advantage.center_leave_one_out,
-    },
-    "scale": {"none": advantage.scale_none, "group_std": advantage.scale_group_std, "batch_std": advantage.scale_batch_std},
-    "ratio": {"token": ratio.ratio_token, "sequence": ratio.ratio_sequence},
-    "clip": {"none": ratio.clip_none, "ppo": ratio.clip_ppo, "score": ratio.clip_score, "weight_cap": ratio.clip_weight_cap},
-    "mismatch": {"none": mismatch.none, "token_truncated": mismatch.token_truncated, "token_window": mismatch.token_window},
-    "aggregation": {
-        "token_mean": aggregation.token_mean,
-        "sequence_mean_token_mean": aggregation.sequence_mean_token_mean,
-        "sequence_mean_token_sum": aggregation.sequence_mean_token_sum,
-        "sequence_mean_token_sum_norm": aggregation.sequence_mean_token_sum_norm,
-        "prompt_mean": aggregation.prompt_mean,
-    },
-    "routing": {"all_rows": routing.all_rows, "drop_zero_variance": routing.drop_zero_variance, "drop_truncated": routing.drop_truncated},
-}
-"""Slot -> name -> function; a new value is a function and its line here."""
-REGULARISERS = {"kl_k1": regularisers.kl_k1, "kl_k2": regularisers.kl_k2, "kl_k3": regularisers.kl_k3}
-_PROSE = ("paper", "formula")
+Bound = Callable[..., Any]
+
+ONLINE: dict[str, dict[str, Callable[..., Any]]] = {"tasks": TASKS, "recompose": RECOMPOSE}
+"""Slots of the loop beside the objective: which problems are drawn, what becomes of a batch of rollouts."""
+PROSE = ("paper", "formula", "fidelity", "assumed", "code_variant")
+AGGREGATES = ("entropy_sum", "peak_sum")
+EARLY = ("routing", "reward", "token_reward", "center", "scale", "modify", "credit", "token_modify", "token_weight", "aggregation")
+"""Slots that see the batch before the update."""
+ENTAILS = {"student_topk_BTK": "topk_BTK", "teacher_topk_BTK": "topk_BTK"}
+"""Tensor -> another that it cannot be had without."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A published method as the value of each slot: slot -> {name, settings...}; `regularisers` is a list with coefficients."""
+    """A published method as the value of each slot.
+
+    slots: slot -> {name, settings...}, or a tuple of such for slots that hold a list; `inputs` maps the name of a tensor to the
+    settings of how it is had. fidelity: `published`, or `reconstructed` with what was `assumed`. code_variant: where the authors'
+    code differs from the paper, the setting for it.
+    """
 
     name: str
     paper: str
     formula: str
-    slots: Mapping[str, Mapping[str, Any]]
-    regularisers: tuple[Mapping[str, Any], ...] = ()
-    bound: Mapping[str, Callable[..., Any]] = field(default_factory=dict, compare=False, repr=False)
-    terms: tuple[tuple[float, Callable[..., Any]], ...] = field(default=(), compare=False, repr=False)
+    fidelity: str
+    assumed: str
+    code_variant: str
+    slots: Mapping[str, Any]
+    single: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
+    lists: Mapping[str, tuple[Bound, ...]] = field(default_factory=dict, compare=False, repr=False)
+    statistics: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether a frozen reference policy must score the rollouts."""
-        return bool(self.regularisers)
+    def policy_gradient(self) -> bool:
+        """Whether the loss is composed of slots; else it is one of objectives/."""
+        return self.slots["objective"]["name"] == "policy_gradient"
+
+    @property
+    def by_component(self) -> bool:
+        """Whether each part of the reward has an advantage and a loss of its own."""
+        return "component_weight_K" in self.slots["inputs"]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a micro-batch must hold whole groups."""
+        return self.slots["objective"]["name"] in GROUPED
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether masked tokens leave the denominators."""
+        return self.slots["denominator"]["name"] == "kept"
+
+    @property
+    def clips(self) -> bool:
+        """Whether tokens beyond a clip relative to 1 lose their gradient."""
+        return self.slots["clip"]["name"] in ("ppo", "ppo_low_probability", "masked_score")
+
+    @property
+    def corrections(self) -> tuple[Bound, ...]:
+        """The mismatch functions that look at the gap alone, not at the others' mean."""
+        return tuple(f for f in self.lists["mismatch"] if "mismatch_mean" not in dict(inputs_of(f)))
+
+    @functools.cached_property
+    def read(self) -> dict[str, bool]:
+        """Tensor -> whether it must be there, over every function that runs for this recipe."""
+        skipped = set() if self.policy_gradient else {"anchor", "ratio", "clip", "denominator"}
+        functions = [f for slot, f in self.single.items() if slot not in (*skipped, "objective")]
+        functions += [] if self.policy_gradient else [self.single["objective"]]
+        functions += [f for slot, fs in self.lists.items() if slot not in ONLINE for f in fs]
+        read = _union((*functions, *self.statistics.values()))
+        for name in [*self.slots["inputs"], *(ENTAILS[name] for name in read if name in ENTAILS)]:
+            read[name] = True
+        if self.lists["mismatch"]:
+            read["logp_roll_BT"] = True
+        if self.by_component:
+            read["component_advantage_BK"] = True
+        return {name: needed for name, needed in read.items() if name in TENSORS}
+
+    @functools.cached_property
+    def before(self) -> frozenset[str]:
+        """What is needed before the update: what advantages and statistics of the batch read."""
+        functions = [*self.statistics.values(), *(f for slot, fs in self.lists.items() if slot in EARLY for f in fs)]
+        functions += [f for slot, f in self.single.items() if slot in EARLY]
+        if self.shrinks or "mismatch_mean" in self.needs:
+            functions += [*self.lists["mismatch"], *self.lists["token_mask"]]
+        early = {name for name, needed in _union(functions).items() if needed}
+        if {"gap_BT"} & early:
+            early.add("logp_old_BT")
+        if self.shrinks:
+            early |= {old for live, old in (("logp_BT", "logp_old_BT"), ("entropy_BT", "entropy_old_BT")) if live in early}
+        return frozenset(early | (self.needs & {"logp_proxy_BT", "topk_BTK", "hidden_old_BTH"}))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the tensors, of `Batch` and `LIVE`, without which it cannot run."""
+        return frozenset(name for name, needed in self.read.items() if needed)
+
+    @property
+    def reads_advantage(self) -> bool:
+        return self.policy_gradient or "advantage_BT" in self.needs
+
+    @property
+    def aggregates(self) -> tuple[str, ...]:
+        """Sums over the batch under the current policy that a regulariser is no linear function of."""
+        return tuple(name for name in AGGREGATES if name in self.read)
+
+
+def _union(functions: Iterable[Bound]) -> dict[str, bool]:
+    read: dict[str, bool] = {}
+    for function in functions:
+        for name, needed in inputs_of(function):
+            read[name] = read.get(name, False) or needed
+    return read
+
+
+@functools.cache
+def inputs_of(function: Bound) -> tuple[tuple[str, bool], ...]:
+    """The tensors that a function reads: its positional parameters, and whether each is needed (has no default)."""
+    return tuple(
+        (name, parameter.default is inspect.Parameter.empty)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    )
 
 
 @functools.cache
@@ -79,18 +165,44 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     row = methods.choose("recipe", {key: value for key, value in rows.items() if key != "default"}, name)
     for slot in overrides:
         methods.choose(f"recipe '{name}': slot", rows["default"], slot)
-    filled = {**rows["default"], **{k: v for k, v in row.items() if k not in _PROSE}, **overrides}
-    slots = {slot: _named(slot, value) for slot, value in filled.items() if slot != "regularisers"}
-    terms = tuple(_named("regularisers", value) for value in filled["regularisers"])
-    return Recipe(
+    row = (rows[row["like"]] | row) if "like" in row else row
+    filled = {**rows["default"], **{key: value for key, value in row.items() if key not in (*PROSE, "like")}, **overrides}
+    slots = {slot: _checked(slot, value) for slot, value in filled.items()}
+    bare = Recipe(
         name=name,
         paper=row["paper"],
         formula=row["formula"],
+        fidelity=row.get("fidelity", "published"),
+        assumed=row.get("assumed", ""),
+        code_variant=row.get("code_variant", ""),
         slots=slots,
-        regularisers=terms,
-        bound={slot: methods.bind(slot, SLOTS[slot], value["name"], _settings(value)) for slot, value in slots.items()},
-        terms=tuple((float(t.get("coefficient", 1.0)), methods.bind("regularisers", REGULARISERS, t["name"], _settings(t))) for t in terms),
+        single={slot: _bind(slot, family, slots[slot]) for slot, family in SINGLE.items()},
+        lists={slot: tuple(_bind(slot, family, value) for value in slots[slot]) for slot, family in {**LISTS, **ONLINE}.items()},
     )
+    for tensor, settings in slots["inputs"].items():
+        methods.bind("inputs", {**STATISTICS, **INPUTS}, tensor, settings)
+    return _with_statistics(bare, slots["inputs"])
+
+
+def _with_statistics(row: Recipe, inputs: Mapping[str, Any]) -> Recipe:
+    """The recipe with what it needs of the whole batch, and what that needs in turn."""
+    while missing := [name for name in STATISTICS if name in row.needs and name not in row.statistics]:
+        found = {name: methods.bind("inputs", STATISTICS, name, inputs.get(name)) for name in missing}
+        row = replace(row, statistics={**row.statistics, **found})
+    return row
+
+
+def _checked(slot: str, value: Any) -> Any:
+    if slot == "inputs":
+        if not isinstance(value, Mapping):
+            raise UserError(f"recipe slot 'inputs': expected a mapping from tensors to settings, such as {{low_BT: {{share: 0.01}}}}, got {value!r}")
+        return dict(value)
+    if slot in SINGLE:
+        return _named(slot, value)
+    values = [value] if isinstance(value, Mapping) else value
+    if not isinstance(values, (list, tuple)):
+        raise UserError(f"recipe slot '{slot}': expected a list of mappings with a name each, got {value!r}")
+    return tuple(_named(slot, one) for one in values)
 
 
 def _named(slot: str, value: Any) -> Mapping[str, Any]:
@@ -99,5 +211,5 @@ def _named(slot: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _settings(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: setting for key, setting in value.items() if key not in ("name", "coefficient")}
+def _bind(slot: str, family: Mapping[str, Bound], value: Mapping[str, Any]) -> Bound:
+    return methods.bind(slot, family, value["name"], {key: setting for key, setting in value.items() if key != "name"})

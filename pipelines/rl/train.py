@@ -1,14 +1,17 @@
 """THE LOOP: sample problems -> generate groups -> verify -> reward -> advantage -> update -> log -> checkpoint.
 
-The loop knows no algorithm: a recipe's slots decide what a reward, an advantage and a loss are (objective.py). Everything
-random is keyed by (seed, stage, step), so a checkpoint of weights, optimiser and step resumes exactly.
+The loop knows no algorithm: a recipe's slots decide what a reward, an advantage and a loss are (objective.py), and name the
+tensors that they read; `inputs.fill` gets those and no others. Everything random is keyed by (seed, stage, step), so a
+checkpoint of weights, optimiser and step resumes exactly.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,43 @@ import torch
 from torch import Tensor
 
 from pipelines.config.rl import RlStage
+from pipelines.errors import UserError
 from pipelines.generation import TorchGenerator
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import make_optimiser, schedule, update
-from pipelines.models.scoring import token_logp
 from pipelines.progress import Journal
-from pipelines.records import Outcome, Problem, Rollout
-from pipelines.rl.batch import Batch
-from pipelines.rl.data import Clock, draw, rollouts, tensors
-from pipelines.rl.objective import advantages, objective, route
+from pipelines.records import Problem, Rollout
+from pipelines.rl import inputs, online
+from pipelines.rl.batch import LIVE, Batch, present
+from pipelines.rl.data import Clock, draw, judged, rollouts, tensors
+from pipelines.rl.inputs import Actor, Step
+from pipelines.rl.inputs.scores import FROZEN_ROLE
+from pipelines.rl.journal import report, summary
+from pipelines.rl.objective import aggregates, objective, route, weigh, with_advantages
 from pipelines.rl.recipe import Recipe
 from pipelines.store import write_rollouts
 from pipelines.verifiers import VerifierPool
+
+HELD = ("entropy_anchor", "special_anchor")
+"""Statistics of the first step that later steps compare with."""
+
+
+class Held(dict[str, float]):
+    """Numbers that a checkpoint keeps."""
+
+    state_dict = dict.copy
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.update(state)
+
+
+def frozen_roles(recipe: Recipe) -> dict[str, str]:
+    """Policies beside the trained one: role -> where from: `init`, `reference` (what the stage names), or `copy` (follows the policy)."""
+    source = {"ref": "reference", "sft": "init", "dpo": "reference", "guide": "reference", "prev": "copy", "teacher": "copy"}
+    roles = {role for name, role in FROZEN_ROLE.items() if name in recipe.needs}
+    if any(value["name"] == "inject" for value in recipe.slots["recompose"]):
+        roles.add("guide")
+    return {role: source[role] for role in sorted(roles)}
 
 
 def train(
@@ -43,83 +71,161 @@ def train(
     journal: Journal,
     checkpoints: Checkpoints,
     rollout_folder: Path,
-    reference: Any | None = None,
+    frozen: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train `policy` in place, from its newest checkpoint if there is one. Returns the summary of the run."""
+    """Train `policy` in place, from its newest checkpoint if there is one. Returns the summary of the run.
+
+    `frozen` holds the policies of `frozen_roles` that do not follow the trained one.
+    """
+    actor = make_actor(policy, tokenizer, recipe, frozen or {})
     optimiser = make_optimiser(policy, settings.optimiser)
-    step = checkpoints.restore(policy, optimiser)
+    held = Held()
+    moving = [role for role, source in frozen_roles(recipe).items() if source == "copy" or (role == "ref" and settings.reset_reference)]
+    state: dict[str, Any] = {"held": held} | {role: actor.frozen[role] for role in moving}
+    step = checkpoints.restore(policy, optimiser, state)
     journal.cut(step)
     _forget_rollouts(rollout_folder, step)
     if step:
         journal.say(f"resuming after step {step} of {settings.steps}")
+    history = online.History.of(rollout_folder)
     generator = TorchGenerator(policy, tokenizer, settings.generation)
+    guide = TorchGenerator(actor.frozen["guide"], tokenizer, settings.generation) if "guide" in actor.frozen else None
+    by_id = {problem.problem_id: problem for problem in problems}
     policy.eval()  # no dropout: the behaviour and the training policy are one
     with VerifierPool() as pool:
         while step < settings.steps:
             step += 1
             clock = Clock()
-            chosen = draw(problems, settings.prompts_per_step, seed, stage, step)
+            keep = functools.partial(_eligible, recipe, history)
+            chosen = draw(problems, settings.prompts_per_step, seed, stage, step, keep if recipe.lists["tasks"] else None)
             generator.version = step - 1
             made = rollouts(generator, pool, chosen, settings.group_size, seed, stage, step, clock)
-            ids_BT, score_BT, batch = tensors(made, policy.device)
-            batch = route(recipe, score_old(policy, reference, recipe, settings, ids_BT, score_BT, batch))
-            batch = replace(batch, advantage_BT=advantages(recipe, batch))
+            for change in recipe.lists["recompose"]:
+                made = change(made, online.Recomposition(step, (seed, stage), chosen, history, pool, guide))
+            history.add(made)
+            now = gather(actor, generator, recipe, settings, judged(made), by_id, history, held, (seed, stage), step)
+            batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
+            for name in HELD:
+                if name not in held and (value := getattr(batch, name)) is not None:
+                    held[name] = float(value)
+            if "prev" in actor.frozen:
+                actor.frozen["prev"].load_state_dict(policy.state_dict())
             clock.lap("score")
             share = schedule(settings.optimiser, step, settings.steps)
-            figures = optimise(policy, optimiser, recipe, settings, share, ids_BT, score_BT, batch)
+            figures = optimise(actor, optimiser, recipe, settings, share, now.ids_BT, now.score_BT, batch)
+            if "peak_entropy" in figures:
+                held.setdefault("entropy_anchor", figures["peak_entropy"])
+            follow(actor, recipe, settings, step)
             clock.lap("update")
             write_rollouts(rollout_folder / f"step-{step:06d}.parquet", made)
             if step % settings.checkpoint_every == 0 and step < settings.steps:
-                checkpoints.save(step, policy, optimiser)
+                checkpoints.save(step, policy, optimiser, state)
             clock.lap("other")
             report(journal, step, settings.steps, made, batch, figures | {"lr": share * settings.optimiser.lr}, clock)
+    if actor.value_head is not None:
+        del policy.value_head
     return summary(journal)
 
 
-def score_old(policy: Any, reference: Any | None, recipe: Recipe, settings: RlStage, ids_BT: Tensor, score_BT: Tensor, batch: Batch) -> Batch:
-    """Log-probabilities before the update: of the training engine, and of the reference where the recipe needs it.
+def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, frozen: Mapping[str, Any]) -> Actor:
+    """The policy with what the recipe needs beside it: frozen policies, copies that follow it, a value head that starts at 0."""
+    models = {}
+    for role, source in frozen_roles(recipe).items():
+        if source == "copy":
+            models[role] = copy.deepcopy(policy).eval().requires_grad_(False)
+        elif role not in frozen:
+            raise UserError(f"recipe '{recipe.name}' needs a policy as '{role}': name it under `{source}`")
+        else:
+            models[role] = frozen[role]
+    if "value_BT" in recipe.needs:
+        policy.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device)
+        torch.nn.init.zeros_(policy.value_head.weight)
+        torch.nn.init.zeros_(policy.value_head.bias)
+    return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
 
-    With one optimiser step per batch the training engine's own first forward gives them (the ratio is then 1 by
-    construction), so the extra pass is spared.
-    """
-    names = {"logp_old_BT": policy} if settings.minibatches > 1 else {}
-    if recipe.needs_reference:
-        names["logp_ref_BT"] = reference
-    with torch.no_grad():
-        scored = {name: _logp(model, settings, ids_BT, score_BT) for name, model in names.items()}
-    return replace(batch, **scored)
+
+def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
+    """After the update: the teacher moves towards the policy, and the reference is reset to it where it is time."""
+    if "teacher" in actor.frozen:
+        rate = recipe.slots["inputs"].get("teacher_topk_BTK", {}).get("rate", 0.05)
+        with torch.no_grad():
+            for theirs, ours in zip(actor.frozen["teacher"].parameters(), actor.policy.parameters(), strict=True):
+                theirs.lerp_(ours, rate)
+    if settings.reset_reference and step % settings.reset_reference == 0 and "ref" in actor.frozen:
+        actor.frozen["ref"].load_state_dict(actor.policy.state_dict(), strict=False)  # the value head is no part of it
 
 
-def _logp(model: Any, settings: RlStage, ids_BT: Tensor, score_BT: Tensor) -> Tensor:
-    parts = zip(ids_BT.split(settings.micro_batch), score_BT.split(settings.micro_batch), strict=True)
-    return torch.cat([token_logp(model, ids, score, settings.generation.temperature)[0] for ids, score in parts])
+def gather(
+    actor: Actor,
+    generator: Any,
+    recipe: Recipe,
+    settings: RlStage,
+    kept: Sequence[Rollout],
+    by_id: Mapping[str, Problem],
+    history: online.History,
+    held: Mapping[str, float],
+    seed: tuple[object, ...],
+    step: int,
+) -> Step:
+    """What the step knows, as tensors."""
+    ids_BT, score_BT, batch = tensors(kept, actor.policy.device, step, settings.generation.max_new_tokens)
+    anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in HELD if name in held and name in recipe.read}
+    rows = [by_id[r.problem_id] for r in kept]
+    return Step(step, actor, generator, settings, seed, rows, kept, ids_BT, score_BT, replace(batch, **anchors), history.rewards_by_part)
 
 
 def optimise(
-    policy: Any, optimiser: torch.optim.Optimizer, recipe: Recipe, settings: RlStage, share: float, ids_BT: Tensor, score_BT: Tensor, batch: Batch
+    actor: Actor, optimiser: torch.optim.Optimizer, recipe: Recipe, settings: RlStage, share: float, ids_BT: Tensor, score_BT: Tensor, batch: Batch
 ) -> dict[str, float]:
     """`minibatches` optimiser steps over one batch of rollouts; denominators are global over each step. Returns what to log."""
     sums: dict[str, float] = defaultdict(float)
     for rows in minibatch_rows(batch.group_B, settings.minibatches):
-        part = replace(batch.rows(rows), total=None)
-        for micro in length_buckets(score_BT[rows], settings.micro_batch):
-            here = rows[micro]
-            width = int(score_BT[here].nonzero()[:, 1].max()) + 1
-            ids, score = ids_BT[here, :width], score_BT[here, :width]
-            logp, entropy = token_logp(policy, ids, score, settings.generation.temperature, with_entropy=True)
-            piece = part.rows(micro).narrow(width)
-            if settings.minibatches == 1:
-                piece = replace(piece, logp_old_BT=logp.detach())
-            loss, figures = objective(recipe, piece, logp)
+        part = weigh(recipe, batch.rows(rows))
+        forward = functools.partial(_forward, actor, recipe, settings, ids_BT=ids_BT[rows], score_BT=score_BT[rows])
+        if recipe.aggregates and present(part.mask_BT).any():
+            with torch.no_grad():
+                totals = [aggregates(recipe, piece, live) for piece, live in forward(part)]
+            part = replace(part, **{name: torch.stack([total[name] for total in totals]).sum(0) for name in totals[0]})
+            if part.peak_sum is not None and part.peak_count is not None:
+                sums["peak_entropy"] += float(part.peak_sum / part.peak_count.clamp(min=1)) / settings.minibatches
+        for piece, live in forward(part):
+            entropy = live["entropy_BT"].detach()
+            loss, figures = objective(recipe, piece, live.pop("logp_BT"), live)
             loss.backward()
-            assert entropy is not None
-            figures |= gaps(piece, logp.detach()) | {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())}
-            for name, value in figures.items():
+            figures |= {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())}
+            for name, value in (figures | gaps(piece)).items():
                 sums[name] += value
-        sums["grad_norm"] += update(policy, optimiser, share, settings.optimiser.max_grad_norm)
+        sums["grad_norm"] += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm)
     tokens = max(sums["tokens"], 1.0)
     means = {name: sums[name] / tokens for name in ("ratio", "clipped", "entropy", "mismatch_k1", "mismatch_k3", "mismatch_outside")}
-    return means | {name: sums[name] / settings.minibatches for name in ("loss", "grad_norm")}
+    means |= {name: sums[name] / settings.minibatches for name in ("loss", "grad_norm")}
+    return means | {name: sums[name] for name in ("peak_entropy",) if name in sums}
+
+
+def _forward(
+    actor: Actor, recipe: Recipe, settings: RlStage, part: Batch, *, ids_BT: Tensor, score_BT: Tensor
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """(slice, its live tensors) of each micro-batch in turn, cut to its longest response. Rows that do not train are left out."""
+    wanted = {name for name in LIVE if name in recipe.needs} | {"logp_BT"}
+    for micro in _micro_batches(recipe, part, score_BT, settings.micro_batch):
+        width = int(score_BT[micro].nonzero()[:, 1].max()) + 1
+        piece = part.rows(micro).narrow(width)
+        along = {} if piece.topk_BTK is None else {"topk_BTK": piece.topk_BTK}
+        ids, score = ids_BT[micro, :width], score_BT[micro, :width]
+        live = inputs.live(actor, wanted, recipe.slots["inputs"], ids, score, settings.generation.temperature, along)
+        if settings.minibatches == 1:
+            own = {old: live[new].detach() for old, new in inputs.OLD_OF.items() if old not in recipe.before and new in live}
+            piece = replace(piece, **own)
+        yield piece, live
+
+
+def _micro_batches(recipe: Recipe, part: Batch, score_BT: Tensor, size: int) -> list[Tensor]:
+    """Row indices of each micro-batch, of rows that train: those of like length, or whole groups where the loss couples them."""
+    rows = present(part.mask_BT).nonzero()[:, 0]
+    if not len(rows):
+        return []
+    buckets = group_buckets(part.group_B[rows], size) if recipe.grouped else length_buckets(score_BT[rows], size)
+    return [rows[bucket] for bucket in buckets]
 
 
 def minibatch_rows(group_B: Tensor, minibatches: int) -> list[Tensor]:
@@ -134,11 +240,23 @@ def length_buckets(score_BT: Tensor, micro_batch: int) -> list[Tensor]:
     return list(ends.argsort(stable=True).split(micro_batch))
 
 
-def gaps(piece: Batch, logp_BT: Tensor) -> dict[str, float]:
-    """Sums over tokens that measure how far the generation engine is from the training engine: d = log pi - log mu."""
+def group_buckets(group_B: Tensor, micro_batch: int) -> list[Tensor]:
+    """Row indices of each micro-batch: whole groups, in order, as many as fit (at least one)."""
+    buckets: list[Tensor] = []
+    for group in torch.unique(group_B):
+        rows = (group_B == group).nonzero()[:, 0]
+        if buckets and len(buckets[-1]) + len(rows) <= micro_batch:
+            buckets[-1] = torch.cat([buckets[-1], rows])
+        else:
+            buckets.append(rows)
+    return buckets
+
+
+def gaps(piece: Batch) -> dict[str, float]:
+    """Sums over tokens that measure how far the generation engine is from the training engine: d = log pi_old - log mu."""
     mask = piece.mask_BT.bool()
     assert piece.logp_roll_BT is not None
-    d = (logp_BT - piece.logp_roll_BT)[mask]
+    d = (piece.logp_old_BT - piece.logp_roll_BT)[mask]
     ratio = d.exp()
     return {
         "mismatch_k1": float(-d.sum()),
@@ -147,42 +265,8 @@ def gaps(piece: Batch, logp_BT: Tensor) -> dict[str, float]:
     }
 
 
-def report(journal: Journal, step: int, total: int, made: Sequence[Rollout], batch: Batch, figures: dict[str, float], clock: Clock) -> None:
-    """One row of the journal."""
-    n = len(made)
-    tokens = sum(len(r.response_ids) for r in made)
-    outcomes = Counter(r.outcome for r in made)
-    per_group: dict[int, set[float]] = {}
-    for r in made:
-        per_group.setdefault(r.group_id, set()).add(r.reward)
-    reward = sum(r.reward for r in made) / n
-    seconds = sum(clock.seconds.values())
-    journal.log(
-        step, total, f"reward {reward:.3f}  length {tokens / n:.0f}  entropy {figures['entropy']:.2f}  {tokens / seconds:,.0f} tokens/s",
-        reward=reward, pass_rate=outcomes[Outcome.CORRECT] / n, length=tokens / n,
-        truncated=sum(r.finish_reason == "length" for r in made) / n,
-        working=sum(_has_working(r.response) for r in made) / n,
-        informative_groups=sum(len(rewards) > 1 for rewards in per_group.values()) / len(per_group),
-        advantage_abs=float(batch.advantage_BT.abs().sum() / batch.mask_BT.sum().clamp(min=1)) if batch.advantage_BT is not None else 0.0,
-        tokens_per_second=tokens / seconds, **figures,
-        **{f"outcome_{outcome.value}": outcomes[outcome] / n for outcome in Outcome},
-        **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
-    )  # fmt: skip
-
-
-def _has_working(response: str) -> bool:
-    """Whether anything stands between the think tags."""
-    return bool(response.partition("</think>")[0].removeprefix("<think>").strip())
-
-
-def summary(journal: Journal) -> dict[str, float]:
-    """First and last reward, each a mean over ten steps."""
-    rows = journal.rows()
-    means = {"steps": float(len(rows))}
-    for name in ("reward", "length", "entropy"):
-        for when, part in (("first", rows[:10]), ("last", rows[-10:])):
-            means[f"{name}_{when}"] = sum(row[name] for row in part) / len(part)
-    return means
+def _eligible(recipe: Recipe, history: online.History, problem: Problem) -> bool:
+    return all(keep(history.outcomes, problem) for keep in recipe.lists["tasks"])
 
 
 def _forget_rollouts(folder: Path, step: int) -> None:

@@ -62,7 +62,7 @@ def gradients(model: Any, batch: Sequence[Example]) -> tuple[float, int]:
     score = torch.zeros_like(ids, dtype=torch.bool)
     for row, example in enumerate(batch):
         score[row, example.start : len(example.ids)] = True
-    logp, _ = token_logp(model, ids, score)
+    logp = token_logp(model, ids, score)
     count = int(score.sum())
     loss = -logp.sum() / count
     loss.backward()

@@ -12,7 +12,7 @@ from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
 from pipelines.rl.recipe import recipe
-from pipelines.rl.train import train
+from pipelines.rl.train import frozen_roles, train
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder
 from pipelines.verifiers import require_sandbox_for
@@ -34,7 +34,13 @@ def run(context: Context) -> dict[str, float]:
     require_sandbox_for(problems)
     init = context.root / paths.model(settings.init)
     policy, tokenizer = load_policy(init, context.device)
-    reference = load_policy(init, context.device)[0].eval() if chosen.needs_reference else None
+    reference = context.root / paths.model(settings.reference)
+    sources_of = {"init": init, "reference": reference}
+    frozen = {
+        role: load_policy(sources_of[source], context.device)[0].eval().requires_grad_(False)
+        for role, source in frozen_roles(chosen).items()
+        if source != "copy"
+    }
     checkpoints = Checkpoints(
         context.work,
         {
@@ -43,6 +49,7 @@ def run(context: Context) -> dict[str, float]:
             "code": code_sha256(__name__),
             "problems": [tree_sha256(path) for path in sources],
             "init": tree_sha256(init),
+            "reference": tree_sha256(reference),
         },
     )
     if note := checkpoints.prepare():
@@ -50,7 +57,7 @@ def run(context: Context) -> dict[str, float]:
     rollouts = context.work / "rollouts"
     summary = train(
         policy, tokenizer, problems, chosen, settings,
-        stage=context.stage, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, reference=reference,
+        stage=context.stage, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
     )  # fmt: skip
     save_policy(context.root / paths.model(context.name), policy, tokenizer)
     with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:

@@ -73,7 +73,7 @@ def test_a_cycle_of_inits_is_named(tmp_path):
         content["rl"]["stages"]["math"]["init"] = "code"
         content["rl"]["stages"]["code"]["init"] = "math"
 
-    assert told(tmp_path, change) == "rl.stages.math.init: the stages math -> code -> math make a cycle"
+    assert told(tmp_path, change) == "rl.stages.code.init: the stages math -> code -> math make a cycle"
 
 
 @pytest.mark.parametrize(

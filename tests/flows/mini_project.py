@@ -29,7 +29,12 @@ PARAMS: dict[str, Any] = {
     "sft": {},
     "difficulty": {},
     "synthesis": {},
-    "rl": {"stages": {"math": {"init": "sft", "domains": ["math"]}, "code": {"init": "math", "domains": ["code"]}}},
+    "rl": {
+        "stages": {
+            "math": {"init": "sft", "reference": "sft", "domains": ["math"]},
+            "code": {"init": "math", "reference": "sft", "domains": ["code"]},
+        }
+    },
     "merging": {},
     "evaluation": {},
     "report": {},

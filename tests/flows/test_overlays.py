@@ -18,7 +18,7 @@ sources:
     math: {kind: arithmetic, count: 10}
 rl:
   stages:
-    math: {init: sft, domains: [math], steps: 5}
+    math: {init: sft, reference: sft, domains: [math], steps: 5}
 """
 
 
@@ -36,7 +36,7 @@ def apply(params, text):
 
 
 def test_mappings_merge_and_comments_stay(params):
-    changes = apply(params, "seed: 8\nrl: {stages: {math: {steps: 9}, code: {init: math, domains: [code]}}}\n")
+    changes = apply(params, "seed: 8\nrl: {stages: {math: {steps: 9}, code: {init: math, reference: sft, domains: [code]}}}\n")
     assert [change[0] for change in changes] == ["seed", "rl.stages.math.steps", "rl.stages.code"]
     text = params.read_text()
     assert "# the whole pipeline" in text and "# any number" in text and "# generated" in text

@@ -38,7 +38,7 @@ TINY = {
     "rl": {
         "stages": {
             name: {
-                "init": init, "domains": [name], "steps": steps, "prompts_per_step": 2, "group_size": 2, "checkpoint_every": 2,
+                "init": init, "reference": "sft", "domains": [name], "steps": steps, "prompts_per_step": 2, "group_size": 2, "checkpoint_every": 2,
                 "generation": {"max_new_tokens": 24},
             }
             for name, init, steps in (("math", "sft", 400), ("code", "math", 1))

@@ -10,7 +10,7 @@ from pipelines.config.sources import ArithmeticSource, FunctionsSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import Muon, make_optimiser, orthogonal, schedule
-from pipelines.models.scoring import pad, token_logp
+from pipelines.models.scoring import chosen, entropy_detached, pad, token_scores
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
@@ -44,7 +44,11 @@ def test_token_log_probabilities_match_the_plain_forward_pass():
     ids = pad(rows)
     score = torch.tensor([[False, False, True, True, True], [False, True, True, False, False]])
     with torch.no_grad():
-        logp, entropy = token_logp(model, ids, score, temperature=0.7, with_entropy=True)
+        scores = token_scores(model, ids, score, {"logp": chosen, "entropy": entropy_detached}, temperature=0.7)
+        hot = token_scores(model, ids, score, {"logp": chosen}, temperature=torch.tensor([0.7, 1.4]))["logp"]
+    logp, entropy = scores["logp"], scores["entropy"]
+    torch.testing.assert_close(hot[0], logp[0])  # a temperature a row
+    assert not torch.allclose(hot[1], logp[1])
     for row, tokens in enumerate(rows):
         reference = torch.log_softmax(model(torch.tensor([tokens])).logits[0].detach() / 0.7, -1)
         for t in range(ids.shape[1]):
@@ -63,9 +67,9 @@ def test_chunked_scores_have_the_same_value_and_gradient(monkeypatch):
 
     def run():
         model.zero_grad()
-        logp, entropy = token_logp(model, ids, score, with_entropy=True)
-        logp.sum().backward()
-        return logp.detach(), entropy, [p.grad.clone() for p in model.parameters()]
+        scores = token_scores(model, ids, score, {"logp": chosen, "entropy": entropy_detached})
+        scores["logp"].sum().backward()
+        return scores["logp"].detach(), scores["entropy"], [p.grad.clone() for p in model.parameters()]
 
     whole = run()
     monkeypatch.setattr("pipelines.models.scoring.CHUNK", 3 * len(TOKENIZER))

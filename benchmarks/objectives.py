@@ -1,0 +1,219 @@
+"""Does every recipe train, and what does its step cost: `python -m benchmarks.objectives [--rows grpo dapo ...] [--steps 20]`.
+
+The pipeline's own stages make one SFT policy, its graded problems and a benchmark that no stage trains on (seed 1, params.yaml as
+it is). Then each row of recipes.yaml trains that policy for the same steps on the same problems, and answers the benchmark:
+pass@1 and pass@8 with the paired bootstrap against the SFT policy. A row whose interval lies below 0, or that ends in a
+number that is not finite, is marked. `change` is of pass@1; `reward`, `entropy` and `length` are means over the last five steps.
+
+Cost: the same 128 rollouts go once through everything a row does between rollouts and new weights (`score`: other forward
+passes, `update`), each time beside the same for grpo; the smallest ratio of --repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+import numpy as np
+
+from pipelines import config, paths, seeding
+from pipelines.config.rl import RlStage
+from pipelines.errors import UserError
+from pipelines.evaluation.benchmarks import judge
+from pipelines.evaluation.metrics import pass_at_k
+from pipelines.evaluation.scores import rows_by_problem
+from pipelines.evaluation.statistics import paired_difference
+from pipelines.generation import TorchGenerator, respond
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.loading import load_policy
+from pipelines.models.optimisation import make_optimiser
+from pipelines.progress import Journal
+from pipelines.records import Problem
+from pipelines.rl import RECIPES, inputs, online, route, with_advantages
+from pipelines.rl.data import Clock, judged, rollouts
+from pipelines.rl.train import frozen_roles, gather, make_actor, optimise, train
+from pipelines.store import read_problems
+from pipelines.verifiers import VerifierPool
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = {"rto": "dpo", "npo": "grpo"}
+"""Rows whose `reference` is the policy that another row has trained: RTO's preference policy, NPO's later checkpoint."""
+SETTINGS: dict[str, dict[str, Any]] = {"remix": {"minibatches": 2, "reset_reference": 50}}
+"""Settings of the stage that belong to a method."""
+NOTES = {
+    "rlcr": "the policy never learnt to state a confidence, so all rewards are equal and nothing trains",
+    "geometric_rs": "the engines agree to rounding here, so nothing is rejected",
+    "npo": "guided by the policy that grpo trained",
+    "rto": "rewarded by the policy that dpo trained",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives", description=__doc__)
+    parser.add_argument("--rows", nargs="+", default=list(RECIPES), metavar="ROW", help="rows to train; default all")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of the cost")
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--keep", type=Path, help="folder for the SFT policy, made there unless it holds one; default: a temporary one")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.rows) - set(RECIPES)):
+        sys.exit(f"no such row: {', '.join(unknown)}; known: {', '.join(RECIPES)}")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = options.keep or Path(temporary)
+        prepare(root)
+        bench = Bench(root, options.steps, options.lr)
+        rows = [bench.sft_row(), *(bench.row(name) for name in options.rows)]
+        costs = bench.costs(options.rows, options.repeats)
+    for row in rows:
+        row.update(costs.get(row["row"], {}))
+    print_table(rows)
+    broken = [row["row"] for row in rows if row.get("broken")]
+    print(f"\n{len(rows) - 1} rows, {options.steps} steps each, in {time.monotonic() - began:.0f} s; broken: {', '.join(broken) or 'none'}")
+    print(json.dumps({"steps": options.steps, "lr": options.lr, "rows": rows, "broken": broken}))
+
+
+def prepare(root: Path) -> None:
+    """Run the stages that make the SFT policy and the graded problems, unless they have run in `root`."""
+    for stage in ("sources", "curation", "base", "sft", "difficulty"):
+        if not (root / paths.manifest(stage)).exists():
+            print(f"preparing: {stage}", flush=True)
+            command = [sys.executable, "-m", "pipelines", stage, "--params", str(ROOT / paths.PARAMS), "--root", str(root)]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+class Bench:
+    """One SFT policy, its problems, and what rows have been trained from it."""
+
+    def __init__(self, root: Path, steps: int, lr: float) -> None:
+        params = config.load(ROOT / paths.PARAMS)
+        stage = params.rl.stages["math"]
+        self.settings = stage.model_copy(update={"steps": steps, "optimiser": stage.optimiser.model_copy(update={"lr": lr})})
+        self.root, self.seed = root, params.seed
+        self.problems = [p for p in read_problems(root / paths.SELECTED) if p.domain == "math"]
+        self.benchmark = read_problems(root / paths.BENCHMARKS / "math.parquet")[:120]
+        self.sft, self.tokenizer = load_policy(root / paths.SFT)
+        self.sft.eval().requires_grad_(False)
+        self.trained: dict[str, Any] = {}
+        self.pass_at_1, pass_at_8 = self.answers(self.sft)
+        self.sft_pass_at_8 = float(pass_at_8.mean())
+
+    def answers(self, policy: Any) -> tuple[Any, Any]:
+        """pass@1 and pass@8 of each benchmark problem from 8 samples."""
+        with VerifierPool() as pool:
+            groups = respond(TorchGenerator(policy, self.tokenizer, self.settings.generation), self.benchmark, 8, (self.seed, "benchmark"))
+            rows, _ = rows_by_problem(judge(self.benchmark, groups, self.seed, pool))
+        right = [sum(r.outcome == "correct" for r in rows[p.problem_id]) for p in self.benchmark]
+        return tuple(np.array([pass_at_k(8, c, k) for c in right]) for k in (1, 8))
+
+    def sft_row(self) -> dict[str, Any]:
+        return {"row": "(SFT policy)", "pass_at_1": float(self.pass_at_1.mean()), "pass_at_8": self.sft_pass_at_8}
+
+    def stage(self, name: str) -> RlStage:
+        return self.settings.model_copy(update={"recipe": name, **SETTINGS.get(name, {})})
+
+    def frozen(self, name: str) -> dict[str, Any]:
+        """The frozen policies of a row; what another row has to train first is trained."""
+        if (needed := REFERENCE.get(name)) and needed not in self.trained:
+            self.row(needed)
+        reference = self.trained[REFERENCE[name]] if name in REFERENCE else self.sft
+        return {role: reference if source == "reference" else self.sft for role, source in frozen_roles(RECIPES[name]).items() if source != "copy"}
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Train the row and answer the benchmark."""
+        frozen = self.frozen(name)
+        policy = copy.deepcopy(self.sft).requires_grad_(True)
+        with tempfile.TemporaryDirectory() as work:
+            journal = Journal(Path(work) / "journal.jsonl", name, io.StringIO())
+            checkpoints = Checkpoints(Path(work) / "checkpoints", {})
+            checkpoints.prepare()
+            train(
+                policy, self.tokenizer, self.problems, RECIPES[name], self.stage(name), stage="benchmark", seed=self.seed,
+                journal=journal, checkpoints=checkpoints, rollout_folder=Path(work) / "rollouts", frozen=frozen,
+            )  # fmt: skip
+            steps = journal.rows()
+        self.trained[name] = policy.requires_grad_(False)
+        pass_at_1, pass_at_8 = self.answers(policy)
+        change = paired_difference(pass_at_1, self.pass_at_1, 2000, seeding.generator(self.seed, "objectives"))
+        last = {key: float(np.mean([step[key] for step in steps[-5:]])) for key in ("reward", "entropy", "length")}
+        seconds = float(np.median([sum(v for k, v in step.items() if k.startswith("seconds_")) for step in steps]))
+        finite = all(math.isfinite(step[key]) for step in steps for key in ("loss", "grad_norm")) and all(
+            bool(p.isfinite().all()) for p in policy.parameters()
+        )
+        row = {
+            "row": name, **last, "pass_at_1": float(pass_at_1.mean()), "pass_at_8": float(pass_at_8.mean()),
+            "change": [change.mean, change.low, change.high], "seconds_per_step": seconds,
+            "grad_norm": float(np.mean([step["grad_norm"] for step in steps])),
+            "broken": not finite or change.high < 0, "note": NOTES.get(name, ""),
+        }  # fmt: skip
+        print(_line(row), flush=True)
+        return row
+
+    def costs(self, names: list[str], repeats: int) -> dict[str, dict[str, float]]:
+        """Row -> time of score and update, as a ratio to grpo's of the same run."""
+        generator = TorchGenerator(self.sft, self.tokenizer, self.settings.generation)
+        with VerifierPool() as pool:
+            made = rollouts(generator, pool, self.problems[:16], 8, self.seed, "cost", 1, Clock())
+        found: dict[str, dict[str, float]] = {}
+        for name in names:
+            pairs = [(self.cost("grpo", made), self.cost(name, made)) for _ in range(repeats)]
+            found[name] = {part: min(theirs[part] / base["update"] for base, theirs in pairs) for part in ("score", "update")}
+        return found
+
+    def cost(self, name: str, made: list[Any]) -> dict[str, float]:
+        """Seconds of one step between rollouts and new weights."""
+        recipe, settings = RECIPES[name], self.stage(name)
+        policy = copy.deepcopy(self.sft).requires_grad_(True).eval()
+        try:
+            actor = make_actor(policy, self.tokenizer, recipe, self.frozen(name))
+        except UserError as error:
+            sys.exit(str(error))
+        optimiser = make_optimiser(policy, settings.optimiser)
+        by_id: dict[str, Problem] = {p.problem_id: p for p in self.problems}
+        history = online.History(Path())
+        history.add(made)
+        clock = Clock()
+        now = gather(
+            actor, TorchGenerator(policy, self.tokenizer, settings.generation), recipe, settings, judged(made), by_id, history, {}, (1, "cost"), 1
+        )
+        batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
+        clock.lap("score")
+        optimise(actor, optimiser, recipe, settings, 1.0, now.ids_BT, now.score_BT, batch)
+        clock.lap("update")
+        return clock.seconds
+
+
+COLUMNS = ("row", "reward", "pass@1", "change [95 %]", "pass@8", "entropy", "length", "s/step", "score x", "update x", "note")
+
+
+def _line(row: dict[str, Any]) -> str:
+    def number(key: str, digits: int = 3) -> str:
+        return f"{row[key]:.{digits}f}" if key in row else "-"
+
+    change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["change"]) if "change" in row else "-"
+    mark = "BROKEN " if row.get("broken") else ""
+    cells = [row["row"], number("reward"), number("pass_at_1"), change, number("pass_at_8"), number("entropy"), number("length", 1)]
+    cells += [number("seconds_per_step", 2), number("score", 2), number("update", 2), mark + row.get("note", "")]
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, (22, 6, 6, 23, 6, 7, 6, 6, 7, 8, 0), strict=True)) + " |"
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    for row in rows:
+        print(_line(row))
+
+
+if __name__ == "__main__":
+    main()

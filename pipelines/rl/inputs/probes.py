@@ -1,0 +1,178 @@
+"""Inputs that ask the policy about its own half-finished responses (SPAE, arXiv 2601.03823), and how unlike each other right ones are.
+
+The working is cut into steps at a delimiter. After each step the answer is probed: how likely the right one is when it is
+forced (Acc), and how sure the policy is of the answers it samples (Conf). Potential = 1.5 Acc Conf + 0.5 Acc - Conf.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pipelines import prompting
+from pipelines.generation import Request, TorchGenerator
+from pipelines.models.scoring import chosen, entropy, pad, token_scores
+from pipelines.records import Outcome
+from pipelines.rl.inputs.step import Step
+
+DELIMITERS = (".\n\n", "\n", ", ")
+
+
+def step_starts(tokenizer: object, response_ids: Sequence[int], delimiters: Sequence[str] = DELIMITERS) -> list[int]:
+    """Where each step of the working begins: 0, and after every token that completes a delimiter before the end of thought."""
+    starts, text = [0], ""
+    for place, token in enumerate(response_ids):
+        text += tokenizer.decode([token])  # type: ignore[attr-defined]
+        if prompting.END_THINK in text:
+            break
+        if text.endswith(tuple(delimiters)) and place + 1 < len(response_ids):
+            starts.append(place + 1)
+    return starts
+
+
+def steps(step: Step) -> Tensor:
+    """Number of the step of working that each token belongs to."""
+    rows = []
+    for r in step.rollouts:
+        starts = step_starts(step.actor.tokenizer, r.response_ids)
+        rows.append([sum(start <= place for start in starts) - 1 for place in range(len(r.response_ids))])
+    return step.tokens(rows, 0)
+
+
+def potential(accuracy: Tensor, confidence: Tensor) -> Tensor:
+    """1.5 Acc Conf + 0.5 Acc - Conf, in [-1, 1]."""
+    return 1.5 * accuracy * confidence + 0.5 * accuracy - confidence
+
+
+def potentials(step: Step, *, samples: int = 5, tokens: int = 10) -> Tensor:
+    """Potential after each step (B, K), nan past a response's last."""
+    prefixes = [(row, end) for row, ends in enumerate(_step_ends(step)) for end in ends]
+    accuracy = _forced(step, prefixes)
+    confidence = _sampled_confidence(step, prefixes, samples, tokens)
+    return _by_row(step, prefixes, potential(accuracy, confidence))
+
+
+def step_values(step: Step) -> Tensor:
+    """Probability of the right answer when the response is cut before each step (B, K), nan past a response's last."""
+    prefixes = [(row, start) for row, r in enumerate(step.rollouts) for start in step_starts(step.actor.tokenizer, r.response_ids)]
+    return _by_row(step, prefixes, _forced(step, prefixes))
+
+
+def _step_ends(step: Step) -> list[list[int]]:
+    return [[*step_starts(step.actor.tokenizer, r.response_ids)[1:], len(r.response_ids)] for r in step.rollouts]
+
+
+def _by_row(step: Step, prefixes: Sequence[tuple[int, int]], values: Tensor) -> Tensor:
+    rows: list[list[float]] = [[] for _ in step.rollouts]
+    for (row, _), value in zip(prefixes, values.tolist(), strict=True):
+        rows[row].append(value)
+    width = max(map(len, rows))
+    return step.tensor([[*row, *[float("nan")] * (width - len(row))] for row in rows])
+
+
+def _stub(step: Step, row: int, end: int) -> list[int]:
+    """The prompt, the response up to `end`, and the opening of an answer."""
+    r, problem = step.rollouts[row], step.problems[row]
+    text = step.actor.tokenizer.decode(r.response_ids[:end])
+    closing = "" if prompting.END_THINK in text else prompting.END_THINK
+    opening = prompting.FENCE if problem.answer_type == "program" else prompting.BOXED
+    cut = text.find(prompting.END_THINK)
+    kept = r.response_ids[:end] if cut < 0 else _tokenise(step, text[: cut + len(prompting.END_THINK)])
+    return [*r.prompt_ids, *kept, *_tokenise(step, closing + opening)]
+
+
+def _tokenise(step: Step, text: str) -> list[int]:
+    return step.actor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def _forced(step: Step, prefixes: Sequence[tuple[int, int]]) -> Tensor:
+    """Mean probability of the gold answer's tokens after each prefix."""
+    values = []
+    for start in range(0, len(prefixes), step.settings.micro_batch):
+        stubs = [_stub(step, row, end) for row, end in prefixes[start : start + step.settings.micro_batch]]
+        golds = [_tokenise(step, step.problems[row].answer) for row, _ in prefixes[start : start + step.settings.micro_batch]]
+        ids = pad([[*s, *g] for s, g in zip(stubs, golds, strict=True)], device=step.ids_BT.device)
+        score = torch.zeros_like(ids, dtype=torch.bool)
+        for row, (s, g) in enumerate(zip(stubs, golds, strict=True)):
+            score[row, len(s) : len(s) + len(g)] = True
+        logp = token_scores(step.actor.policy, ids, score, {"logp": chosen})["logp"]
+        values.append((logp.exp() * score).sum(-1) / score.sum(-1).clamp(min=1))
+    return torch.cat(values)
+
+
+@torch.no_grad()
+def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples: int, tokens: int) -> Tensor:
+    """Mean over sampled answers of exp(-mean entropy of their tokens)."""
+    settings = step.settings.generation.model_copy(update={"max_new_tokens": tokens})
+    generator = TorchGenerator(step.actor.policy, step.actor.tokenizer, settings)
+    stubs = [tuple(_stub(step, row, end)) for row, end in prefixes]
+    requests = [Request(stub, samples, (*step.seed, "probe", step.number, place)) for place, stub in enumerate(stubs)]
+    answers = generator.generate(requests)
+    rows = [(stub, sample.token_ids) for stub, group in zip(stubs, answers, strict=True) for sample in group]
+    values = []
+    for start in range(0, len(rows), step.settings.micro_batch):
+        part = rows[start : start + step.settings.micro_batch]
+        ids = pad([[*stub, *answer] for stub, answer in part], device=step.ids_BT.device)
+        score = torch.zeros_like(ids, dtype=torch.bool)
+        for row, (stub, answer) in enumerate(part):
+            score[row, len(stub) : len(stub) + len(answer)] = True
+        spread = token_scores(step.actor.policy, ids, score, {"entropy": entropy})["entropy"]
+        values.append((-(spread * score).sum(-1) / score.sum(-1)).exp())
+    return torch.cat(values).reshape(len(stubs), samples).mean(-1)
+
+
+_FORMULA = re.compile(r"[^,;\n<>]*=[^,;\n<>]*")
+
+
+@torch.no_grad()
+def diversity(step: Step, *, formulas: float = 0.5) -> Tensor:
+    """For right responses with right siblings: a mix of 1 - mean cosine similarity of their mean-pooled features to the siblings' and
+    of the share of their formulas that no sibling has (weight `formulas`, where it has any); else 0. The features are the
+    policy's own before the update, standing in for the sentence encoder of DSDR (arXiv 2602.19895)."""
+    pooled = []
+    for rows in torch.arange(len(step.ids_BT)).split(step.settings.micro_batch):
+        score = step.score_BT[rows]
+        hidden = token_scores(step.actor.policy, step.ids_BT[rows], score, {}, on_hidden={"h": torch.Tensor.float})["h"]
+        pooled.append(hidden.sum(1) / score.sum(-1, keepdim=True).clamp(min=1))
+    unit_BH = torch.nn.functional.normalize(torch.cat(pooled), dim=-1)
+    written = [{"".join(f.split()) for f in _FORMULA.findall(r.response.partition(prompting.END_THINK)[0])} for r in step.rollouts]
+    right: dict[int, list[int]] = {}
+    for row, r in enumerate(step.rollouts):
+        if r.outcome == Outcome.CORRECT:
+            right.setdefault(r.group_id, []).append(row)
+    values = [0.0] * len(step.rollouts)
+    for rows in right.values():
+        for row in rows if len(rows) > 1 else []:
+            others = [other for other in rows if other != row]
+            distance = float((1 - unit_BH[others] @ unit_BH[row]).mean().clamp(0, 1))
+            known = set().union(*(written[other] for other in others))
+            own = len(written[row] - known) / len(written[row]) if written[row] else None
+            values[row] = distance if own is None else (1 - formulas) * distance + formulas * own
+    return step.tensor(values)
+
+
+def reprompted(step: Step) -> list[list[int] | None]:
+    """Per row: the prompt with a right sibling's response shown, None without one or where the context has no room (SDPO)."""
+    first: dict[int, list[int]] = {}
+    for row, r in enumerate(step.rollouts):
+        if r.outcome == Outcome.CORRECT:
+            first.setdefault(r.group_id, []).append(row)
+    limit = step.actor.policy.config.max_position_embeddings
+    prompts: list[list[int] | None] = []
+    for row, (problem, r) in enumerate(zip(step.problems, step.rollouts, strict=True)):
+        other = next((o for o in first.get(r.group_id, []) if o != row), None)
+        if other is None:
+            prompts.append(None)
+            continue
+        shown = replace(problem, prompt=f"{problem.prompt}\n\nA correct solution:\n{step.rollouts[other].response}\n\n{problem.prompt}")
+        ids = prompting.prompt_ids(step.actor.tokenizer, shown)
+        prompts.append(ids if len(ids) + len(r.response_ids) <= limit else None)
+    return prompts
+
+
+PROBES = {"step_BT": steps, "potential_BK": potentials, "step_value_BK": step_values, "diversity_B": diversity}

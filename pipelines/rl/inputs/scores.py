@@ -1,0 +1,189 @@
+"""Inputs from forward passes: of the policy before the update, of frozen policies, and (with gradient) of the policy in it.
+
+N positions, V vocabulary. The functions of `BEFORE` and `LIVE_SCORES` see the log-probabilities of a chunk of positions and give
+(N,) or (N, K); their keyword-only arguments are settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipelines import methods, prompting
+from pipelines.models.scoring import Score, chosen, entropy, entropy_detached, pad, token_logp, token_scores
+from pipelines.rl.inputs.step import Actor, Step
+
+
+def nucleus_entropy(
+    logp_NV: Tensor, at: Mapping[str, Tensor], *, p: float = 0.8, rule: Literal["keep_top1", "strict", "inclusive"] = "keep_top1"
+) -> Tensor:
+    """Entropy over the likeliest tokens, renormalised (SIREN). Kept: those up to a cumulative mass of p, and at least the first
+    (`keep_top1`) or possibly none (`strict`); `inclusive` also keeps the token that crosses p, as top-p sampling does."""
+    ordered = logp_NV.sort(-1, descending=True)
+    mass = ordered.values.detach().exp().cumsum(-1)
+    keep = mass <= p if rule != "inclusive" else mass - ordered.values.detach().exp() < p
+    if rule == "keep_top1":
+        keep[:, 0] = True
+    kept = ordered.values.masked_fill(~keep, -torch.inf)
+    normalised = kept - kept.logsumexp(-1, keepdim=True)
+    term = torch.where(keep, normalised.exp() * normalised.masked_fill(~keep, 0.0), 0.0)
+    return torch.where(keep.any(-1), -term.sum(-1), 0.0)
+
+
+def vocabulary_mean(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """Mean of the log-probabilities of all tokens."""
+    return logp_NV.detach().mean(-1)
+
+
+def proxy(logp_NV: Tensor, at: Mapping[str, Tensor], *, kappa: float = 0.02) -> Tensor:
+    """log-probability of the token once those below kappa times the likeliest are taken away (Lp-Reg); -1e4 when it is one of them."""
+    keep = logp_NV >= logp_NV.max(-1, keepdim=True).values + torch.tensor(kappa).log().to(logp_NV)
+    kept = logp_NV.masked_fill(~keep, -1e4)
+    return chosen(kept - torch.where(keep, logp_NV, -torch.inf).logsumexp(-1, keepdim=True), at)
+
+
+def likeliest(logp_NV: Tensor, at: Mapping[str, Tensor], *, k: int = 100) -> Tensor:
+    """Ids of the k likeliest tokens."""
+    return logp_NV.topk(min(k, logp_NV.shape[-1] - 1), -1).indices
+
+
+def of_topk(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """log-probabilities of the tokens `topk_BTK`."""
+    return logp_NV.gather(-1, at["topk_BTK"])
+
+
+def reserved(tokenizer: Any, *, token: str | None = None) -> int:
+    """Id of the reserved token whose probability after a response is its verdict on itself; the padding token unless named."""
+    return tokenizer.pad_token_id if token is None else tokenizer.convert_tokens_to_ids(token)
+
+
+LIVE_SCORES: dict[str, Callable[..., Any]] = {
+    "logp_BT": chosen,
+    "entropy_BT": entropy,
+    "nucleus_entropy_BT": nucleus_entropy,
+    "vocab_mean_BT": vocabulary_mean,
+    "student_topk_BTK": of_topk,
+}
+BEFORE: dict[str, Callable[..., Any]] = {
+    "logp_old_BT": chosen,
+    "entropy_old_BT": entropy,
+    "vocab_mean_old_BT": vocabulary_mean,
+    "logp_proxy_BT": proxy,
+    "topk_BTK": likeliest,
+}
+BESIDE = ("value_old_BT", "hidden_old_BTH", "special_old_B")
+"""What the same pass before the update gives without the vocabulary."""
+OLD_OF = {
+    "logp_old_BT": "logp_BT",
+    "entropy_old_BT": "entropy_BT",
+    "vocab_mean_old_BT": "vocab_mean_BT",
+    "special_old_B": "special_B",
+}
+"""With one optimiser step per batch these are what the update's own forward pass gives, detached."""
+
+
+def live(
+    actor: Actor, names: Collection[str], inputs: Mapping[str, Any], ids_BT: Tensor, score_BT: Tensor, temperature: float, along: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The live tensors `names` in one forward pass, with gradient; and the entropy without, for the journal, where it is none of them."""
+    scores = {name: methods.bind("inputs", LIVE_SCORES, name, inputs.get(name)) for name in LIVE_SCORES if name in names}
+    scores.setdefault("entropy_BT", entropy_detached)
+    return token_scores(
+        actor.policy,
+        ids_BT,
+        score_BT,
+        scores,
+        temperature=temperature,
+        along=along,
+        on_hidden={"value_BT": _value(actor)} if "value_BT" in names else None,
+        after=("special_B", reserved(actor.tokenizer, **inputs.get("special_B", {}))) if "special_B" in names else None,
+    )
+
+
+def before(step: Step, names: Collection[str], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors `names` of the policy before the update, in one pass."""
+    scores = {name: methods.bind("inputs", BEFORE, name, inputs.get(name)) for name in BEFORE if name in names}
+    hidden: dict[str, Callable[[Tensor], Tensor]] = {}
+    if "value_old_BT" in names:
+        hidden["value_old_BT"] = _value(step.actor)
+    if "hidden_old_BTH" in names:
+        hidden["hidden_old_BTH"] = torch.Tensor.float
+    after = ("special_old_B", reserved(step.actor.tokenizer, **inputs.get("special_B", {}))) if "special_old_B" in names else None
+    return in_parts(step, step.actor.policy, scores, on_hidden=hidden, after=after)
+
+
+def _value(actor: Actor) -> Callable[[Tensor], Tensor]:
+    head = actor.value_head
+    assert head is not None
+    return lambda hidden_NE: head(hidden_NE.float())[:, 0]
+
+
+@torch.no_grad()
+def in_parts(step: Step, model: Any, scores: Mapping[str, Score], temperature_B: Tensor | None = None, **more: Any) -> dict[str, Tensor]:
+    """`token_scores` of the step's rows under `model`, in micro-batches, at the temperature of sampling unless given one a row."""
+    size = step.settings.micro_batch
+    if temperature_B is None:
+        temperature_B = torch.full((len(step.ids_BT),), step.settings.generation.temperature, device=step.ids_BT.device)
+    slices = zip(step.ids_BT.split(size), step.score_BT.split(size), temperature_B.split(size), strict=True)
+    parts = [token_scores(model, ids, score, scores, temperature=temperature, **more) for ids, score, temperature in slices]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def of_frozen(role: str) -> Callable[[Step], Tensor]:
+    """log-probabilities under the frozen policy `role`."""
+
+    def logp(step: Step) -> Tensor:
+        return in_parts(step, step.actor.frozen[role], {"logp": chosen})["logp"]
+
+    return logp
+
+
+def tempered(step: Step, *, floor: float = 0.5) -> Tensor:
+    """The reference with its logits times floor + (1 - floor) reward, renormalised: flatter for responses of low reward (RAPO)."""
+    temperature_B = step.settings.generation.temperature / (floor + (1 - floor) * step.batch.reward_B.clamp(0, 1))
+    return in_parts(step, step.actor.frozen["ref"], {"logp": chosen}, temperature_B)["logp"]
+
+
+@torch.no_grad()
+def expert(step: Step) -> Tensor:
+    """The policy's log-probability of the problem's worked solution at the response's positions, 0 past its end (CalibRL); the
+    response's own where a problem has no solution."""
+    own = step.batch.logp_old_BT
+    out = own.clone()
+    for row, (problem, r) in enumerate(zip(step.problems, step.rollouts, strict=True)):
+        if problem.solution is None:
+            continue
+        solution = prompting.response_ids(step.actor.tokenizer, problem)
+        ids = pad([[*r.prompt_ids, *solution]], device=own.device)
+        score = torch.arange(ids.shape[1], device=own.device)[None] >= len(r.prompt_ids)
+        logp = token_logp(step.actor.policy, ids, score)[0, len(r.prompt_ids) :]
+        start, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.response_ids)
+        out[row, start:end] = torch.nn.functional.pad(logp, (0, max(0, len(r.response_ids) - len(logp))))[: end - start]
+    return out
+
+
+def special_anchor(step: Step, *, value: float | None = None) -> Tensor:
+    """Expected log-probability of the reserved token after a response under the reference: measured at the first step, unless given
+    (LaSeR)."""
+    if value is not None:
+        return torch.tensor(value, device=step.ids_BT.device)
+    return in_parts(step, step.actor.policy, {}, after=("special", reserved(step.actor.tokenizer)))["special"].mean()
+
+
+FROZEN_ROLE = {
+    "logp_ref_BT": "ref",
+    "logp_sft_BT": "sft",
+    "logp_dpo_BT": "dpo",
+    "logp_prev_BT": "prev",
+    "logp_tempered_BT": "ref",
+    "teacher_topk_BTK": "teacher",
+}
+"""Input -> the role of the policy that it comes from."""
+FROZEN: dict[str, Callable[..., Tensor]] = {
+    **{name: of_frozen(role) for name, role in FROZEN_ROLE.items() if name not in ("logp_tempered_BT", "teacher_topk_BTK")},
+    "logp_tempered_BT": tempered,
+    "logp_expert_BT": expert,
+}

@@ -1,0 +1,54 @@
+"""What one step of the loop knows, from which the inputs of a recipe are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.config.rl import RlStage
+from pipelines.generation import Generator
+from pipelines.records import Problem, Rollout
+from pipelines.rl.batch import Batch
+
+
+@dataclass
+class Actor:
+    """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev` and `teacher` follow the policy."""
+
+    policy: Any
+    tokenizer: Any
+    frozen: dict[str, Any] = field(default_factory=dict)
+    value_head: torch.nn.Linear | None = None
+
+    def model(self, role: str) -> Any:
+        return self.policy if role == "policy" else self.frozen[role]
+
+
+@dataclass
+class Step:
+    """Rollouts of one step as tensors, row by row, with what they came from. `rewards_by_part` holds the history of mean rewards."""
+
+    number: int
+    actor: Actor
+    generator: Generator
+    settings: RlStage
+    seed: tuple[object, ...]
+    problems: Sequence[Problem]
+    rollouts: Sequence[Rollout]
+    ids_BT: Tensor
+    score_BT: Tensor
+    batch: Batch
+    rewards_by_part: list[dict[str, float]]
+
+    def tensor(self, values: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
+        """One value a row."""
+        return torch.tensor(list(values), dtype=dtype, device=self.ids_BT.device)
+
+    def tokens(self, values: Sequence[Sequence[int]], fill: int) -> Tensor:
+        """One integer a response token (B, T)."""
+        flat = torch.tensor([value for row in values for value in row], dtype=torch.long, device=self.ids_BT.device)
+        return torch.full_like(self.ids_BT, fill).masked_scatter(self.score_BT, flat)

@@ -1,0 +1,48 @@
+"""Inputs from SDPO's teacher: a moving average of the policy that has seen a sibling's right solution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipelines.models.scoring import pad, token_scores
+from pipelines.rl.inputs.probes import reprompted
+from pipelines.rl.inputs.scores import of_topk
+from pipelines.rl.inputs.step import Step
+
+
+def has_teacher(step: Step) -> Tensor:
+    """Whether a right sibling's solution could be shown."""
+    return step.tensor([prompt is not None for prompt in reprompted(step)], torch.bool)
+
+
+@torch.no_grad()
+def teacher_topk(step: Step, *, rate: float = 0.05) -> Tensor:
+    """The teacher's log-probabilities of the tokens `topk_BTK` (B, T, K) at the response's tokens; 0 on rows without a teacher.
+
+    `rate` is that of the moving average, which the loop keeps.
+    """
+    prompts = reprompted(step)
+    topk_BTK = step.batch.topk_BTK
+    assert topk_BTK is not None
+    out = torch.zeros(topk_BTK.shape, device=topk_BTK.device)
+    rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
+    for start in range(0, len(rows), step.settings.micro_batch):
+        some = rows[start : start + step.settings.micro_batch]
+        whole = [(prompts[row] or [], step.rollouts[row].response_ids) for row in some]
+        ids = pad([[*prompt, *response] for prompt, response in whole], device=out.device)
+        score = torch.zeros_like(ids, dtype=torch.bool)
+        for place, (prompt, response) in enumerate(whole):
+            score[place, len(prompt) : len(prompt) + len(response)] = True
+        kept = step.score_BT[some]
+        along = torch.zeros((*ids.shape, topk_BTK.shape[-1]), dtype=torch.long, device=out.device)
+        along[score] = topk_BTK[some][kept]
+        temperature = step.settings.generation.temperature
+        scored = token_scores(step.actor.frozen["teacher"], ids, score, {"topk": of_topk}, temperature=temperature, along={"topk_BTK": along})["topk"]
+        some_BTK = torch.zeros((len(some), *out.shape[1:]), device=out.device)
+        some_BTK[kept] = scored[score]
+        out[some] = some_BTK
+    return out
+
+
+TEACHER = {"reprompt_B": has_teacher, "teacher_topk_BTK": teacher_topk}

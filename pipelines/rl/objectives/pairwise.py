@@ -1,0 +1,102 @@
+"""Objectives on pairs of responses to one prompt, the better one first: DPO, IPO, ORPO, TRPA and CoPG.
+
+One function covers the preference losses: a link of the difference of two scores, the score being a log-ratio or log-odds of
+a response. Pairs are all pairs of a group whose rewards (TRPA: levels) differ, so the same rows train on preference data
+(groups of two) and on rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipelines.rl.batch import group_sum, present, token_mean
+
+
+def _pairs(better: Callable[[Tensor, Tensor], Tensor], rank_B: Tensor, group_B: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Row indices (N,), (N,) of the pairs of present rows of one group in which the first is better."""
+    rows = present(mask_BT)
+    same = (group_B[:, None] == group_B[None]) & rows[:, None] & rows[None]
+    first, second = (same & better(rank_B[:, None], rank_B[None])).nonzero(as_tuple=True)
+    return first, second
+
+
+def count_pairs(reward_B: Tensor, group_B: Tensor, mask_BT: Tensor, level_B: Tensor | None = None) -> Tensor:
+    """How many pairs a batch has: by level where there are levels, else by reward."""
+    first, _ = _pairs(torch.gt, reward_B, group_B, mask_BT) if level_B is None else _pairs(torch.lt, level_B, group_B, mask_BT)
+    return torch.tensor(len(first)).to(mask_BT)
+
+
+def preference(
+    logp_BT: Tensor,
+    logp_ref_BT: Tensor,
+    reward_B: Tensor,
+    group_B: Tensor,
+    mask_BT: Tensor,
+    pairs: Tensor,
+    *,
+    link: Literal["logistic", "square"] = "logistic",
+    beta: float = 0.1,
+    mean: bool = False,
+) -> Tensor:
+    """DPO (arXiv 2305.18290): -log sigmoid(beta delta); IPO (arXiv 2310.12036): (delta - 1/(2 beta))^2; the mean over pairs.
+
+    delta is the difference of log pi - log ref, summed over a response or (`mean`, as TRL does for IPO) averaged.
+    """
+    gap_BT = (logp_BT - logp_ref_BT) * mask_BT
+    score_B = token_mean(gap_BT, mask_BT) if mean else gap_BT.sum(-1)
+    first, second = _pairs(torch.gt, reward_B, group_B, mask_BT)
+    delta = score_B[first] - score_B[second]
+    loss = -torch.nn.functional.logsigmoid(beta * delta) if link == "logistic" else (delta - 1 / (2 * beta)) ** 2
+    return loss.sum() / pairs.clamp(min=1)
+
+
+def odds_ratio(logp_BT: Tensor, reward_B: Tensor, group_B: Tensor, mask_BT: Tensor, pairs: Tensor, *, coefficient: float = 0.1) -> Tensor:
+    """ORPO (arXiv 2403.07691): NLL of the better response (token mean) - coefficient log sigmoid(log-odds difference), odds of the
+    length-normalised probability; no reference."""
+    mean_B = token_mean(logp_BT, mask_BT)
+    bounded_B = mean_B.clamp(max=-1e-7)  # log(1 - exp(a)) near 0
+    odds_B = bounded_B - torch.log(-torch.expm1(bounded_B))
+    first, second = _pairs(torch.gt, reward_B, group_B, mask_BT)
+    loss = -mean_B[first] - coefficient * torch.nn.functional.logsigmoid(odds_B[first] - odds_B[second])
+    return loss.sum() / pairs.clamp(min=1)
+
+
+def trust_region_preference(
+    logp_BT: Tensor,
+    logp_ref_BT: Tensor,
+    level_B: Tensor,
+    group_B: Tensor,
+    mask_BT: Tensor,
+    coefficient_B: Tensor,
+    pairs: Tensor,
+    *,
+    beta: float = 0.1,
+    best: float = 2.5,
+) -> Tensor:
+    """TRPA (arXiv 2504.04524): -log sigmoid(beta a (q_i - q_j)), q the mean log-ratio to the reference, a = `best` where the better
+    one is of level 1, else 1. A batch without pairs falls back on -log sigmoid(+-q), + for level 1, over all responses."""
+    score_B = token_mean(logp_BT - logp_ref_BT, mask_BT)
+    if pairs == 0:
+        sign_B = torch.where(level_B == 1, 1.0, -1.0).to(score_B)
+        share_B = coefficient_B * mask_BT.sum(-1)
+        return -(share_B * torch.nn.functional.logsigmoid(sign_B * score_B)).sum()
+    first, second = _pairs(torch.lt, level_B, group_B, mask_BT)
+    weight = torch.where(level_B[first] == 1, best, 1.0).to(score_B)
+    return -torch.nn.functional.logsigmoid(beta * weight * (score_B[first] - score_B[second])).sum() / pairs
+
+
+def contrastive(
+    logp_BT: Tensor, logp_ref_BT: Tensor, reward_B: Tensor, group_B: Tensor, mask_BT: Tensor, prompts: Tensor, *, beta: float = 0.1
+) -> Tensor:
+    """CoPG (arXiv 2406.19185): (Rb_i - Rb_j)^2 / (2 beta (k - 1)) over the pairs of a group of k, Rb = R - beta log(pi/ref) of the whole
+    response; the mean over prompts. On-policy its gradient is RLOO's with the KL in the reward."""
+    regularised_B = reward_B.to(logp_BT) - beta * ((logp_BT - logp_ref_BT) * mask_BT).sum(-1)
+    rows = present(mask_BT).to(logp_BT)
+    total, count = (group_sum(value, group_B)[0] for value in (regularised_B * rows, rows))
+    # sum over pairs (i > j) of (x_i - x_j)^2 = k * sum x_i^2 - (sum x_i)^2 = k * sum (x_i - mean)^2
+    spread_B = count / (count - 1).clamp(min=1) * (regularised_B - total / count.clamp(min=1)) ** 2 * rows
+    return spread_B.sum() / (2 * beta * prompts.clamp(min=1))

@@ -1,0 +1,51 @@
+"""Slot `auxiliary`: losses beside the policy's, a list, of the same two shapes as regularisers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipelines.rl.objectives.self_distillation import self_distillation
+
+
+def value(value_BT: Tensor, value_old_BT: Tensor, return_BT: Tensor, *, coefficient: float = 1.0, clip: float | None = 0.5) -> Tensor:
+    """PPO's value loss: coefficient / 2 * max((V - G)^2, (clip(V, V_old +- clip) - G)^2)."""
+    error = (value_BT - return_BT) ** 2
+    if clip is not None:
+        bounded = torch.minimum(torch.maximum(value_BT, value_old_BT - clip), value_old_BT + clip)
+        error = torch.maximum(error, (bounded - return_BT) ** 2)
+    return coefficient * 0.5 * error
+
+
+def self_reward(
+    special_B: Tensor, special_anchor: Tensor, correct_B: Tensor, balance_B: Tensor, *, coefficient: float = 0.1, beta: float = 0.1
+) -> Tensor:
+    """LaSeR: coefficient * mean w (s - R)^2, s = beta (log pi(z) - anchor) the policy's own verdict read off a reserved token z;
+    w balances right and wrong, truncated responses weigh 0."""
+    return coefficient * (balance_B * (beta * (special_B - special_anchor) - correct_B.to(special_B)) ** 2).sum()
+
+
+def expert(
+    logp_BT: Tensor, logp_expert_BT: Tensor, advantage_BT: Tensor, correct_B: Tensor, *, coefficient: float = 0.1, slope: float = 0.5
+) -> Tensor:
+    """CalibRL: coefficient |A| LeakyReLU(z), z = -(log pi - log pi_old(expert)) for right responses and its mirror for wrong ones:
+    a strong push towards the expert's level, a weaker one past it."""
+    sign_B = torch.where(correct_B.bool(), -1.0, 1.0).to(logp_BT)
+    z = sign_B[:, None] * (logp_BT - logp_expert_BT)
+    return coefficient * advantage_BT.abs() * torch.nn.functional.leaky_relu(z, slope)
+
+
+def distil(
+    student_topk_BTK: Tensor,
+    teacher_topk_BTK: Tensor,
+    logp_BT: Tensor,
+    logp_old_BT: Tensor,
+    distil_weight_BT: Tensor,
+    *,
+    divergence: float = 0.5,
+    cap: float = 2.0,
+    coefficient: float = 1.0,
+) -> Tensor:
+    """SRPO's routed part: SDPO's divergence times `distil_weight_BT`, which is 0 on responses that are not routed here."""
+    term = self_distillation(student_topk_BTK, teacher_topk_BTK, logp_BT, logp_old_BT, divergence=divergence, cap=cap)
+    return coefficient * distil_weight_BT * term

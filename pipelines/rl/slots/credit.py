@@ -1,0 +1,150 @@
+"""Slots `credit` and `token_modify`: from the advantage of a response (B,) to that of its tokens (B, T)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipelines.rl.batch import group_index
+
+
+def broadcast(advantage_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Every token of a response has its advantage."""
+    return advantage_B[:, None] * mask_BT
+
+
+def _token_rewards(advantage_B: Tensor, token_reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Token rewards with the outcome at the last trainable token."""
+    last_BT = (mask_BT > 0) & (mask_BT.cumsum(-1) == mask_BT.sum(-1, keepdim=True))
+    return (token_reward_BT + advantage_B[:, None] * last_BT) * mask_BT
+
+
+def return_to_go(advantage_B: Tensor, token_reward_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0) -> Tensor:
+    """G_t = rho_t + gamma G_{t+1} over trainable tokens (REINFORCE++, arXiv 2501.03262)."""
+    reward_BT = _token_rewards(advantage_B, token_reward_BT, mask_BT)
+    running, columns = torch.zeros_like(advantage_B), []
+    for t in reversed(range(mask_BT.shape[1])):
+        running = torch.where(mask_BT[:, t] > 0, reward_BT[:, t] + gamma * running, running)
+        columns.append(running)
+    return torch.stack(columns[::-1], -1) * mask_BT
+
+
+def gae(advantage_B: Tensor, token_reward_BT: Tensor, value_old_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0, lam: float = 1.0) -> Tensor:
+    """Generalised advantage estimation (arXiv 1506.02438), over trainable tokens: delta_t = rho_t + gamma V_{t+1} - V_t."""
+    reward_BT = _token_rewards(advantage_B, token_reward_BT, mask_BT)
+    ahead, running, columns = torch.zeros_like(advantage_B), torch.zeros_like(advantage_B), []
+    for t in reversed(range(mask_BT.shape[1])):
+        trained = mask_BT[:, t] > 0
+        delta = reward_BT[:, t] + gamma * ahead - value_old_BT[:, t]
+        running = torch.where(trained, delta + gamma * lam * running, running)
+        ahead = torch.where(trained, value_old_BT[:, t], ahead)
+        columns.append(running)
+    return torch.stack(columns[::-1], -1) * mask_BT
+
+
+def step_potential(
+    advantage_B: Tensor,
+    potential_BK: Tensor,
+    step_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    alpha: float = 0.5,
+    xi: float = 0.5,
+    saturated: float = 0.9,
+) -> Tensor:
+    """SPAE (arXiv 2601.03823): A f_k + xi g_k on the tokens of step k, from the potential Phi_k after each step.
+
+    f_k = 1 - alpha (1 - exp(-n_k)), n_k the earlier steps with Phi > `saturated`: what comes after the answer is known
+    counts less. g_k = exp(d_k) - mean exp(d), d the gain Phi_k - Phi_{k-1} (0 for the first step) scaled to [0, 1] over the
+    batch. A response without steps has f = 1, g = 0; tokens after the last step belong to it.
+    """
+    known_BK = ~potential_BK.isnan()
+    phi_BK = potential_BK.nan_to_num(0.0)
+    high_BK = (phi_BK > saturated) & known_BK
+    before_BK = high_BK.cumsum(-1) - high_BK.long()
+    factor_BK = 1 - alpha * (1 - (-before_BK.to(phi_BK)).exp())
+    gain_BK = torch.cat([torch.zeros_like(phi_BK[:, :1]), phi_BK[:, 1:] - phi_BK[:, :-1]], -1)
+    gains = gain_BK[known_BK]
+    if len(gains):
+        spread = gains.max() - gains.min()
+        unit_BK = (gain_BK - gains.min()) / spread if spread > 0 else torch.zeros_like(gain_BK)
+        bonus_BK = unit_BK.exp() - unit_BK.exp()[known_BK].mean()
+    else:
+        bonus_BK = torch.zeros_like(gain_BK)
+    last_B1 = (known_BK.sum(-1, keepdim=True) - 1).clamp(min=0)
+    step = torch.minimum(step_BT, last_B1)
+    stepped_B1 = known_BK.any(-1, keepdim=True)
+    factor_BT = torch.where(stepped_B1, factor_BK.gather(-1, step), 1.0)
+    bonus_BT = torch.where(stepped_B1, bonus_BK.gather(-1, step), 0.0)
+    return (advantage_B[:, None] * factor_BT + xi * bonus_BT) * mask_BT
+
+
+def shared_prefix_mean(advantage_B: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """ARPO's hard attribution (arXiv 2507.19849): a token that d siblings share has the mean of their advantages."""
+    spread_BT = advantage_B[:, None].expand_as(mask_BT)
+    index, ids = group_index(share_BT[mask_BT > 0])
+    total = torch.zeros(ids).to(advantage_B).index_add(0, index, spread_BT[mask_BT > 0])
+    size = torch.zeros_like(total).index_add(0, index, torch.ones_like(index, dtype=total.dtype))
+    return torch.zeros_like(mask_BT).masked_scatter(mask_BT > 0, (total / size.clamp(min=1))[index])
+
+
+def projection_residual(
+    advantage_B: Tensor,
+    hidden_old_BTH: Tensor,
+    shaped_B: Tensor,
+    group_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    positive: float = 0.1,
+    least: float = 0.1,
+    rank: int = 64,
+    tokens: int = 4096,
+    low: float = 0.2,
+    high: float = 0.8,
+) -> Tensor:
+    """ResRL: wrong tokens that look like those of right responses are pushed down less.
+
+    Per group: a basis of the `rank` main directions of right tokens' features (head input, normalised); a wrong token's
+    distance from that space, between the quantiles `low` and `high`, gives its weight in [least, 1]. Right responses (reward
+    above 0) weigh `positive`. Groups of one sign, or with fewer than four right tokens, keep weight 1 on wrong tokens.
+    Past `tokens` right tokens an even subset stands for all.
+    """
+    feature_BTH = torch.nn.functional.layer_norm(hidden_old_BTH.float(), hidden_old_BTH.shape[-1:])
+    trained, right = mask_BT > 0, shaped_B > 0
+    weight_BT = torch.where(right, positive, 1.0)[:, None].expand_as(mask_BT).clone().to(mask_BT)
+    for group in torch.unique(group_B):
+        good, bad = (trained & (mine & (group_B == group))[:, None] for mine in (right, ~right))
+        x_NH = feature_BTH[good]
+        if len(x_NH) < 4 or not bad.any():
+            continue
+        if len(x_NH) > tokens:
+            x_NH = x_NH[torch.linspace(0, len(x_NH) - 1, tokens, device=x_NH.device).long()]
+        distance_N = projection_distance(x_NH, feature_BTH[bad], rank)
+        bottom, top = torch.quantile(distance_N, torch.tensor([low, high]).to(distance_N))
+        unit_N = ((distance_N - bottom) / (top - bottom)).clamp(0, 1) if top - bottom >= 1e-5 else torch.full_like(distance_N, 0.5)
+        weight_BT[bad] = (least + (1 - least) * unit_N).to(weight_BT)
+    return advantage_B[:, None] * weight_BT * mask_BT
+
+
+def projection_distance(basis_NH: Tensor, feature_MH: Tensor, rank: int) -> Tensor:
+    """Mean square of what is left of each feature (M, H), less the basis' mean, outside its `rank` main directions."""
+    mean_H = basis_NH.mean(0)
+    kept = min(rank, len(basis_NH) - 1, basis_NH.shape[1])
+    directions_HH = torch.linalg.eigh((basis_NH - mean_H).mT @ (basis_NH - mean_H)).eigenvectors[:, -kept:]
+    centred_MH = feature_MH - mean_H
+    return ((centred_MH - centred_MH @ directions_HH @ directions_HH.mT) ** 2).mean(-1)
+
+
+def whiten(advantage_BT: Tensor, mask_BT: Tensor, *, ddof: int = 1, eps: float = 1e-8) -> Tensor:
+    """(A - mean) / sqrt(var + eps) over all trainable tokens of the batch; a batch of one token stays as it is."""
+    count = mask_BT.sum()
+    if count < 2:
+        return advantage_BT
+    mean = (advantage_BT * mask_BT).sum() / count
+    variance = ((advantage_BT - mean) ** 2 * mask_BT).sum() / (count - ddof)
+    return (advantage_BT - mean) * (variance + eps).rsqrt() * mask_BT
+
+
+def zero_outliers(advantage_BT: Tensor, *, limit: float = 3.0) -> Tensor:
+    """0 where |A| > limit, on whitened advantages (StableReinforce, arXiv 2505.02835)."""
+    return torch.where(advantage_BT.abs() > limit, 0.0, advantage_BT)
