@@ -19,6 +19,7 @@ def register(add: Add) -> None:
     sub = add("methods", methods.methods, "the table of recipes, or one row with its formula, paper and slots")
     sub.add_argument("name", nargs="?", help="a row")
     sub.add_argument("--diff", nargs=2, metavar=("A", "B"), help="the slots in which two rows differ")
+    sub.add_argument("--markdown", action="store_true", help="docs/METHODS.md, to standard output")
     sub = add("verify", verification.verify, "judge rows {gold or problem fields, prediction, verifier} of a JSONL file")
     sub.add_argument("input", type=Path, metavar="IN.jsonl")
     sub.add_argument("--out", type=Path, required=True, metavar="OUT.jsonl", help="one verdict per row, in order")

@@ -1,36 +1,23 @@
-"""`touchstone methods`: the recipes, one of them, or what sets two apart."""
+"""`touchstone methods`: the recipes, one of them, what sets two apart, or docs/METHODS.md."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 
 def methods(options: argparse.Namespace) -> int:
-    from pipelines.rl import RECIPES, recipe
+    from pipelines.rl import RECIPES, recipe, table
+    from tasks import settings
 
-    if options.diff:
+    if options.markdown:
+        print(table.markdown(settings.root() / "tests" / "rl"), end="")
+    elif options.diff:
         first, second = (recipe(name) for name in options.diff)
-        rows: list[tuple[str, Any, Any]] = [(slot, first.slots[slot], second.slots[slot]) for slot in first.slots]
-        rows.append(("regularisers", list(first.regularisers), list(second.regularisers)))
-        for slot, left, right in rows:
-            if left != right:
-                print(f"{slot}:\n  {first.name}: {_slot(left)}\n  {second.name}: {_slot(right)}")
-        return 0
-    if options.name:
-        row = recipe(options.name)
-        print(f"{row.name}\n  {row.paper}\n  {row.formula}")
-        for slot, value in row.slots.items():
-            print(f"  {slot}: {_slot(value)}")
-        print(f"  regularisers: {_slot(list(row.regularisers))}")
-        return 0
-    for row in RECIPES.values():
-        print(f"{row.name:<12} {row.paper}")
+        for slot, left, right in table.differences(first, second):
+            print(f"{slot}:\n  {first.name}: {left}\n  {second.name}: {right}")
+    elif options.name:
+        print(table.describe(recipe(options.name)))
+    else:
+        for row in RECIPES.values():
+            print(f"{row.name:<22} {row.fidelity:<14} {row.paper}")
     return 0
-
-
-def _slot(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_slot, value)) or "none"
-    settings = ", ".join(f"{key} {setting}" for key, setting in value.items() if key != "name")
-    return value["name"] + (f" ({settings})" if settings else "")

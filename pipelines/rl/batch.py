@@ -134,8 +134,8 @@ class Batch:
     """These come from a whole batch (`advantages`, `weigh`, `aggregates`), so that its slices add up to it."""
 
     def __post_init__(self) -> None:
-        if any(len(tensor) != len(self.reward_B) for name, tensor in self.tensors().items() if _ROWS.search(name)):
-            lengths = {name: len(tensor) for name, tensor in self.tensors().items() if _ROWS.search(name)}
+        lengths = {name: len(tensor) for name, tensor in self.tensors().items() if is_by_row(name)}
+        if any(length != len(self.reward_B) for length in lengths.values()):
             raise ValueError(f"the tensors of a batch must have one row per rollout, got {lengths}")
 
     def tensors(self) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The rows at `index`. Of a batch that has been weighed the slices' losses add up to its own."""
-        return replace(self, **{name: tensor[index] for name, tensor in self.tensors().items() if _ROWS.search(name)})
+        return replace(self, **{name: tensor[index] for name, tensor in self.tensors().items() if is_by_row(name)})
 
     def narrow(self, width: int) -> Batch:
         """The first `width` token positions; the rest must be masked."""
@@ -154,6 +154,11 @@ class Batch:
 _ROWS, _TOKENS = re.compile(r"_B[A-Z]*$"), re.compile(r"_BT[A-Z]*$")
 TENSORS = (*LIVE, *(field.name for field in fields(Batch)))
 """Every name a method may ask for, beside what objective.py makes on the way."""
+
+
+def is_by_row(name: str) -> bool:
+    """Whether the tensor called so has a row per rollout; the others are scalars and the like."""
+    return bool(_ROWS.search(name))
 
 
 def group_index(group_B: Tensor) -> tuple[Tensor, int]:

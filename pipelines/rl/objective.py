@@ -5,12 +5,13 @@
     objective     x = ratio(logp, anchor);  l_t = clip(x, A_t) * mismatch * mask * weight
                   L = sum_b c_b sum_t l_t + regularisers + auxiliary      (or an objective of its own in place of l)
 
-`advantages` and `weigh` are taken once of all rows; after that any slicing into micro-batches or ranks gives losses
-that add up to the loss of the whole.
+`advantages` and `weigh` are taken once of all rows, of all ranks where there are several (ranks.py); after that any slicing
+into micro-batches gives losses that add up to the loss of the whole.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipelines.rl.batch import TENSORS, Batch
+from pipelines.rl.ranks import over_ranks
 from pipelines.rl.recipe import Bound, Recipe, inputs_of
 from pipelines.rl.slots.regularisers import aggregate_entropy, peak_entropy
 
@@ -52,7 +54,9 @@ def route(recipe: Recipe, batch: Batch) -> Batch:
 
 def advantages(recipe: Recipe, batch: Batch) -> Tensor:
     """advantage_BT, detached; 0 where the mask is 0. Needs whole groups, and every row that a batch statistic covers."""
-    return _advantages(recipe, Tensors(recipe, batch))[0].detach()
+    made = with_advantages(recipe, replace(batch, advantage_BT=None)).advantage_BT
+    assert made is not None
+    return made
 
 
 def _advantages(recipe: Recipe, tensors: Tensors) -> tuple[Tensor, Tensor]:
@@ -76,6 +80,10 @@ def _advantages(recipe: Recipe, tensors: Tensors) -> tuple[Tensor, Tensor]:
 def with_advantages(recipe: Recipe, batch: Batch) -> Batch:
     """The batch with its advantages (unless it has them), and what else comes of them: returns for a value head, an advantage
     per reward part."""
+    return over_ranks(functools.partial(_with_advantages, recipe), batch)
+
+
+def _with_advantages(recipe: Recipe, batch: Batch) -> Batch:
     tensors = Tensors(recipe, batch)
     advantage_BT, credited_BT = _advantages(recipe, tensors)
     more: dict[str, Tensor] = {}
@@ -99,6 +107,10 @@ def weigh(recipe: Recipe, batch: Batch) -> Batch:
     """The batch of one optimiser step with all that its slices need to know of it."""
     if any(name in recipe.needs and getattr(batch, name) is None for name in ("advantage_BT", "return_BT", "component_advantage_BK")):
         batch = with_advantages(recipe, batch)
+    return over_ranks(functools.partial(_weigh, recipe), batch)
+
+
+def _weigh(recipe: Recipe, batch: Batch) -> Batch:
     tensors = Tensors(recipe, batch)
     made: dict[str, Tensor] = {}
     if recipe.shrinks:

@@ -163,9 +163,10 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     """
     rows = _rows()
     row = methods.choose("recipe", {key: value for key, value in rows.items() if key != "default"}, name)
-    for slot in overrides:
+    for slot in (*overrides, *(key for key in row if key not in (*PROSE, "like"))):
         methods.choose(f"recipe '{name}': slot", rows["default"], slot)
-    row = (rows[row["like"]] | row) if "like" in row else row
+    if "like" in row:
+        row = {key: value for key, value in rows[row["like"]].items() if key not in PROSE} | row
     filled = {**rows["default"], **{key: value for key, value in row.items() if key not in (*PROSE, "like")}, **overrides}
     slots = {slot: _checked(slot, value) for slot, value in filled.items()}
     bare = Recipe(

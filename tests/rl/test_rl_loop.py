@@ -80,13 +80,19 @@ def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **
     return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}
 
 
-def test_a_killed_run_resumes_to_the_same_weights_log_and_rollouts(tmp_path, start):
-    weights, rows, files = run(tmp_path / "whole", start)
+STATEFUL = ["grpo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
+"""grpo, and rows with state of their own: a value head, a teacher, an earlier policy, held statistics, histories."""
+
+
+@pytest.mark.parametrize("row", STATEFUL)
+def test_a_killed_run_resumes_to_the_same_weights_log_and_rollouts(tmp_path, start, row):
+    weights, rows, files = run(tmp_path / "whole", start, row=row)
+    assert not any("value_head" in name for name in weights)
     assert any(not torch.equal(weights[name], start[name]) for name in start)  # there was something to learn from
     assert len(rows) == 6 and len(files) == 6
     with pytest.raises(Killed):
-        run(tmp_path / "cut", start, stop_at=5)  # the last checkpoint is of step 4: step 5 is done again
-    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start)
+        run(tmp_path / "cut", start, stop_at=5, row=row)  # the last checkpoint is of step 4: step 5 is done again
+    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start, row=row)
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
     assert resumed_rows == rows
     assert resumed_files == files

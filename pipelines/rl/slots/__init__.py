@@ -12,6 +12,11 @@ from pipelines.rl.slots import advantage, aggregation, auxiliary, clip, credit, 
 
 Family = dict[str, Callable[..., Any]]
 
+
+def policy_gradient() -> None:
+    """What the other slots compose to; see objective.py."""
+
+
 SINGLE: dict[str, Family] = {
     "center": {
         "none": advantage.center_none,
@@ -67,7 +72,7 @@ SINGLE: dict[str, Family] = {
         "prompt_mean": aggregation.prompt_mean,
         "constant_sum": aggregation.constant_sum,
     },
-    "objective": {"policy_gradient": lambda: None, **OBJECTIVES},
+    "objective": {"policy_gradient": policy_gradient, **OBJECTIVES},
 }
 """Slots that hold one function."""
 

@@ -1,0 +1,56 @@
+"""Statistics over data-parallel ranks: what `advantages` and `weigh` take of a batch, they take of all ranks' rows together.
+
+Where torch.distributed is initialised every rank calls them with its own rows (whole groups) and gets its own rows back, so that
+the losses and gradients of the ranks add up to those of one process with all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.rl.batch import Batch, is_by_row
+
+
+def over_ranks(function: Callable[[Batch], Batch], batch: Batch) -> Batch:
+    """`function` of all ranks' rows, cut back to this rank's."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return function(batch)
+    whole, mine = gather(batch)
+    made = function(whole).rows(mine).narrow(batch.mask_BT.shape[1])
+    return replace(made, group_B=batch.group_B, **({} if batch.share_BT is None else {"share_BT": batch.share_BT}))
+
+
+def gather(batch: Batch) -> tuple[Batch, Tensor]:
+    """The rows of all ranks, in the order of ranks, and which of them are this rank's. Ids of groups and prefixes stay distinct."""
+    rank, rows = dist.get_rank(), len(batch.reward_B)
+    whole: dict[str, Tensor] = {}
+    before = 0
+    for name, tensor in batch.tensors().items():
+        if not is_by_row(name):
+            continue
+        parts = _all(tensor, torch.nan if name in ("potential_BK", "step_value_BK") else 0)
+        if name in ("group_B", "share_BT"):
+            span = int(max(int(part.max()) for part in parts if part.numel())) + 1
+            parts = [torch.where(part < 0, part, part + place * span) for place, part in enumerate(parts)]
+        whole[name] = torch.cat(parts)
+        before = sum(len(part) for part in parts[:rank])
+    return replace(batch, **whole), torch.arange(before, before + rows, device=batch.reward_B.device)
+
+
+def _all(tensor: Tensor, fill: float) -> list[Tensor]:
+    """Every rank's tensor, widened with `fill` to the widest beyond the first axis."""
+    world = dist.get_world_size()
+    shapes = [torch.zeros(tensor.ndim, dtype=torch.long, device=tensor.device) for _ in range(world)]
+    dist.all_gather(shapes, torch.tensor(tensor.shape, device=tensor.device))
+    largest = torch.stack(shapes).amax(0).tolist()
+    flat = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+    room = torch.full(largest, fill, dtype=flat.dtype, device=flat.device)
+    room[tuple(slice(0, size) for size in tensor.shape)] = flat
+    parts = [torch.empty_like(room) for _ in range(world)]
+    dist.all_gather(parts, room)
+    return [part[: int(shape[0])].to(tensor.dtype) for part, shape in zip(parts, shapes, strict=True)]

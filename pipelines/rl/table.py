@@ -1,0 +1,119 @@
+"""The recipes as text for people: one row, what sets two apart, and docs/METHODS.md, which is written from here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines import methods
+from pipelines.rl.batch import LIVE
+from pipelines.rl.inputs import INPUTS
+from pipelines.rl.inputs.facts import FACTS
+from pipelines.rl.inputs.scores import BEFORE, BESIDE
+from pipelines.rl.recipe import ONLINE, Recipe, names, recipe
+from pipelines.rl.slots import LISTS, SINGLE
+
+ALWAYS = ("mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "logp_BT", "response_limit", "step")
+"""What every run has."""
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
+
+HEADER = """# Methods
+
+Written by `touchstone methods --markdown`; a test fails when this file and the code differ. A row is an entry of
+[recipes.yaml](../pipelines/rl/recipes.yaml). `slots` lists what it says differently from the default row:
+
+    {default}
+
+`reads` names what it needs beside rewards, log-probabilities and masks; the loop computes that and no more (see
+[batch.py](../pipelines/rl/batch.py)); **bold** is what costs another forward pass. `fidelity`: *published*, or *reconstructed* where the
+paper leaves a constant or a rule open (the notes say what was assumed). `test`: the row against hand-computed numbers; besides,
+every row is held to `tests/rl/test_rl_invariances.py` (slicing, order, padding, masked rows, empty masks, finite differences), and
+trained in `tests/rl/test_rl_loop.py`.
+
+| method | row | slots | reads | fidelity | test |
+|---|---|---|---|---|---|
+"""
+
+
+def reads(row: Recipe) -> list[str]:
+    """The tensors, beyond what every run has, that someone must supply: the loop does, by `pipelines.rl.inputs`."""
+    supplied = {*INPUTS, *BEFORE, *BESIDE, *LIVE}
+    return sorted(name for name in row.needs if name in supplied and name not in ALWAYS)
+
+
+def another_forward(row: Recipe) -> set[str]:
+    """Which of them cost a forward pass beside the update's own."""
+    free = {*FACTS, *LIVE, "step_BT", "reprompt_B"}
+    before = set(row.before) & {*BEFORE, *BESIDE}
+    return {name for name in reads(row) if name not in free and (name not in (*BEFORE, *BESIDE) or name in before)}
+
+
+def value(slot: Any) -> str:
+    """A slot's content in a line."""
+    if isinstance(slot, Mapping) and "name" in slot:
+        settings = ", ".join(f"{key} {setting}" for key, setting in slot.items() if key != "name")
+        return slot["name"] + (f" ({settings})" if settings else "")
+    if isinstance(slot, Mapping):
+        return "; ".join(f"{key}: " + ", ".join(f"{k} {v}" for k, v in settings.items()) for key, settings in slot.items()) or "none"
+    return " + ".join(map(value, slot)) or "none"
+
+
+def differences(first: Recipe, second: Recipe) -> list[tuple[str, str, str]]:
+    """(slot, first's, second's) where they differ."""
+    return [(slot, value(first.slots[slot]), value(second.slots[slot])) for slot in first.slots if first.slots[slot] != second.slots[slot]]
+
+
+def describe(row: Recipe) -> str:
+    """One row: paper, formula, fidelity, slots, what it reads."""
+    lines = [row.name, f"  {row.paper}", f"  {row.formula}", f"  fidelity: {row.fidelity}"]
+    lines += [f"  assumed: {row.assumed}"] if row.assumed else []
+    lines += [f"  code variant: {row.code_variant}"] if row.code_variant else []
+    lines += [f"  {slot}: {value(content)}" for slot, content in row.slots.items() if content or slot in SINGLE]
+    return "\n".join([*lines, f"  reads: {', '.join(reads(row)) or 'rewards and log-probabilities alone'}"])
+
+
+def worked_examples(folder: Path) -> dict[str, str]:
+    """Row -> the file of its test `test_<row>`."""
+    found = {}
+    for path in sorted(folder.glob("test_rl_*.py")):
+        found |= dict.fromkeys(re.findall(r"^def test_(\w+)\(", path.read_text(), re.MULTILINE), path.name)
+    return {row: found[row] for row in names() if row in found}
+
+
+def markdown(tests: Path) -> str:
+    """docs/METHODS.md; `tests` is the folder of the worked examples."""
+    rows, default, tested = [recipe(name) for name in names()], recipe("grpo"), worked_examples(tests)
+    text = [HEADER.format(default="\n    ".join(f"{slot}: {value(content)}" for slot, content in default.slots.items() if content or slot in SINGLE))]
+    for row in rows:
+        changed = "; ".join(f"{slot} {theirs}" for slot, _, theirs in differences(default, row)) or "the default row"
+        heavy = another_forward(row)
+        read = ", ".join(f"**{name}**" if name in heavy else name for name in reads(row))
+        text.append(f"| {_cite(row.paper)} | `{row.name}` | {changed} | {read} | {row.fidelity} | {tested.get(row.name, '')} |\n")
+    text.append("\n## Formulas and notes\n")
+    for row in rows:
+        text.append(f"\n**{row.name}**: {row.formula}\n")
+        text += [f"\n- {label}: {note}\n" for label, note in (("assumed", row.assumed), ("code variant", row.code_variant)) if note]
+    text.append("\n## What may stand in a slot\n")
+    for slot, family in {**SINGLE, **LISTS, **ONLINE}.items():
+        text.append(f"\n**{slot}**{' (a list)' if slot in LISTS or slot in ONLINE else ''}\n\n")
+        text += [f"- `{name}`{_settings(function)}: {_summary(function)}\n" for name, function in family.items()]
+    return "".join(text)
+
+
+def _cite(paper: str) -> str:
+    return _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
+
+
+def _settings(function: Callable[..., Any]) -> str:
+    shown = [
+        name if parameter.default is inspect.Parameter.empty else f"{name}={parameter.default}"
+        for name, parameter in methods.settings_of(function).items()
+    ]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())

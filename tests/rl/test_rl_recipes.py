@@ -1,0 +1,103 @@
+"""The table of recipes: what is wrong is named, what is read is declared, and docs/METHODS.md says what the code does."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.errors import UserError
+from pipelines.rl import RECIPES, Batch, advantages, objective, recipe
+from pipelines.rl.batch import TENSORS
+from pipelines.rl.inputs import INPUTS
+from pipelines.rl.inputs.scores import BEFORE, BESIDE, LIVE_SCORES
+from pipelines.rl.recipe import inputs_of, names
+from pipelines.rl.slots import LISTS, SINGLE
+from pipelines.rl.statistics import STATISTICS
+from pipelines.rl.table import another_forward, markdown, reads, worked_examples
+
+ROOT = Path(__file__).parents[2]
+ON_THE_WAY = {"shaped_B", "centred_B", "advantage_B", "token_reward_BT", "anchor_BT", "x_BT", "gap_BT", "kept_BT"}
+"""What objective.py makes while it composes the slots."""
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: recipe("gropo"), "did you mean 'grpo'"),
+        (lambda: recipe("grpo", clipp={"name": "ppo"}), "did you mean 'clip'"),
+        (lambda: recipe("grpo", clip={"name": "pppo"}), "did you mean 'ppo'"),
+        (lambda: recipe("grpo", clip={"name": "ppo", "hgih": 0.3}), "did you mean 'high'"),
+        (lambda: recipe("grpo", clip={"name": "ppo", "high": "much"}), "setting 'high': expected float, got 'much'"),
+        (lambda: recipe("grpo", clip="ppo"), "expected a mapping with a name"),
+        (lambda: recipe("grpo", regularisers="kl"), "expected a list of mappings"),
+        (lambda: recipe("grpo", regularisers=[{"name": "kl"}]), "regularisers 'kl': setting 'coefficient' is missing"),
+        (lambda: recipe("grpo", regularisers=[{"name": "kl", "coefficient": "a lot"}]), "expected float, got 'a lot'"),
+        (lambda: recipe("grpo", regularisers=[{"name": "kl", "coefficient": 0.1, "estimator": "k4"}]), "estimator"),
+        (lambda: recipe("grpo", inputs={"low_B": {}}), "did you mean 'low_BT'"),
+        (lambda: recipe("lp_reg", inputs={"low_BT": {"part": 0.1}}), "did you mean 'share'"),
+        (lambda: recipe("grpo", inputs=[1]), "expected a mapping from tensors to settings"),
+    ],
+)
+def test_a_wrong_recipe_names_what_is_wrong(call, words):
+    with pytest.raises(UserError, match=words):
+        call()
+
+
+def test_a_slot_that_no_one_knows_ends_the_table(monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["pipelines.rl.recipe"], "_rows", lambda: {"default": {"clip": {"name": "ppo"}}, "mine": {"paper": "p", "formula": "f", "clp": 1}}
+    )
+    with pytest.raises(UserError, match="recipe 'mine': slot: there is no 'clp'; did you mean 'clip'"):
+        recipe("mine")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_row_says_where_it_is_from(name):
+    row = RECIPES[name]
+    assert row.paper and row.formula
+    assert row.fidelity in ("published", "reconstructed")
+    assert row.assumed or row.fidelity == "published"
+
+
+def test_every_row_has_a_worked_example():
+    assert list(worked_examples(ROOT / "tests" / "rl")) == names()
+
+
+@pytest.mark.parametrize("family", [*SINGLE.values(), *LISTS.values(), STATISTICS])
+def test_functions_read_tensors_that_exist_and_say_what_they_do(family):
+    for function in family.values():
+        assert {name for name, _ in inputs_of(function)} <= {*TENSORS, *ON_THE_WAY}, function
+        assert inspect.getdoc(function)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_row_needs_the_loop_can_give(name):
+    given = {"mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "logp_BT", "truncated_B", "step", "response_limit"}
+    made = {"advantage_BT", "return_BT", "component_advantage_BK", "coefficient_B", "weight_BT", "mismatch_mean", *STATISTICS}
+    assert RECIPES[name].needs <= {*given, *made, *INPUTS, *BEFORE, *BESIDE, *LIVE_SCORES, "value_BT"}
+
+
+def test_only_what_needs_another_forward_pass_asks_for_one():
+    assert another_forward(RECIPES["grpo"]) == another_forward(RECIPES["ulorl"]) == another_forward(RECIPES["rover"]) == set()
+    assert another_forward(RECIPES["grpo_kl"]) == {"logp_ref_BT"}
+    assert another_forward(RECIPES["ppo"]) == {"value_old_BT"}
+    assert another_forward(RECIPES["sdpo"]) == {"teacher_topk_BTK", "topk_BTK"}
+    assert reads(RECIPES["grpo"]) == []
+
+
+def test_a_missing_tensor_is_named():
+    made = Batch(mask_BT=torch.ones(1, 2), reward_B=torch.ones(1), group_B=torch.zeros(1).long(), logp_old_BT=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="recipe 'ppo' needs the tensor value_old_BT"):
+        advantages(RECIPES["ppo"], made)
+    with pytest.raises(ValueError, match="advantage_BT is empty"):
+        objective(RECIPES["grpo"], made, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="no method reads entropy_BB"):
+        objective(RECIPES["pacs"], made, torch.zeros(1, 2), {"entropy_BB": torch.zeros(1, 2)})
+    with pytest.raises(ValueError, match="one row per rollout"):
+        Batch(mask_BT=torch.ones(2, 2), reward_B=torch.ones(1), group_B=torch.zeros(1).long(), logp_old_BT=torch.zeros(1, 2))
+
+
+def test_methods_md_is_fresh():
+    assert (ROOT / "docs" / "METHODS.md").read_text() == markdown(ROOT / "tests" / "rl"), "run `touchstone methods --markdown > docs/METHODS.md`"
