@@ -109,7 +109,7 @@ def train(
                 if name not in held and (value := getattr(batch, name)) is not None:
                     held[name] = float(value)
             if "prev" in actor.frozen:
-                actor.frozen["prev"].load_state_dict(policy.state_dict())
+                actor.frozen["prev"].load_state_dict(policy.state_dict(), strict=False)  # a value head is no part of it
             clock.lap("score")
             share = schedule(settings.optimiser, step, settings.steps)
             figures = optimise(actor, optimiser, recipe, settings, share, now.ids_BT, now.score_BT, batch)
@@ -152,7 +152,7 @@ def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
             for theirs, ours in zip(actor.frozen["teacher"].parameters(), actor.policy.parameters(), strict=True):
                 theirs.lerp_(ours, rate)
     if settings.reset_reference and step % settings.reset_reference == 0 and "ref" in actor.frozen:
-        actor.frozen["ref"].load_state_dict(actor.policy.state_dict(), strict=False)  # the value head is no part of it
+        actor.frozen["ref"].load_state_dict(actor.policy.state_dict(), strict=False)
 
 
 def gather(
