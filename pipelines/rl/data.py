@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines import prompting, seeding
 from pipelines.errors import InfrastructureError
-from pipelines.generation import Generator, respond
+from pipelines.generation import Generator, Sample, respond
 from pipelines.models.scoring import pad
-from pipelines.records import Outcome, Problem, Rollout
+from pipelines.records import Outcome, Problem, Rollout, Verdict
 from pipelines.rl.batch import Batch
 from pipelines.verifiers import VerifierPool
 
@@ -55,7 +56,7 @@ def draw(
 def rollouts(
     generator: Generator, pool: VerifierPool, problems: Sequence[Problem], group_size: int, seed: int, stage: str, step: int, clock: Clock
 ) -> list[Rollout]:
-    """Groups of `group_size` judged responses; the reward is the verdict's score."""
+    """Groups of `group_size` judged responses."""
     groups = respond(generator, problems, group_size, (seed, stage, "rollout", step))
     clock.lap("generate")
     verdicts = iter(pool.verify_batch([(problem, s.text) for problem, samples in zip(problems, groups, strict=True) for s in samples]))
@@ -72,20 +73,27 @@ def rollouts(
                     step=step,
                     policy=stage,
                     prompt_ids=prompt,
-                    response_ids=sample.token_ids,
-                    behaviour_logp=sample.logp,
-                    policy_version=[sample.policy_version] * len(sample.token_ids),
-                    finish_reason=sample.finish_reason,
-                    response=sample.text,
-                    outcome=verdict.outcome.value,
-                    extracted=verdict.extracted,
-                    detail=verdict.detail,
-                    reward=verdict.score,
-                    reward_parts={"correct": verdict.score, "format": float(verdict.outcome != Outcome.UNPARSABLE)},
+                    **answered(sample, verdict),
                 )
             )
     clock.lap("verify")
     return made
+
+
+def answered(sample: Sample, verdict: Verdict) -> dict[str, Any]:
+    """The fields of a rollout that come of the response and of what the verifier says of it; the reward is the verdict's score."""
+    return {
+        "response_ids": sample.token_ids,
+        "behaviour_logp": sample.logp,
+        "policy_version": [sample.policy_version] * len(sample.token_ids),
+        "finish_reason": sample.finish_reason,
+        "response": sample.text,
+        "outcome": verdict.outcome.value,
+        "extracted": verdict.extracted,
+        "detail": verdict.detail,
+        "reward": verdict.score,
+        "reward_parts": {"correct": verdict.score, "format": float(verdict.outcome != Outcome.UNPARSABLE)},
+    }
 
 
 def judged(made: Sequence[Rollout]) -> list[Rollout]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pipelines import seeding
 from pipelines.generation import Generator, respond
 from pipelines.records import Outcome, Problem, Rollout
+from pipelines.rl.data import answered
 from pipelines.store import read_rollouts
 from pipelines.verifiers import VerifierPool
 
@@ -104,21 +105,7 @@ def inject(made: list[Rollout], at: Recomposition, *, at_most: float = 0.25, tri
         right = next(((sample, verdict) for sample, verdict in judged if verdict.correct), None)
         wrong = next((row for row in by_group[group] if made[row].outcome == Outcome.WRONG), None)
         if right and wrong is not None:
-            sample, verdict = right
-            out[wrong] = replace(
-                made[wrong],
-                policy="guide",
-                response_ids=sample.token_ids,
-                behaviour_logp=sample.logp,
-                policy_version=[sample.policy_version] * len(sample.token_ids),
-                finish_reason=sample.finish_reason,
-                response=sample.text,
-                outcome=verdict.outcome.value,
-                extracted=verdict.extracted,
-                detail=verdict.detail,
-                reward=verdict.score,
-                reward_parts={"correct": verdict.score, "format": 1.0},
-            )
+            out[wrong] = replace(made[wrong], policy="guide", **answered(*right))
     return out
 
 
