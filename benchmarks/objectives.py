@@ -5,6 +5,9 @@ it is). Then each row of recipes.yaml trains that policy for the same steps on t
 pass@1 and pass@8 with the paired bootstrap against the SFT policy. A row whose interval lies below 0, or that ends in a
 number that is not finite, is marked. `change` is of pass@1; `reward`, `entropy` and `length` are means over the last five steps.
 
+Scoring: log-probabilities and entropies, with gradient, of 2,048 positions over 151,936 words, as the loop computes them and from whole
+logits, each in a process of its own: seconds and peak memory above that of the model.
+
 Cost: the same 128 rollouts go once through everything a row does between rollouts and new weights (`score`: other forward
 passes, `update`), each time beside the same for grpo; the smallest ratio of --repeats.
 """
@@ -80,9 +83,12 @@ def main() -> None:
     for row in rows:
         row.update(costs.get(row["row"], {}))
     print_table(rows)
+    scoring = {mode: run_scoring(mode) for mode in ("chunked", "whole")}
+    for mode, (seconds, megabytes) in scoring.items():
+        print(f"scoring, {mode}: {seconds:.1f} s, peak {megabytes:.0f} MB above the model")
     broken = [row["row"] for row in rows if row.get("broken")]
     print(f"\n{len(rows) - 1} rows, {options.steps} steps each, in {time.monotonic() - began:.0f} s; broken: {', '.join(broken) or 'none'}")
-    print(json.dumps({"steps": options.steps, "lr": options.lr, "rows": rows, "broken": broken}))
+    print(json.dumps({"steps": options.steps, "lr": options.lr, "rows": rows, "broken": broken, "scoring": scoring}))
 
 
 def prepare(root: Path) -> None:
@@ -193,6 +199,43 @@ class Bench:
         optimise(actor, optimiser, recipe, settings, 1.0, now.ids_BT, now.score_BT, batch)
         clock.lap("update")
         return clock.seconds
+
+
+SCORING = """
+import resource, sys, time
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from pipelines.models.scoring import chosen, entropy_detached, token_scores
+
+torch.manual_seed(0)
+words, rows, tokens = 151_936, 8, 257
+config = LlamaConfig(vocab_size=words, hidden_size=256, num_hidden_layers=1, num_attention_heads=4, intermediate_size=512, tie_word_embeddings=True)
+model = LlamaForCausalLM(config)
+ids = torch.randint(0, words, (rows, tokens))
+score = torch.ones_like(ids, dtype=torch.bool)
+score[:, 0] = False
+
+def step(ids, score):
+    if sys.argv[1] == "chunked":
+        token_scores(model, ids, score, {"logp": chosen, "entropy": entropy_detached})["logp"].sum().backward()
+    else:
+        logp = torch.log_softmax(model(ids).logits[:, :-1].float(), -1)
+        with torch.no_grad():
+            -(logp.exp() * logp).sum(-1)
+        logp.gather(-1, ids[:, 1:, None]).sum().backward()
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+step(ids[:1, :9], score[:1, :9])
+before, began = peak(), time.monotonic()
+step(ids, score)
+print(time.monotonic() - began, peak() - before)
+"""
+
+
+def run_scoring(mode: str) -> list[float]:
+    """Seconds and megabytes of one way to score."""
+    child = subprocess.run([sys.executable, "-c", SCORING, mode], check=True, cwd=ROOT, capture_output=True, text=True)
+    return [float(word) for word in child.stdout.split()]
 
 
 COLUMNS = ("row", "reward", "pass@1", "change [95 %]", "pass@8", "entropy", "length", "s/step", "score x", "update x", "note")

@@ -164,6 +164,9 @@ def test_a_group_of_one_gets_no_advantage():
     single = batch(torch.tensor([1.0]), torch.tensor([3]))
     for name in ("grpo", "dr_grpo", "rloo", "bnpo"):
         assert float(advantages(RECIPES[name], single)) == 0.0
+    for name, center in (("grpo", "group_mean"), ("rloo", "leave_one_out")):  # as verl has it
+        kept = recipe(name, center={"name": center, "singleton": "keep"})
+        assert float(advantages(kept, single)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_where_ppo_clips_the_gradient_is_zero_and_cispo_keeps_one():

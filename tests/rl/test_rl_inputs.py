@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from pipelines import prompting
-from pipelines.config.common import GenerationSettings
+from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
 from pipelines.generation import Sample, TorchGenerator
+from pipelines.models.optimisation import make_optimiser
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.records import Outcome, Rollout
-from pipelines.rl import RECIPES, inputs, recipe
+from pipelines.rl import RECIPES, inputs, recipe, with_advantages
 from pipelines.rl.data import tensors
 from pipelines.rl.inputs import Step, facts, probes, scores, teacher
 from pipelines.rl.online import History, Recomposition, inject, replay
-from pipelines.rl.train import make_actor
+from pipelines.rl.train import make_actor, optimise
 from pipelines.sft.examples import document
 from pipelines.sources.arithmetic import problems as arithmetic
 from pipelines.store import write_rollouts
@@ -235,6 +236,25 @@ def test_the_teacher_sees_a_right_sibling_and_scores_the_same_tokens():
     expected = plain(step.actor.frozen["teacher"], replace(MADE[1], prompt_ids=prompts[1])).gather(-1, at(step, step.batch.topk_BTK, 1))
     close(at(step, made, 1), expected)
     assert not made[3:].any()
+
+
+def test_a_value_head_learns_the_returns():
+    row = recipe("ppo", clip={"name": "none"}, token_modify=[])
+    step = step_of("ppo", optimiser=OptimiserSettings(lr=1e-2, schedule="constant", weight_decay=0.0))
+    optimiser = make_optimiser(step.actor.policy, step.settings.optimiser)
+
+    def errors() -> float:
+        step.batch = replace(step.batch, value_old_BT=None, advantage_BT=None)
+        batch = with_advantages(row, inputs.fill(row, step))
+        assert batch.return_BT is not None and batch.value_old_BT is not None
+        gap = (batch.return_BT - batch.value_old_BT) * batch.mask_BT
+        frozen = replace(batch, advantage_BT=torch.zeros_like(batch.mask_BT))  # the policy itself stays
+        optimise(step.actor, optimiser, row, step.settings, 1.0, step.ids_BT, step.score_BT, frozen)
+        return float((gap**2).sum() / batch.mask_BT.sum())
+
+    measured = [errors() for _ in range(40)]
+    assert measured[0] == pytest.approx(float((step.batch.reward_B[:, None] * step.batch.mask_BT).sum() / step.batch.mask_BT.sum()), abs=1e-4)
+    assert measured[-1] < 0.5 * measured[0]  # what is left is what siblings have in common before they part
 
 
 def test_only_what_is_read_is_computed(monkeypatch):

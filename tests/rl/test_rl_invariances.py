@@ -155,6 +155,22 @@ def test_on_policy_the_gradient_raises_what_has_an_advantage(name):
     assert torch.equal(gradients["logp_BT"].sign()[trained], -_direction(name, made).sign()[trained])
 
 
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.policy_gradient])
+def test_the_gradient_of_a_token_goes_through_that_token_alone(name):
+    """Ratios, weights and masks of other tokens are stop-gradients: with an advantage on last tokens only, no other token moves."""
+    made, live = ragged(10)
+    last = (made.mask_BT.cumsum(-1) == made.mask_BT.sum(-1, keepdim=True)) & (made.mask_BT > 0)
+    bare = recipe(name, regularisers=[], auxiliary=[], routing=[], **EXERCISED.get(name, {}))
+    made = replace(made, advantage_BT=torch.where(last, 1.0, 0.0).double())
+    if name == "recap":
+        made = replace(weigh(bare, made), component_advantage_BK=torch.zeros(12, 2, dtype=torch.float64))
+        assert not loss_and_gradients(bare, made, live)[1]["logp_BT"].any()
+        return
+    _, gradients = loss_and_gradients(bare, made, live)
+    assert not gradients["logp_BT"][~last].any()
+    assert gradients["logp_BT"][last].any()
+
+
 def replace_routing(name):
     return recipe(name, routing=[], **({"auxiliary": []} if name in ("ppo", "ppo_kl", "rto") else {}))
 

@@ -1,8 +1,9 @@
 """Slots `center` and `scale`: from the shaped reward (B,) to the advantage (B,) of a whole response.
 
-A singleton group has nothing to be compared with: centred by its own mean or by leave-one-out it gets 0 (verl returns
-the uncentred reward). A group without variance gets 0 from every group-centred estimator. Statistics of a group count all
-its rows; statistics of the batch only rows that still have a trainable token.
+A singleton group has nothing to be compared with: `singleton` says whether it gets 0 (the default) or keeps its reward, as in
+verl; its deviation counts as 1. A group without variance gets 0 from every group-centred estimator; whether it counts in
+the denominators is the slot `routing`. Statistics of a group count all its rows; those of the batch only rows that still have
+a trainable token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pipelines.rl.batch import group_index, group_mean, group_sum, present
+
+Singleton = Literal["zero", "keep"]
 
 
 def center_none(shaped_B: Tensor) -> Tensor:
@@ -31,15 +34,20 @@ def center_batch_mean(shaped_B: Tensor, mask_BT: Tensor) -> Tensor:
     return shaped_B - (shaped_B * rows).sum() / rows.sum().clamp(min=1)
 
 
-def center_group_mean(shaped_B: Tensor, group_B: Tensor) -> Tensor:
+def center_group_mean(shaped_B: Tensor, group_B: Tensor, *, singleton: Singleton = "zero") -> Tensor:
     """R - mean of the group (GRPO, arXiv 2402.03300)."""
-    return shaped_B - group_mean(shaped_B, group_B)
+    total, size = group_sum(shaped_B, group_B)
+    return torch.where(size > 1, shaped_B - total / size, _alone(shaped_B, singleton))
 
 
-def center_leave_one_out(shaped_B: Tensor, group_B: Tensor) -> Tensor:
+def center_leave_one_out(shaped_B: Tensor, group_B: Tensor, *, singleton: Singleton = "zero") -> Tensor:
     """R - mean of the others in the group (RLOO, arXiv 2402.14740) = G/(G-1) (R - mean)."""
     total, size = group_sum(shaped_B, group_B)
-    return torch.where(size > 1, shaped_B - (total - shaped_B) / (size - 1).clamp(min=1), 0.0)
+    return torch.where(size > 1, shaped_B - (total - shaped_B) / (size - 1).clamp(min=1), _alone(shaped_B, singleton))
+
+
+def _alone(shaped_B: Tensor, singleton: Singleton) -> Tensor:
+    return shaped_B if singleton == "keep" else torch.zeros_like(shaped_B)
 
 
 def center_critic(shaped_B: Tensor, baseline_B: Tensor) -> Tensor:
@@ -55,7 +63,8 @@ def scale_none(centred_B: Tensor) -> Tensor:
 def scale_group_std(centred_B: Tensor, shaped_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
     """A / (std of the group's rewards + eps). ddof 1 is the unbiased form that verl and TRL use, 0 the papers' form."""
     squares, size = group_sum((shaped_B - group_mean(shaped_B, group_B)) ** 2, group_B)
-    return centred_B / ((squares / (size - ddof).clamp(min=1)).sqrt() + eps)
+    std_B = torch.where(size > 1, (squares / (size - ddof).clamp(min=1)).sqrt(), 1.0)
+    return centred_B / (std_B + eps)
 
 
 def scale_batch_std(
