@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Section
+from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Section
 
 RESERVED = ("base", "sft", "merged")
 """Model names an RL stage may not take."""
@@ -19,8 +19,8 @@ class RlStage(Section):
     """`base`, `sft` or the name of another RL stage: the weights this stage starts from."""
     reference: str
     """Likewise: the frozen policy of KL terms. For `rto` it is the one trained on preferences, for `npo` the later checkpoint that guides."""
-    reset_reference: Count = 0
-    """Every so many steps the reference becomes the policy of that step; 0 never."""
+    reset_reference: tuple[Positive, ...] = ()
+    """After each of these steps the reference becomes the policy."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)]
     """Only problems of these domains are sampled."""
     recipe: str = "grpo"
@@ -33,7 +33,9 @@ class RlStage(Section):
     group_size: Annotated[int, Field(ge=2)] = 8
     """Responses per prompt."""
     minibatches: Positive = 1
-    """Optimiser steps per batch of rollouts: more than 1 reuses rollouts off-policy."""
+    """Optimiser steps that a batch of rollouts is split into; from the second on they are off-policy."""
+    epochs: Positive = 1
+    """Passes over a batch of rollouts."""
     micro_batch: Positive = 64
     """Sequences per forward and backward; changes memory, not the loss."""
     generation: GenerationSettings = GenerationSettings()
@@ -42,6 +44,11 @@ class RlStage(Section):
     """Steps between resumable checkpoints."""
     task_sampler: Literal["shuffle"] = "shuffle"
     """`shuffle`: every problem once per epoch, in an order keyed by seed and epoch."""
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether every rollout trains the policy that sampled it."""
+        return self.minibatches == self.epochs == 1
 
     @property
     def models(self) -> tuple[str, str]:

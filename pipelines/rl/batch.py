@@ -126,6 +126,9 @@ class Batch:
     low_BT: Tensor | None = None
     distil_weight_BT: Tensor | None = None
     pairs: Tensor | None = None
+    level_pairs: Tensor | None = None
+    responses: Tensor | None = None
+    steps: Tensor | None = None
     prompts: Tensor | None = None
     mismatch_mean: Tensor | None = None
     entropy_sum: Tensor | None = None

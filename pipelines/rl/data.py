@@ -32,7 +32,7 @@ class Clock:
 
 
 def draw(
-    problems: Sequence[Problem], count: int, seed: int, stage: str, step: int, eligible: Callable[[Problem], bool] | None = None
+    problems: Sequence[Problem], count: int, seed: int, stage: object, step: int, eligible: Callable[[Problem], bool] | None = None
 ) -> list[Problem]:
     """The problems of step 1, 2, ...: every problem once per epoch, in an order keyed by (seed, stage, epoch).
 

@@ -71,7 +71,7 @@ def _advantages(recipe: Recipe, tensors: Tensors) -> tuple[Tensor, Tensor]:
     tensors["advantage_B"] = tensors.call(recipe.single["scale"])
     for change in recipe.lists["modify"]:
         tensors["advantage_B"] = tensors.call(change)
-    credited = tensors["advantage_BT"] = tensors.call(recipe.single["credit"])
+    credited = tensors["credited_BT"] = tensors["advantage_BT"] = tensors.call(recipe.single["credit"])
     for change in recipe.lists["token_modify"]:
         tensors["advantage_BT"] = tensors.call(change)
     return tensors["advantage_BT"], credited
@@ -145,10 +145,14 @@ def objective(recipe: Recipe, batch: Batch, logp_BT: Tensor, live: Mapping[str, 
     tensors = Tensors(recipe, batch, {"logp_BT": logp_BT, **(live or {})})
     figures = {"tokens": float(batch.mask_BT.sum())}
     if recipe.policy_gradient:
-        loss = _aggregate(_policy_gradient(recipe, tensors), tensors)
+        term = _policy_gradient(recipe, tensors)
         figures |= _clipping(recipe, tensors)
     else:
-        loss = _aggregate(tensors.call(recipe.single["objective"]), tensors)
+        term = tensors.call(recipe.single["objective"])
+    if term.ndim == 2:
+        term = term * _mismatch(tensors, recipe.lists["mismatch"]) * _product(tensors, recipe.lists["token_mask"])
+        term = term * tensors["weight_BT"] if recipe.lists["token_weight"] else term
+    loss = _aggregate(term, tensors)
     for term in (*recipe.lists["regularisers"], *recipe.lists["auxiliary"]):
         loss = loss + _aggregate(tensors.call(term), tensors)
     return loss, figures
@@ -167,8 +171,7 @@ def _policy_gradient(recipe: Recipe, tensors: Tensors) -> Tensor:
         tensors["advantage_BT"] = whole_BT
     else:
         loss_BT = tensors.call(recipe.single["clip"])
-    loss_BT = loss_BT * _mismatch(tensors, recipe.lists["mismatch"]) * _product(tensors, recipe.lists["token_mask"])
-    return loss_BT * tensors["weight_BT"] if recipe.lists["token_weight"] else loss_BT
+    return loss_BT
 
 
 def _mismatch(tensors: Tensors, functions: Sequence[Bound]) -> Tensor:
@@ -198,11 +201,11 @@ def _aggregate(term: Tensor, tensors: Tensors) -> Tensor:
 def _clipping(recipe: Recipe, tensors: Tensors) -> dict[str, float]:
     """Sum of the ratios, and how many tokens lie beyond the clip in the direction of their advantage."""
     mask = tensors["mask_BT"].bool()
-    ratio = tensors["x_BT"].detach().exp()[mask]
-    bounds = recipe.slots["clip"]
-    low, high = 1 - bounds.get("low", torch.inf), 1 + bounds.get("high", torch.inf)
-    positive = tensors["advantage_BT"][mask] > 0
-    beyond = ((positive & (ratio > high)) | (~positive & (ratio < low))) if recipe.clips else torch.zeros_like(positive)
+    ratio, advantage = tensors["x_BT"].detach().exp()[mask], tensors["advantage_BT"][mask]
+    if recipe.relative_clip is None:
+        return {"ratio": float(ratio.sum()), "clipped": 0.0}
+    low, high = recipe.relative_clip
+    beyond = ((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low))
     return {"ratio": float(ratio.sum()), "clipped": float(beyond.sum())}
 
 

@@ -7,7 +7,7 @@ Their memory is the rollouts of earlier steps, which stand on disk as Parquet: n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,13 +32,14 @@ class History:
         """Read back from the files of a run that was interrupted."""
         history = cls(folder)
         for path in sorted(folder.glob("step-*.parquet")):
-            history.add(read_rollouts(path))
+            history.add(int(path.stem.removeprefix("step-")), read_rollouts(path))
         return history
 
-    def add(self, made: Sequence[Rollout]) -> None:
+    def add(self, step: int, made: Sequence[Rollout]) -> None:
+        """The rollouts of a step; what was replayed in it has been counted before."""
         sums: dict[str, float] = defaultdict(float)
         for rollout in made:
-            if rollout.step == made[0].step:
+            if rollout.step == step:
                 self.outcomes[rollout.problem_id].append(rollout.outcome == Outcome.CORRECT)
             for part, value in rollout.reward_parts.items():
                 sums[part] += value / len(made)
@@ -51,13 +52,15 @@ class History:
 
 @dataclass
 class Recomposition:
-    """What a `recompose` function may use. `guide` generates from a frozen policy named by the stage's `reference`."""
+    """What a `recompose` function may use. more(round) draws and answers as many further problems as the step has; `guide` generates
+    from a frozen policy named by the stage's `reference`."""
 
     step: int
     seed: tuple[object, ...]
-    problems: Sequence[Problem]
+    problems: Mapping[str, Problem]
     history: History
     pool: VerifierPool
+    more: Callable[[int], list[Rollout]]
     guide: Generator | None
 
 
@@ -89,25 +92,48 @@ def replay(made: list[Rollout], at: Recomposition, *, probability: float = 0.4, 
 
 
 def inject(made: list[Rollout], at: Recomposition, *, at_most: float = 0.25, tries: int = 4) -> list[Rollout]:
-    """NPO (arXiv 2604.20733): in a group whose pass rate is at most `at_most`, one wrong rollout gives way to a verified right one of a
+    """NPO (arXiv 2604.20733): in a group whose pass rate is at most `at_most`, one failed rollout gives way to a verified right one of a
     later checkpoint, if `tries` samples of it hold one."""
     assert at.guide is not None
     by_group: dict[int, list[int]] = defaultdict(list)
     for place, rollout in enumerate(made):
         by_group[rollout.group_id].append(place)
     hard = [g for g, rows in by_group.items() if sum(made[row].outcome == Outcome.CORRECT for row in rows) <= at_most * len(rows)]
-    problems = [at.problems[g] for g in hard]
+    problems = [at.problems[made[by_group[g][0]].problem_id] for g in hard]
     groups = respond(at.guide, problems, tries, (*at.seed, "guide", at.step))
     verdicts = iter(at.pool.verify_batch([(p, s.text) for p, samples in zip(problems, groups, strict=True) for s in samples]))
     out = list(made)
     for group, samples in zip(hard, groups, strict=True):
         judged = [(sample, next(verdicts)) for sample in samples]
         right = next(((sample, verdict) for sample, verdict in judged if verdict.correct), None)
-        wrong = next((row for row in by_group[group] if made[row].outcome == Outcome.WRONG), None)
+        wrong = next((row for row in by_group[group] if made[row].outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
         if right and wrong is not None:
             out[wrong] = replace(made[wrong], policy="guide", **answered(*right))
     return out
 
 
+def dynamic_sampling(made: list[Rollout], at: Recomposition, *, rounds: int = 3) -> list[Rollout]:
+    """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch.
+
+    A batch that stays short stays so; one without any such group is left as it is.
+    """
+    wanted = len({rollout.group_id for rollout in made})
+    mixed = _mixed(made)
+    for number in range(1, rounds + 1):
+        if len(mixed) >= wanted:
+            break
+        mixed += _mixed(at.more(number))
+    groups = [[replace(rollout, group_id=number) for rollout in group] for number, group in enumerate(mixed[:wanted])]
+    return [rollout for group in groups for rollout in group] or made
+
+
+def _mixed(made: Sequence[Rollout]) -> list[list[Rollout]]:
+    """Groups with some but not all responses right."""
+    groups: dict[int, list[Rollout]] = defaultdict(list)
+    for rollout in made:
+        groups[rollout.group_id].append(rollout)
+    return [group for group in groups.values() if 0 < sum(r.outcome == Outcome.CORRECT for r in group) < len(group)]
+
+
 TASKS: dict[str, Callable[..., bool]] = {"drop_high_pass": drop_high_pass}
-RECOMPOSE: dict[str, Callable[..., list[Rollout]]] = {"replay": replay, "inject": inject}
+RECOMPOSE: dict[str, Callable[..., list[Rollout]]] = {"dynamic_sampling": dynamic_sampling, "replay": replay, "inject": inject}

@@ -6,7 +6,7 @@ the losses and gradients of the ranks add up to those of one process with all ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,15 @@ def over_ranks(function: Callable[[Batch], Batch], batch: Batch) -> Batch:
     whole, mine = gather(batch)
     made = function(whole).rows(mine).narrow(batch.mask_BT.shape[1])
     return replace(made, group_B=batch.group_B, **({} if batch.share_BT is None else {"share_BT": batch.share_BT}))
+
+
+def add_up(names: Sequence[str], totals: Sequence[Mapping[str, Tensor]], like: Tensor) -> dict[str, Tensor]:
+    """The sums `names` over slices, and over the slices of all ranks; a rank without a slice takes part with zeros."""
+    made = {name: sum((total[name] for total in totals), torch.zeros((), dtype=like.dtype, device=like.device)) for name in names}
+    if dist.is_initialized():
+        for value in made.values():
+            dist.all_reduce(value)
+    return made
 
 
 def gather(batch: Batch) -> tuple[Batch, Tensor]:

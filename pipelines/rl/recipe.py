@@ -15,7 +15,7 @@ from pipelines import methods
 from pipelines.errors import UserError
 from pipelines.rl.batch import TENSORS
 from pipelines.rl.inputs import INPUTS
-from pipelines.rl.objectives import GROUPED
+from pipelines.rl.objectives import GROUPED, PER_TOKEN
 from pipelines.rl.online import RECOMPOSE, TASKS
 from pipelines.rl.slots import LISTS, SINGLE
 from pipelines.rl.statistics import STATISTICS
@@ -25,7 +25,7 @@ Bound = Callable[..., Any]
 ONLINE: dict[str, dict[str, Callable[..., Any]]] = {"tasks": TASKS, "recompose": RECOMPOSE}
 """Slots of the loop beside the objective: which problems are drawn, what becomes of a batch of rollouts."""
 PROSE = ("paper", "formula", "fidelity", "assumed", "code_variant")
-AGGREGATES = ("entropy_sum", "peak_sum")
+AGGREGATES = ("entropy_sum", "peak_sum", "peak_count")
 EARLY = ("routing", "reward", "token_reward", "center", "scale", "modify", "credit", "token_modify", "token_weight", "aggregation")
 """Slots that see the batch before the update."""
 ENTAILS = {"student_topk_BTK": "topk_BTK", "teacher_topk_BTK": "topk_BTK"}
@@ -73,9 +73,12 @@ class Recipe:
         return self.slots["denominator"]["name"] == "kept"
 
     @property
-    def clips(self) -> bool:
-        """Whether tokens beyond a clip relative to 1 lose their gradient."""
-        return self.slots["clip"]["name"] in ("ppo", "ppo_low_probability", "masked_score")
+    def relative_clip(self) -> tuple[float, float] | None:
+        """(low, high) of a clip to [1 - low, 1 + high] beyond which a token has no gradient, if the recipe has such a one."""
+        if self.slots["clip"]["name"] not in ("ppo", "ppo_low_probability", "masked_score"):
+            return None
+        bounds = inspect.signature(self.single["clip"]).parameters
+        return bounds["low"].default, bounds["high"].default
 
     @property
     def corrections(self) -> tuple[Bound, ...]:
@@ -85,7 +88,7 @@ class Recipe:
     @functools.cached_property
     def read(self) -> dict[str, bool]:
         """Tensor -> whether it must be there, over every function that runs for this recipe."""
-        skipped = set() if self.policy_gradient else {"anchor", "ratio", "clip", "denominator"}
+        skipped = set() if self.policy_gradient else {"anchor", "ratio", "clip"}
         functions = [f for slot, f in self.single.items() if slot not in (*skipped, "objective")]
         functions += [] if self.policy_gradient else [self.single["objective"]]
         functions += [f for slot, fs in self.lists.items() if slot not in ONLINE for f in fs]
@@ -180,6 +183,9 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         single={slot: _bind(slot, family, slots[slot]) for slot, family in SINGLE.items()},
         lists={slot: tuple(_bind(slot, family, value) for value in slots[slot]) for slot, family in {**LISTS, **ONLINE}.items()},
     )
+    for slot in ("mismatch", "token_mask", "token_weight"):
+        if slots[slot] and slots["objective"]["name"] not in PER_TOKEN:
+            raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
     for tensor, settings in slots["inputs"].items():
         methods.bind("inputs", {**STATISTICS, **INPUTS}, tensor, settings)
     return _with_statistics(bare, slots["inputs"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.rl.batch import group_index, group_mean, group_sum, present
-from pipelines.rl.objectives.pairwise import count_pairs
+from pipelines.rl.objectives.pairwise import count_level_pairs, count_pairs
 from pipelines.rl.objectives.self_distillation import entropy_with_tail
 
 
@@ -55,6 +55,16 @@ def prompt_count(group_B: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.tensor(group_index(group_B[present(mask_BT)])[1]).to(mask_BT)
 
 
+def response_count(mask_BT: Tensor) -> Tensor:
+    """Number of rows that train."""
+    return present(mask_BT).sum().to(mask_BT)
+
+
+def step_count(step_value_BK: Tensor, mask_BT: Tensor) -> Tensor:
+    """Number of steps of reasoning in the rows that train."""
+    return (~step_value_BK.isnan() & present(mask_BT)[:, None]).sum().to(mask_BT)
+
+
 def distillation_weights(teacher_topk_BTK: Tensor, correct_B: Tensor, reprompt_B: Tensor, mask_BT: Tensor, *, beta: float = 1.0) -> Tensor:
     """SRPO: exp(-beta H_teacher), mean 1 over the tokens that are distilled, 0 on the others."""
     routed_BT = (~correct_B.bool() & reprompt_B.bool())[:, None] * mask_BT
@@ -68,6 +78,9 @@ STATISTICS: dict[str, Callable[..., Tensor]] = {
     "diversity_weight_B": diversity_weights,
     "low_BT": least_likely,
     "pairs": count_pairs,
+    "level_pairs": count_level_pairs,
+    "responses": response_count,
+    "steps": step_count,
     "prompts": prompt_count,
     "distil_weight_BT": distillation_weights,
 }

@@ -33,6 +33,7 @@ from pipelines.rl.inputs import Actor, Step
 from pipelines.rl.inputs.scores import FROZEN_ROLE
 from pipelines.rl.journal import report, summary
 from pipelines.rl.objective import aggregates, objective, route, weigh, with_advantages
+from pipelines.rl.ranks import add_up
 from pipelines.rl.recipe import Recipe
 from pipelines.store import write_rollouts
 from pipelines.verifiers import VerifierPool
@@ -92,17 +93,23 @@ def train(
     guide = TorchGenerator(actor.frozen["guide"], tokenizer, settings.generation) if "guide" in actor.frozen else None
     by_id = {problem.problem_id: problem for problem in problems}
     policy.eval()  # no dropout: the behaviour and the training policy are one
+    keep = functools.partial(_eligible, recipe, history) if recipe.lists["tasks"] else None
     with VerifierPool() as pool:
+
+        def answer(step: int, clock: Clock, draws: int) -> list[Rollout]:
+            """Judged responses to the step's problems, or to those of its further draw 1, 2, ..."""
+            chosen = draw(problems, settings.prompts_per_step, seed, (stage, f"draw {draws}") if draws else stage, step, keep)
+            return rollouts(generator, pool, chosen, settings.group_size, seed, stage, step, clock)
+
         while step < settings.steps:
             step += 1
             clock = Clock()
-            keep = functools.partial(_eligible, recipe, history)
-            chosen = draw(problems, settings.prompts_per_step, seed, stage, step, keep if recipe.lists["tasks"] else None)
             generator.version = step - 1
-            made = rollouts(generator, pool, chosen, settings.group_size, seed, stage, step, clock)
+            made = answer(step, clock, 0)
             for change in recipe.lists["recompose"]:
-                made = change(made, online.Recomposition(step, (seed, stage), chosen, history, pool, guide))
-            history.add(made)
+                more = functools.partial(answer, step, clock)
+                made = change(made, online.Recomposition(step, (seed, stage), by_id, history, pool, more, guide))
+            history.add(step, made)
             now = gather(actor, generator, recipe, settings, judged(made), by_id, history, held, (seed, stage), step)
             batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
             for name in HELD:
@@ -149,9 +156,10 @@ def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
     if "teacher" in actor.frozen:
         rate = recipe.slots["inputs"].get("teacher_topk_BTK", {}).get("rate", 0.05)
         with torch.no_grad():
-            for theirs, ours in zip(actor.frozen["teacher"].parameters(), actor.policy.parameters(), strict=True):
-                theirs.lerp_(ours, rate)
-    if settings.reset_reference and step % settings.reset_reference == 0 and "ref" in actor.frozen:
+            ours = dict(actor.policy.named_parameters())
+            for name, theirs in actor.frozen["teacher"].named_parameters():
+                theirs.lerp_(ours[name], rate)
+    if step in settings.reset_reference and "ref" in actor.frozen:
         actor.frozen["ref"].load_state_dict(actor.policy.state_dict(), strict=False)
 
 
@@ -177,17 +185,18 @@ def gather(
 def optimise(
     actor: Actor, optimiser: torch.optim.Optimizer, recipe: Recipe, settings: RlStage, share: float, ids_BT: Tensor, score_BT: Tensor, batch: Batch
 ) -> dict[str, float]:
-    """`minibatches` optimiser steps over one batch of rollouts; denominators are global over each step. Returns what to log."""
+    """`epochs` passes of `minibatches` optimiser steps over one batch; denominators are global over each step. Returns what to log."""
+    updates = settings.minibatches * settings.epochs
     sums: dict[str, float] = defaultdict(float)
-    for rows in minibatch_rows(batch.group_B, settings.minibatches):
+    for rows in minibatch_rows(batch.group_B, settings.minibatches) * settings.epochs:
         part = weigh(recipe, batch.rows(rows))
         forward = functools.partial(_forward, actor, recipe, settings, ids_BT=ids_BT[rows], score_BT=score_BT[rows])
-        if recipe.aggregates and present(part.mask_BT).any():
+        if recipe.aggregates:
             with torch.no_grad():
                 totals = [aggregates(recipe, piece, live) for piece, live in forward(part)]
-            part = replace(part, **{name: torch.stack([total[name] for total in totals]).sum(0) for name in totals[0]})
+            part = replace(part, **add_up(recipe.aggregates, totals, part.mask_BT))
             if part.peak_sum is not None and part.peak_count is not None:
-                sums["peak_entropy"] += float(part.peak_sum / part.peak_count.clamp(min=1)) / settings.minibatches
+                sums["peak_entropy"] += float(part.peak_sum / part.peak_count.clamp(min=1)) / updates
         for piece, live in forward(part):
             entropy = live["entropy_BT"].detach()
             loss, figures = objective(recipe, piece, live.pop("logp_BT"), live)
@@ -198,7 +207,7 @@ def optimise(
         sums["grad_norm"] += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm)
     tokens = max(sums["tokens"], 1.0)
     means = {name: sums[name] / tokens for name in ("ratio", "clipped", "entropy", "mismatch_k1", "mismatch_k3", "mismatch_outside")}
-    means |= {name: sums[name] / settings.minibatches for name in ("loss", "grad_norm")}
+    means |= {name: sums[name] / updates for name in ("loss", "grad_norm")}
     return means | {name: sums[name] for name in ("peak_entropy",) if name in sums}
 
 
@@ -213,7 +222,7 @@ def _forward(
         along = {} if piece.topk_BTK is None else {"topk_BTK": piece.topk_BTK}
         ids, score = ids_BT[micro, :width], score_BT[micro, :width]
         live = inputs.live(actor, wanted, recipe.slots["inputs"], ids, score, settings.generation.temperature, along)
-        if settings.minibatches == 1:
+        if settings.on_policy:
             own = {old: live[new].detach() for old, new in inputs.OLD_OF.items() if old not in recipe.before and new in live}
             piece = replace(piece, **own)
         yield piece, live
@@ -224,7 +233,7 @@ def _micro_batches(recipe: Recipe, part: Batch, score_BT: Tensor, size: int) -> 
     rows = present(part.mask_BT).nonzero()[:, 0]
     if not len(rows):
         return []
-    buckets = group_buckets(part.group_B[rows], size) if recipe.grouped else length_buckets(score_BT[rows], size)
+    buckets = group_buckets(part.group_B[rows], score_BT[rows], size) if recipe.grouped else length_buckets(score_BT[rows], size)
     return [rows[bucket] for bucket in buckets]
 
 
@@ -236,15 +245,20 @@ def minibatch_rows(group_B: Tensor, minibatches: int) -> list[Tensor]:
 
 def length_buckets(score_BT: Tensor, micro_batch: int) -> list[Tensor]:
     """Row indices of each micro-batch: sequences of like length together, which wastes the least padding."""
-    ends = (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1)
-    return list(ends.argsort(stable=True).split(micro_batch))
+    return list(_ends(score_BT).argsort(stable=True).split(micro_batch))
 
 
-def group_buckets(group_B: Tensor, micro_batch: int) -> list[Tensor]:
-    """Row indices of each micro-batch: whole groups, in order, as many as fit (at least one)."""
+def _ends(score_BT: Tensor) -> Tensor:
+    """Place of each row's last token."""
+    return (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1)
+
+
+def group_buckets(group_B: Tensor, score_BT: Tensor, micro_batch: int) -> list[Tensor]:
+    """Row indices of each micro-batch: whole groups of like longest row, as many as fit (at least one)."""
+    ends_B = _ends(score_BT)
+    groups = [(group_B == group).nonzero()[:, 0] for group in torch.unique(group_B)]
     buckets: list[Tensor] = []
-    for group in torch.unique(group_B):
-        rows = (group_B == group).nonzero()[:, 0]
+    for rows in sorted(groups, key=lambda rows: int(ends_B[rows].max())):
         if buckets and len(buckets[-1]) + len(rows) <= micro_batch:
             buckets[-1] = torch.cat([buckets[-1], rows])
         else:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from pipelines.rl import Batch, Recipe, aggregates, objective, route, weigh
-from pipelines.rl.batch import LIVE
+from pipelines.rl.batch import LIVE, is_by_row
+from pipelines.rl.ranks import add_up
 
 REWARDS = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0])
 """F-adv: prompt P1 with rewards [1,0,0,0], prompt P2 with [1,1,1,0]."""
@@ -60,7 +61,7 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         truncated_B=torch.rand(rows, generator=g) < 0.2, step=torch.tensor(300), response_limit=torch.tensor(width),
         correct_B=right.bool(), format_B=(right + torch.randint(0, 2, (rows,), generator=g)) > 0, consistency_B=torch.rand(rows, **double),
         confidence_B=torch.rand(rows, **double), candidates_B=torch.full((rows,), 2.0, dtype=torch.float64), rank_B=right.double(),
-        level_B=2 - right, diversity_B=torch.rand(rows, **double), baseline_B=torch.rand(rows, **double) / 2,
+        level_B=2 - right + torch.randint(0, 2, (rows,), generator=g), diversity_B=torch.rand(rows, **double), baseline_B=torch.rand(rows, **double) / 2,
         components_BK=torch.stack([torch.rand(rows, **double), right.double()], -1), component_weight_K=torch.tensor([0.7, 1.3], dtype=torch.float64),
         reprompt_B=torch.rand(rows, generator=g) < 0.7, share_BT=torch.where(torch.arange(width) < 1, torch.arange(rows)[:, None] // group, 100 + torch.arange(rows * width).view(rows, width)),
         step_BT=steps, potential_BK=normal(rows, 3).clamp(-1, 1).masked_fill(~known, torch.nan), step_value_BK=torch.rand(rows, 3, **double).masked_fill(~known, torch.nan),
@@ -89,7 +90,7 @@ def loss_and_gradients(recipe: Recipe, made: Batch, live, slices=None):
     index = slices if slices is not None else [torch.arange(len(made.reward_B))]
     if recipe.aggregates and slices is not None:
         totals = [aggregates(recipe, made.rows(rows), {n: v[rows] for n, v in live.items()}) for rows in index]
-        made = replace(made, **{name: torch.stack([t[name] for t in totals]).sum(0) for name in totals[0]})
+        made = replace(made, **add_up(recipe.aggregates, totals, made.mask_BT))
     total = 0.0
     for rows in index:
         part = {name: value[rows] for name, value in here.items()}
@@ -116,12 +117,14 @@ def widened(made: Batch, live, extra: int):
 
 
 def with_masked_rows(made: Batch, live, count: int):
-    """The batch and `count` rows more, in groups of their own, that are masked out entirely."""
+    """The batch and `count` rows more, of other content and in groups of their own, that are masked out entirely."""
+    others, other_live = ragged(99)
 
-    def grow(name: str, value: torch.Tensor) -> torch.Tensor:
-        if "_B" not in name:
+    def grow(name: str, value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if not is_by_row(name):
             return value
-        more = value[:count].clone()
-        return torch.cat([value, torch.zeros_like(more) if name == "mask_BT" else more + 1000 if name == "group_B" else more])
+        more = other[:count]
+        return torch.cat([value, torch.zeros_like(more) if name == "mask_BT" else more + 1000 if name in ("group_B", "share_BT") else more])
 
-    return replace(made, **{n: grow(n, v) for n, v in made.tensors().items()}), {n: grow(n, v) for n, v in live.items()}
+    grown = {name: grow(name, value, getattr(others, name)) for name, value in made.tensors().items()}
+    return replace(made, **grown), {name: grow(name, value, other_live[name]) for name, value in live.items()}

@@ -20,7 +20,7 @@ from pipelines.records import Outcome, Rollout
 from pipelines.rl import RECIPES, inputs, recipe, with_advantages
 from pipelines.rl.data import tensors
 from pipelines.rl.inputs import Step, facts, probes, scores, teacher
-from pipelines.rl.online import History, Recomposition, inject, replay
+from pipelines.rl.online import History, Recomposition, dynamic_sampling, inject, replay
 from pipelines.rl.train import make_actor, optimise
 from pipelines.sft.examples import document
 from pipelines.sources.arithmetic import problems as arithmetic
@@ -28,6 +28,7 @@ from pipelines.store import write_rollouts
 from pipelines.verifiers import VerifierPool
 
 PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=60, levels={2: 1}, styles={"steps": 1}), 1, "a", Path()))[:2]
+BY_ID = {problem.problem_id: problem for problem in PROBLEMS}
 TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 300)
 TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=160)
 
@@ -64,8 +65,7 @@ def step_of(row="grpo", made=MADE, frozen=("ref",), **changes) -> Step:
     actor.frozen.update(models)
     ids, score, batch = tensors(made, torch.device("cpu"), 1, 24)
     stage = settings(**changes)
-    by_id = {problem.problem_id: problem for problem in PROBLEMS}
-    rows = [by_id[r.problem_id] for r in made]
+    rows = [BY_ID[r.problem_id] for r in made]
     return Step(1, actor, TorchGenerator(policy, TOKENIZER, stage.generation), stage, (1, "t"), rows, made, ids, score, batch, [])
 
 
@@ -149,9 +149,12 @@ def test_the_expert_is_aligned_by_position():
     length = min(len(solution), len(MADE[2].response_ids))
     close(at(step, made, 2)[:length], expected[:length])
     assert not at(step, made, 2)[len(solution) :].any()
+    step.settings = settings(generation=GenerationSettings(max_new_tokens=24, temperature=0.5))
+    cold = plain(step.actor.policy, expert, temperature=0.5).gather(-1, torch.tensor(solution)[:, None])[:, 0]
+    close(at(step, scores.expert(step), 2)[:length], cold[:length])
     unknown = step_of()
     unknown.problems = [replace(problem, solution=None) for problem in unknown.problems]
-    close(scores.expert(unknown), unknown.batch.logp_old_BT)
+    assert torch.equal(scores.expert(unknown).isnan(), unknown.score_BT)
 
 
 def test_facts_of_rollouts():
@@ -195,26 +198,27 @@ def test_a_shared_prefix_ends_where_siblings_part():
 
 def test_working_is_cut_into_steps():
     step = step_of()
-    starts = [probes.step_starts(TOKENIZER, r.response_ids) for r in MADE]
+    starts = [probes.step_starts(TOKENIZER, r.response_ids, (", ",)) for r in MADE]
     assert [len(s) for s in starts] == [2, 2, 1, 1, 1]
     first, second = MADE[0].response_ids[: starts[0][1]], MADE[0].response_ids[starts[0][1] :]
     assert TOKENIZER.decode(first).endswith("7, ") or TOKENIZER.decode(first).endswith("7,")
     assert TOKENIZER.decode(second).strip().startswith("7 + 1")
-    numbers = at(step, probes.steps(step), 0).tolist()
+    numbers = at(step, probes.steps(step, delimiters=(", ",)), 0).tolist()
     assert numbers == [0] * starts[0][1] + [1] * len(second)
 
 
 def test_probes_ask_for_the_answer_after_each_step():
     step = step_of()
-    value = probes.step_values(step)
+    value = probes.step_values(step, delimiters=(", ",))
     assert value.shape == (5, 2) and value[2:, 1].isnan().all()
     stub = [*MADE[2].prompt_ids, *TOKENIZER(prompting.END_THINK + prompting.BOXED, add_special_tokens=False)["input_ids"]]
     gold = TOKENIZER(PROBLEMS[0].answer, add_special_tokens=False)["input_ids"]
     forced = plain(step.actor.policy, replace(MADE[2], prompt_ids=stub, response_ids=gold)).gather(-1, torch.tensor(gold)[:, None]).exp().mean()
     close(value[2, 0], forced)  # before the first step: the prompt alone
-    potential = probes.potentials(step, samples=2, tokens=3)
+    asked = {"samples": 2, "tokens": 3, "delimiters": (", ",)}
+    potential = probes.potentials(step, **asked)
     assert potential.shape == (5, 2) and potential[:2].isfinite().all() and (potential[~potential.isnan()].abs() <= 1).all()
-    assert torch.equal(potential.nan_to_num(), probes.potentials(step, samples=2, tokens=3).nan_to_num())  # keyed, so resumable
+    assert torch.equal(potential.nan_to_num(), probes.potentials(step, **asked).nan_to_num())  # keyed, so resumable
 
 
 def test_diversity_is_of_right_responses_with_right_siblings():
@@ -271,12 +275,35 @@ def test_replay_takes_groups_of_the_last_steps(tmp_path):
     for number in (1, 2, 3):
         write_rollouts(tmp_path / f"step-{number:06d}.parquet", [replace(r, step=number) for r in MADE])
     now = [replace(r, step=4) for r in MADE]
-    at_step = Recomposition(4, (1, "t"), PROBLEMS, history, None, None)
+    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None, None)
     assert replay(now, at_step, probability=0.0) == now
     replaced = replay(now, at_step, probability=1.0, last=2)
     assert {r.step for r in replaced} <= {2, 3} and {r.group_id for r in replaced} == {0, 1}
     assert replay(now, replace(at_step, step=51), probability=1.0, until=50) == now
     assert replay(now, at_step, probability=0.5) == replay(now, at_step, probability=0.5)
+
+
+def test_dynamic_sampling_draws_until_the_groups_are_mixed():
+    mixed, easy = MADE[:3], [replace(r, outcome=Outcome.CORRECT.value) for r in MADE[3:]]
+    asked = []
+
+    def more(number):
+        asked.append(number)
+        return [replace(r, sample_id=10 * number + r.sample_id) for r in MADE]  # one mixed group of three and an all-wrong one
+
+    at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), None, more, None)
+    made = dynamic_sampling([*mixed, *easy], at_step, rounds=3)
+    assert asked == [1]
+    assert [(r.group_id, r.sample_id) for r in made] == [(0, 0), (0, 1), (0, 2), (1, 10), (1, 11), (1, 12)]
+    asked.clear()
+    short = replace(at_step, more=lambda number: asked.append(number) or easy)
+    assert dynamic_sampling([*mixed, *easy], short, rounds=3) == mixed and asked == [1, 2, 3]
+    assert dynamic_sampling(easy, short, rounds=1) == easy
+    picked = [[0, 8, 3, 8, 5][number] for number in range(5)]  # the specification's: of c = 0 8 3 8 5 the third and the fifth
+    groups = [[rollout(0, "x", n < c, n, group_id=g) for n in range(8)] for g, c in enumerate(picked)]
+    stream = replace(at_step, more=lambda number: groups[number + 1])
+    found = dynamic_sampling(groups[0] + groups[1], stream)
+    assert [sum(r.outcome == Outcome.CORRECT for r in part) for part in (found[:8], found[8:])] == [3, 5]
 
 
 class Scripted:
@@ -293,7 +320,7 @@ class Scripted:
 def test_npo():
     answer = f"<think> </think>\\boxed{{{PROBLEMS[1].answer}}}"
     with VerifierPool() as pool:
-        at_step = Recomposition(1, (1, "t"), PROBLEMS, History(Path()), pool, Scripted(answer))
+        at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), pool, None, Scripted(answer))
         made = inject(MADE, at_step, at_most=0.25, tries=2)
         none = inject(MADE, replace(at_step, guide=Scripted("<think> </think>\\boxed{-1}")))
     assert made[:3] == MADE[:3]  # two of three are right

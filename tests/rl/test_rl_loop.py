@@ -19,7 +19,7 @@ from pipelines.progress import Journal
 from pipelines.records import Outcome, Rollout
 from pipelines.rl import RECIPES, recipe
 from pipelines.rl.data import draw, judged, tensors
-from pipelines.rl.train import frozen_roles, length_buckets, minibatch_rows, train
+from pipelines.rl.train import frozen_roles, group_buckets, length_buckets, minibatch_rows, train
 from pipelines.sft import train as supervised
 from pipelines.sft.examples import chat_examples, document
 from pipelines.sources.arithmetic import problems as arithmetic
@@ -80,8 +80,8 @@ def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **
     return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}
 
 
-STATEFUL = ["grpo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
-"""grpo, and rows with state of their own: a value head, a teacher, an earlier policy, held statistics, histories."""
+STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
+"""grpo, and rows with state of their own: further draws, a value head, a teacher, an earlier policy, held statistics, histories."""
 
 
 @pytest.mark.parametrize("row", STATEFUL)
@@ -162,3 +162,6 @@ def test_minibatches_keep_groups_whole_and_buckets_keep_every_row():
     assert len(held) == 3 and not (held[0] & held[1] or held[1] & held[2] or held[0] & held[2])
     score = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0]], dtype=torch.bool)
     assert [b.tolist() for b in length_buckets(score, 2)] == [[1, 2], [0]]
+    pairs, ends = torch.tensor([5, 7, 5, 7, 9]), torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0]]).bool()
+    assert [b.tolist() for b in group_buckets(pairs, ends, 4)] == [[4, 1, 3], [0, 2]]  # whole groups, the short ones first
+    assert [b.tolist() for b in group_buckets(pairs, ends, 1)] == [[4], [1, 3], [0, 2]]

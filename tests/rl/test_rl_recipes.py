@@ -18,7 +18,7 @@ from pipelines.rl.statistics import STATISTICS
 from pipelines.rl.table import another_forward, markdown, reads, worked_examples
 
 ROOT = Path(__file__).parents[2]
-ON_THE_WAY = {"shaped_B", "centred_B", "advantage_B", "token_reward_BT", "anchor_BT", "x_BT", "gap_BT", "kept_BT"}
+ON_THE_WAY = {"credited_BT", "shaped_B", "centred_B", "advantage_B", "token_reward_BT", "anchor_BT", "x_BT", "gap_BT", "kept_BT"}
 """What objective.py makes while it composes the slots."""
 
 
@@ -35,6 +35,10 @@ ON_THE_WAY = {"shaped_B", "centred_B", "advantage_B", "token_reward_BT", "anchor
         (lambda: recipe("grpo", regularisers=[{"name": "kl"}]), "regularisers 'kl': setting 'coefficient' is missing"),
         (lambda: recipe("grpo", regularisers=[{"name": "kl", "coefficient": "a lot"}]), "expected float, got 'a lot'"),
         (lambda: recipe("grpo", regularisers=[{"name": "kl", "coefficient": 0.1, "estimator": "k4"}]), "estimator"),
+        (
+            lambda: recipe("pacs", mismatch=[{"name": "veto"}]),
+            "slot 'mismatch' weighs tokens, and the objective 'implicit_critic' has no loss per token",
+        ),
         (lambda: recipe("grpo", inputs={"low_B": {}}), "did you mean 'low_BT'"),
         (lambda: recipe("lp_reg", inputs={"low_BT": {"part": 0.1}}), "did you mean 'share'"),
         (lambda: recipe("grpo", inputs=[1]), "expected a mapping from tensors to settings"),

@@ -1,6 +1,7 @@
 """Rows against hand-computed numbers, first part: advantage estimators and classic losses. A row's test is `test_<row>`."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,6 +137,8 @@ def test_kl_estimators():
         close(divergence(at, torch.tensor(0.0), "k2"), k2)
         close(divergence(at, torch.tensor(0.0), "k3"), k3)
         close(divergence(at, torch.tensor(0.0), "k3plus"), k3)
+    close(divergence(torch.tensor(-4.0), torch.tensor(0.0), "k3"), math.exp(4) - 5, atol=1e-4)
+    close(divergence(torch.tensor(-4.0), torch.tensor(0.0), "k3", 10.0), 10.0)
     # Expectations over a Bernoulli policy: values, and gradients with respect to its logit
     expected = {"k1": (0.082283, 0.0), "k2": (0.078766, 0.177933), "k3": (0.082283, 0.2), "k3plus": (0.082283, 0.177933)}
     for estimator, (value, slope) in expected.items():
@@ -328,6 +331,8 @@ def test_w_grpo_pairs():
     row = recipe("w_grpo_pairs", scale={"name": "group_std", "ddof": 0, "eps": 0.0})
     close(advantages(row, made)[[0, 1, 8, 15], 0], [2 * 2.645751, -0.377964, 0.377964, -2 * 2.645751])
     three = batch(torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1]), torch.arange(4).repeat_interleave(4))
+    masked = replace(three, mask_BT=torch.cat([torch.ones(8, 1), torch.zeros(4, 1), torch.ones(4, 1)]))
+    assert not route(ROWS["w_grpo_pairs"], masked).mask_BT.any()  # a group that does not train is no one's partner
     # hard: 1/4 and 2/4, easy: 3/4; 4/4 is no pair for anyone: the hardest goes with the only easy one
     assert route(ROWS["w_grpo_pairs"], three).mask_BT[:, 0].tolist() == [1] * 4 + [0] * 4 + [1] * 4 + [0] * 4
 
@@ -336,6 +341,7 @@ def test_rlcr():
     right, q = torch.tensor([True, False, True]), torch.tensor([0.8, 0.8, torch.nan])
     close(reward.brier(right, q), [0.96, -0.64, -1.0])
     close(reward.brier(right, q, torch.tensor([True, True, True]), form="code"), [0.5 + 0.5 + 0.48, 0.5 + 0.18, 0.0])
+    assert float(reward.brier(right[:1], q[:1], torch.tensor([False]), form="code")) == 0.0
     made = batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), confidence_B=torch.tensor([0.8, 0.8]))
     close(advantages(ROWS["rlcr"], made)[:, 0], [0.8, -0.8])
 

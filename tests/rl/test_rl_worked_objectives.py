@@ -8,7 +8,8 @@ import pytest
 import torch
 from batches import NEW, OLD, batch, lengths
 
-from pipelines.rl import RECIPES, advantages, objective, recipe, weigh, with_advantages
+from pipelines.rl import RECIPES, advantages, objective, recipe, route, weigh, with_advantages
+from pipelines.rl.objectives.self_distillation import entropy_with_tail
 from pipelines.rl.objectives.step_regression import step_advantages
 from pipelines.rl.slots import auxiliary, credit, modify, reward
 from pipelines.rl.statistics import class_balance, component_weights, distillation_weights, objective_weights
@@ -102,6 +103,8 @@ def test_calib_rl():
     for right, x, a, loss in ((True, 0.5, 0.75, -0.1875), (True, -0.5, 0.75, 0.375), (False, 0.5, -0.25, 0.125), (False, -0.5, -0.25, -0.0625)):
         got = auxiliary.expert(torch.tensor([[x]]), torch.zeros(1, 1), torch.tensor([[a]]), torch.tensor([right]), coefficient=1.0)
         close(got, [[loss]])
+    unknown = torch.full((1, 1), torch.nan)
+    close(auxiliary.expert(torch.zeros(1, 1), unknown, torch.ones(1, 1), torch.tensor([True]), coefficient=1.0), [[0.0]])
     close(advantages(RECIPES["calib_rl"], batch())[:, 0], advantages(RECIPES["dr_grpo"], batch())[:, 0])
 
 
@@ -110,7 +113,9 @@ def test_stable_reinforce():
     close(reward.consistency(c, f, s), [2.0, 1.5, 0.5, 1.5])
     z = credit.whiten(torch.tensor([[0.0] * 15 + [10.0]]), torch.ones(1, 16), ddof=0)
     close(z[0, [0, 15]], [-0.258199, 3.872983])
-    close(credit.zero_outliers(z)[0, [0, 15]], [-0.258199, 0.0])
+    raw, mask = torch.tensor([[0.0] * 15 + [10.0]]), torch.ones(1, 16)
+    close(credit.zero_outliers(z, raw, mask)[0, [0, 15]], [-0.258199, 0.0])
+    close(credit.zero_outliers(z, raw, mask, limit=3.5, around="raw_mean")[0, [0, 15]], [-0.258199, 3.872983])  # 3.87 - .625 is inside
     row = recipe("stable_reinforce", clip={"name": "none"})
     for far, ratio in ((10.0, 1000.0), (-10.0, 0.001)):
         made = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 1).double(), advantage_BT=torch.ones(1, 1).double())
@@ -121,6 +126,9 @@ def test_a_lol():
     made, logp = responses([0.9], [-3.0], [-3.0], logp_ref_BT=torch.tensor([[-2.9]]).double(), baseline_B=torch.tensor([0.5]))
     made = with_advantages(RECIPES["a_lol"], made)
     assert loss_of(RECIPES["a_lol"], made, logp) == pytest.approx(1.085805, abs=1e-6)
+    two, logp = responses([0.9, 0.3], [-3.0, -3.0], [-3.0, -3.0], logp_ref_BT=torch.full((2, 1), -2.9).double(), baseline_B=torch.tensor([0.5, 0.5]))
+    two = with_advantages(RECIPES["a_lol"], route(RECIPES["a_lol"], two))
+    assert loss_of(RECIPES["a_lol"], two, logp) == pytest.approx(1.085805, abs=1e-6)  # what is not better leaves the mean
     poor, logp = responses([0.3], [-3.0], [-3.0], logp_ref_BT=torch.tensor([[-2.9]]).double(), baseline_B=torch.tensor([0.5]))
     assert loss_of(RECIPES["a_lol"], with_advantages(RECIPES["a_lol"], poor), logp) == 0.0
     far, logp = responses([0.9], [-1.0], [-1.0], logp_ref_BT=torch.tensor([[-2.9]]).double(), baseline_B=torch.tensor([0.5]))
@@ -134,6 +142,12 @@ def test_direct_advantage():
             [1.0], [-1.8], [-2.0], logp_ref_BT=torch.tensor([[-2.0]]).double(), step_value_BK=torch.tensor([[1.0 - a]], dtype=torch.float64), step_BT=torch.tensor([[0]])
         )  # fmt: skip
         assert loss_of(row, made, logp) == pytest.approx(loss, abs=1e-9)
+    steps, logp = responses(
+        [1.0, 1.0], [-1.8, -2.0], [-2.0, -2.0], logp_ref_BT=torch.full((2, 1), -2.0).double(),
+        step_value_BK=torch.tensor([[1.2, torch.nan], [0.5, 0.5]], dtype=torch.float64), step_BT=torch.tensor([[0], [1]]),
+    )  # fmt: skip
+    # losses of the three steps: (-.4 - .2)^2 / 2, 0 and (.5 / .5)^2 / 2; one mean over all of them
+    assert loss_of(row, steps, logp) == pytest.approx((0.18 + 0.0 + 0.5) / 3, abs=1e-9)
     values = torch.tensor([[0.2, 0.5, torch.nan], [0.2, 0.5, 0.4]])
     close(step_advantages(values, torch.tensor([True, False]))[0, :2], [0.3, 0.5])
     close(step_advantages(values, torch.tensor([True, False]))[1], [0.3, -0.1, -0.4])
@@ -158,6 +172,7 @@ PAIR = {"logp_ref_BT": torch.tensor([[-11.0], [-11.5]]).double()}
 def test_dpo():
     made, logp = responses([1.0, 0.0], [-10, -12], [-10, -12], **PAIR)
     assert loss_of(RECIPES["dpo"], made, logp) == pytest.approx(0.620957, abs=1e-6)
+    assert loss_of(RECIPES["dpo"], replace(made, level_B=torch.tensor([1, 1])), logp) == pytest.approx(0.620957, abs=1e-6)
     equal, logp = responses([1.0, 1.0], [-10, -12], [-10, -12], **PAIR)
     assert loss_of(RECIPES["dpo"], equal, logp) == 0.0  # no pair differs
 
@@ -186,18 +201,25 @@ def test_trpa():
     assert loss_of(RECIPES["trpa"], made, logp) == pytest.approx(0.662405, abs=1e-6)
     off = replace(made, logp_old_BT=logp - 0.5)  # the trust region is around the old policy
     assert loss_of(RECIPES["trpa"], off, logp) == pytest.approx(0.662405 + 0.001 * 0.106531, abs=1e-6)
+    ragged = batch(
+        torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), lengths(1, 4).double(), logp_ref_BT=torch.zeros(2, 4).double(), level_B=torch.tensor([1, 2])
+    )
+    q = torch.tensor([[0.4] * 4, [-0.2] * 4]).double()  # a mean over responses, however long
+    bare = recipe("trpa", regularisers=[])
+    assert loss_of(bare, ragged, q) == pytest.approx((math.log(1 + math.exp(-0.4)) + math.log(1 + math.exp(-0.2))) / 2, abs=1e-6)
     alike = replace(made, level_B=torch.tensor([1, 1, 1]))  # no pairs: -mean log sigmoid(q)
     expected = sum(math.log(1 + math.exp(-q)) for q in (0.2, -0.1, 0.0)) / 3
     assert loss_of(RECIPES["trpa"], alike, logp) == pytest.approx(expected, abs=1e-6)
 
 
-def distilled(divergence: float) -> float:
+def distilled(divergence: float, roll: float = 0.0) -> float:
     student, teacher = (torch.tensor([[[p]]]).double().log() for p in (0.7, 0.4))
     row = recipe("sdpo", objective={"name": "self_distillation", "divergence": divergence})
     made = batch(
         torch.tensor([1.0]),
         torch.tensor([0]),
         torch.ones(1, 1).double(),
+        logp_roll_BT=torch.full((1, 1), roll).double(),
         reprompt_B=torch.tensor([True]),
         topk_BTK=torch.zeros(1, 1, 1).long(),
         teacher_topk_BTK=teacher,
@@ -209,13 +231,16 @@ def test_sdpo():
     assert distilled(0.5) == pytest.approx(0.046201, abs=1e-6)
     assert distilled(0.0) == pytest.approx(0.192042, abs=1e-6)
     assert distilled(1.0) == pytest.approx(0.183787, abs=1e-6)
+    assert distilled(1.0, roll=-math.log(1.5)) == pytest.approx(1.5 * 0.183787, abs=1e-6)  # token TIS, at most 2
+    assert distilled(1.0, roll=-9.0) == pytest.approx(2 * 0.183787, abs=1e-6)
 
 
 def test_srpo():
-    # teachers whose entropies over token and tail are .1 and 1 exist only in nats of more buckets: the rule itself
-    h = torch.tensor([0.1, 1.0])
-    w = (-h).exp()
-    close(w / w.mean(), [1.421899, 0.578101])
+    # teachers of entropy .1 and 1 over two tokens and the rest: (.979494, 0, rest) and (.550062, .224969, rest)
+    teachers = torch.tensor([[[0.9794945, 1e-12]], [[0.5500616, 0.2249692]]])
+    close(entropy_with_tail(teachers.log())[:, 0], [0.1, 1.0], atol=1e-5)
+    both = distillation_weights(teachers.log(), torch.zeros(2).bool(), torch.ones(2).bool(), torch.ones(2, 1))
+    close(both[:, 0], [1.421899, 0.578101], atol=1e-5)
     teacher = torch.tensor([[[0.9]], [[0.5]], [[0.5]]]).log()
     right, teachable = torch.tensor([False, False, True]), torch.tensor([True, True, True])
     weight = distillation_weights(teacher, right, teachable, torch.ones(3, 1))[:, 0]

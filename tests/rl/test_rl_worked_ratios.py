@@ -145,8 +145,8 @@ def test_remix():
             torch.tensor([1.0]), torch.tensor([0]), ONE, logp_old_BT=NEW, logp_roll_BT=NEW, advantage_BT=0 * ONE,
             logp_ref_BT=NEW - 0.5, logp_prev_BT=NEW + 0.5, step=torch.tensor(step),
         )  # fmt: skip
-        expected = 0.001 * (lam * 0.106531 + (1 - lam) * 0.148721)
-        assert float(objective(RECIPES["remix"], made, NEW)[0]) == pytest.approx(expected, abs=1e-8)
+        expected = 0.001 * (lam * 0.106531 + (1 - lam) * 0.148721) - 0.001 * 0.7
+        assert float(objective(RECIPES["remix"], made, NEW, {"entropy_BT": 0.7 * ONE})[0]) == pytest.approx(expected, abs=1e-8)
 
 
 def test_scale_rl():
@@ -167,7 +167,7 @@ def problem(name: str) -> Problem:
 def test_scale_rl_drops_prompts_that_are_solved(tmp_path):
     history = History(tmp_path)
     made = [rollout("easy", 0, right=True, sample=n) for n in range(10)] + [rollout("hard", 1, right=n < 8, sample=n) for n in range(10)]
-    history.add(made)
+    history.add(1, made)
     assert not drop_high_pass(history.outcomes, problem("easy"))
     assert drop_high_pass(history.outcomes, problem("hard")) and drop_high_pass(history.outcomes, problem("new"))
     pool = [problem("easy"), problem("hard"), problem("new")]

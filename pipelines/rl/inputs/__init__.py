@@ -28,7 +28,7 @@ def fill(recipe: Recipe, step: Step) -> Batch:
     """The step's batch with every tensor that the recipe reads and the loop can give."""
     inputs = recipe.slots["inputs"]
     early = {name for name in (*BEFORE, *BESIDE) if name in recipe.before}
-    if step.settings.minibatches > 1:  # else the update's own forward pass gives them
+    if not step.settings.on_policy:  # else the update's own forward pass gives them
         early |= {name for name in ("logp_old_BT", *OLD_OF) if name in recipe.needs}
         early.add("logp_old_BT")
     if early:

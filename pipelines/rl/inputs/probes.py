@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from pipelines.models.scoring import chosen, entropy, pad, token_scores
 from pipelines.records import Outcome
 from pipelines.rl.inputs.step import Step
 
-DELIMITERS = (".\n\n", "\n", ", ")
+Form = Literal["paper", "code"]
+DELIMITERS = (".\n\n",)
 
 
 def step_starts(tokenizer: object, response_ids: Sequence[int], delimiters: Sequence[str] = DELIMITERS) -> list[int]:
@@ -34,11 +36,11 @@ def step_starts(tokenizer: object, response_ids: Sequence[int], delimiters: Sequ
     return starts
 
 
-def steps(step: Step) -> Tensor:
+def steps(step: Step, *, delimiters: Sequence[str] = DELIMITERS) -> Tensor:
     """Number of the step of working that each token belongs to."""
     rows = []
     for r in step.rollouts:
-        starts = step_starts(step.actor.tokenizer, r.response_ids)
+        starts = step_starts(step.actor.tokenizer, r.response_ids, delimiters)
         rows.append([sum(start <= place for start in starts) - 1 for place in range(len(r.response_ids))])
     return step.tokens(rows, 0)
 
@@ -48,22 +50,24 @@ def potential(accuracy: Tensor, confidence: Tensor) -> Tensor:
     return 1.5 * accuracy * confidence + 0.5 * accuracy - confidence
 
 
-def potentials(step: Step, *, samples: int = 5, tokens: int = 10) -> Tensor:
-    """Potential after each step (B, K), nan past a response's last."""
-    prefixes = [(row, end) for row, ends in enumerate(_step_ends(step)) for end in ends]
-    accuracy = _forced(step, prefixes)
-    confidence = _sampled_confidence(step, prefixes, samples, tokens)
+def potentials(step: Step, *, samples: int = 5, tokens: int = 10, form: Form = "paper", delimiters: Sequence[str] = DELIMITERS) -> Tensor:
+    """Potential after each step (B, K), nan past a response's last.
+
+    form `paper`: Acc is the mean probability of the right answer's tokens, Conf of exp(-mean entropy) of the sampled ones; `code`: of
+    the whole answer's probability and of exp(-sum of entropies), each divided by the number of tokens.
+    """
+    ends = [[*step_starts(step.actor.tokenizer, r.response_ids, delimiters)[1:], len(r.response_ids)] for r in step.rollouts]
+    prefixes = [(row, end) for row, places in enumerate(ends) for end in places]
+    accuracy = _forced(step, prefixes, form)
+    confidence = _sampled_confidence(step, prefixes, samples, tokens, form)
     return _by_row(step, prefixes, potential(accuracy, confidence))
 
 
-def step_values(step: Step) -> Tensor:
+def step_values(step: Step, *, delimiters: Sequence[str] = DELIMITERS) -> Tensor:
     """Probability of the right answer when the response is cut before each step (B, K), nan past a response's last."""
-    prefixes = [(row, start) for row, r in enumerate(step.rollouts) for start in step_starts(step.actor.tokenizer, r.response_ids)]
-    return _by_row(step, prefixes, _forced(step, prefixes))
-
-
-def _step_ends(step: Step) -> list[list[int]]:
-    return [[*step_starts(step.actor.tokenizer, r.response_ids)[1:], len(r.response_ids)] for r in step.rollouts]
+    tokenizer = step.actor.tokenizer
+    prefixes = [(row, start) for row, r in enumerate(step.rollouts) for start in step_starts(tokenizer, r.response_ids, delimiters)]
+    return _by_row(step, prefixes, _forced(step, prefixes, "paper"))
 
 
 def _by_row(step: Step, prefixes: Sequence[tuple[int, int]], values: Tensor) -> Tensor:
@@ -90,8 +94,8 @@ def _tokenise(step: Step, text: str) -> list[int]:
 
 
 @torch.no_grad()
-def _forced(step: Step, prefixes: Sequence[tuple[int, int]]) -> Tensor:
-    """Mean probability of the gold answer's tokens after each prefix."""
+def _forced(step: Step, prefixes: Sequence[tuple[int, int]], form: Form) -> Tensor:
+    """Probability of the gold answer after each prefix."""
     values = []
     for start in range(0, len(prefixes), step.settings.micro_batch):
         stubs = [_stub(step, row, end) for row, end in prefixes[start : start + step.settings.micro_batch]]
@@ -101,13 +105,14 @@ def _forced(step: Step, prefixes: Sequence[tuple[int, int]]) -> Tensor:
         for row, (s, g) in enumerate(zip(stubs, golds, strict=True)):
             score[row, len(s) : len(s) + len(g)] = True
         logp = token_scores(step.actor.policy, ids, score, {"logp": chosen})["logp"]
-        values.append((logp.exp() * score).sum(-1) / score.sum(-1).clamp(min=1))
+        probability = (logp.exp() * score).sum(-1) if form == "paper" else (logp * score).sum(-1).exp()
+        values.append(probability / score.sum(-1).clamp(min=1))
     return torch.cat(values)
 
 
 @torch.no_grad()
-def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples: int, tokens: int) -> Tensor:
-    """Mean over sampled answers of exp(-mean entropy of their tokens)."""
+def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples: int, tokens: int, form: Form) -> Tensor:
+    """Mean over sampled answers of how sure the policy is of their tokens."""
     settings = step.settings.generation.model_copy(update={"max_new_tokens": tokens})
     generator = TorchGenerator(step.actor.policy, step.actor.tokenizer, settings)
     stubs = [tuple(_stub(step, row, end)) for row, end in prefixes]
@@ -122,7 +127,8 @@ def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples
         for row, (stub, answer) in enumerate(part):
             score[row, len(stub) : len(stub) + len(answer)] = True
         spread = token_scores(step.actor.policy, ids, score, {"entropy": entropy})["entropy"]
-        values.append((-(spread * score).sum(-1) / score.sum(-1)).exp())
+        total, count = (spread * score).sum(-1), score.sum(-1)
+        values.append((-total / count).exp() if form == "paper" else (-total).exp() / count)
     return torch.cat(values).reshape(len(stubs), samples).mean(-1)
 
 

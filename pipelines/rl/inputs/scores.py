@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines import methods, prompting
-from pipelines.models.scoring import Score, chosen, entropy, entropy_detached, pad, token_logp, token_scores
+from pipelines.models.scoring import Score, chosen, entropy, entropy_detached, pad, token_scores
 from pipelines.rl.inputs.step import Actor, Step
 
 
@@ -149,28 +149,30 @@ def tempered(step: Step, *, floor: float = 0.5) -> Tensor:
 
 @torch.no_grad()
 def expert(step: Step) -> Tensor:
-    """The policy's log-probability of the problem's worked solution at the response's positions, 0 past its end (CalibRL); the
-    response's own where a problem has no solution."""
+    """The policy's log-probability of the problem's worked solution at the response's positions, 0 past its end (CalibRL); nan where
+    a problem has no solution."""
     own = step.batch.logp_old_BT
-    out = own.clone()
+    out = torch.full_like(own, torch.nan).where(step.score_BT, 0.0)
     for row, (problem, r) in enumerate(zip(step.problems, step.rollouts, strict=True)):
         if problem.solution is None:
             continue
         solution = prompting.response_ids(step.actor.tokenizer, problem)
         ids = pad([[*r.prompt_ids, *solution]], device=own.device)
         score = torch.arange(ids.shape[1], device=own.device)[None] >= len(r.prompt_ids)
-        logp = token_logp(step.actor.policy, ids, score)[0, len(r.prompt_ids) :]
+        scored = token_scores(step.actor.policy, ids, score, {"logp": chosen}, temperature=step.settings.generation.temperature)
+        logp = scored["logp"][0, len(r.prompt_ids) :]
         start, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.response_ids)
         out[row, start:end] = torch.nn.functional.pad(logp, (0, max(0, len(r.response_ids) - len(logp))))[: end - start]
     return out
 
 
 def special_anchor(step: Step, *, value: float | None = None) -> Tensor:
-    """Expected log-probability of the reserved token after a response under the reference: measured at the first step, unless given
-    (LaSeR)."""
+    """Expected log-probability of the reserved token after a response: `value`, or its mean under the policy before the first update,
+    which is the reference (LaSeR)."""
     if value is not None:
         return torch.tensor(value, device=step.ids_BT.device)
-    return in_parts(step, step.actor.policy, {}, after=("special", reserved(step.actor.tokenizer)))["special"].mean()
+    assert step.batch.special_old_B is not None
+    return step.batch.special_old_B.mean()
 
 
 FROZEN_ROLE = {

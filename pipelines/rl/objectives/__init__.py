@@ -19,5 +19,7 @@ OBJECTIVES = {
     "step_regression": step_regression,
     "self_distillation": self_distillation,
 }
+PER_TOKEN = ("policy_gradient", "negative_aware", "random_policy_value", "self_distillation")
+"""Objectives that give a loss per token, which corrections of the engines' gap, token masks and token weights can multiply."""
 GROUPED = ("implicit_critic", "preference", "odds_ratio", "trust_region_preference", "contrastive")
 """Objectives whose gradient couples the responses of a group: a micro-batch holds whole groups."""

@@ -24,10 +24,14 @@ def _pairs(better: Callable[[Tensor, Tensor], Tensor], rank_B: Tensor, group_B: 
     return first, second
 
 
-def count_pairs(reward_B: Tensor, group_B: Tensor, mask_BT: Tensor, level_B: Tensor | None = None) -> Tensor:
-    """How many pairs a batch has: by level where there are levels, else by reward."""
-    first, _ = _pairs(torch.gt, reward_B, group_B, mask_BT) if level_B is None else _pairs(torch.lt, level_B, group_B, mask_BT)
-    return torch.tensor(len(first)).to(mask_BT)
+def count_pairs(reward_B: Tensor, group_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """How many pairs of responses to one prompt a batch has whose rewards differ."""
+    return torch.tensor(len(_pairs(torch.gt, reward_B, group_B, mask_BT)[0])).to(mask_BT)
+
+
+def count_level_pairs(level_B: Tensor, group_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """How many pairs of responses to one prompt a batch has whose levels differ."""
+    return torch.tensor(len(_pairs(torch.lt, level_B, group_B, mask_BT)[0])).to(mask_BT)
 
 
 def preference(
@@ -71,8 +75,8 @@ def trust_region_preference(
     level_B: Tensor,
     group_B: Tensor,
     mask_BT: Tensor,
-    coefficient_B: Tensor,
-    pairs: Tensor,
+    level_pairs: Tensor,
+    responses: Tensor,
     *,
     beta: float = 0.1,
     best: float = 2.5,
@@ -80,13 +84,12 @@ def trust_region_preference(
     """TRPA (arXiv 2504.04524): -log sigmoid(beta a (q_i - q_j)), q the mean log-ratio to the reference, a = `best` where the better
     one is of level 1, else 1. A batch without pairs falls back on -log sigmoid(+-q), + for level 1, over all responses."""
     score_B = token_mean(logp_BT - logp_ref_BT, mask_BT)
-    if pairs == 0:
+    if level_pairs == 0:
         sign_B = torch.where(level_B == 1, 1.0, -1.0).to(score_B)
-        share_B = coefficient_B * mask_BT.sum(-1)
-        return -(share_B * torch.nn.functional.logsigmoid(sign_B * score_B)).sum()
+        return -(present(mask_BT) * torch.nn.functional.logsigmoid(sign_B * score_B)).sum() / responses.clamp(min=1)
     first, second = _pairs(torch.lt, level_B, group_B, mask_BT)
     weight = torch.where(level_B[first] == 1, best, 1.0).to(score_B)
-    return -torch.nn.functional.logsigmoid(beta * weight * (score_B[first] - score_B[second])).sum() / pairs
+    return -torch.nn.functional.logsigmoid(beta * weight * (score_B[first] - score_B[second])).sum() / level_pairs
 
 
 def contrastive(

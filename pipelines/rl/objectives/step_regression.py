@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipelines.rl.batch import present
+
 
 def step_advantages(step_value_BK: Tensor, correct_B: Tensor) -> Tensor:
     """A_k (B, K), nan past a response's last step."""
@@ -25,16 +27,15 @@ def step_regression(
     step_BT: Tensor,
     correct_B: Tensor,
     mask_BT: Tensor,
-    coefficient_B: Tensor,
+    steps: Tensor,
     *,
     beta: float = 0.1,
 ) -> Tensor:
-    """Loss (scalar): the mean over a response's steps, weighed as `sequence_mean_token_sum` weighs a response."""
+    """This slice's share of the mean over all steps."""
     advantage_BK = step_advantages(step_value_BK, correct_B)
     known_BK = ~advantage_BK.isnan()
     # tokens after the last step belong to it
     step = torch.minimum(step_BT, (known_BK.sum(-1, keepdim=True) - 1).clamp(min=0))
     ratio_BK = torch.zeros_like(advantage_BK, dtype=logp_BT.dtype).scatter_add(-1, step, (logp_BT - logp_ref_BT) * mask_BT)
     error_BK = torch.where(known_BK, 0.5 * (advantage_BK.nan_to_num(0.0) / beta - ratio_BK) ** 2, 0.0)
-    rows_B = (mask_BT.sum(-1) > 0).to(logp_BT)
-    return (coefficient_B * rows_B * error_BK.sum(-1) / known_BK.sum(-1).clamp(min=1)).sum()
+    return (present(mask_BT) * error_BK.sum(-1)).sum() / steps.clamp(min=1)

@@ -84,6 +84,7 @@ LISTS: dict[str, Family] = {
         "only_wrong": routing.only_wrong,
         "with_teacher": routing.with_teacher,
         "pairs": routing.pairs,
+        "positive_advantage": routing.positive_advantage,
     },
     "reward": {
         "overlong": reward.overlong,

@@ -29,10 +29,11 @@ def expert(
     logp_BT: Tensor, logp_expert_BT: Tensor, advantage_BT: Tensor, correct_B: Tensor, *, coefficient: float = 0.1, slope: float = 0.5
 ) -> Tensor:
     """CalibRL: coefficient |A| LeakyReLU(z), z = -(log pi - log pi_old(expert)) for right responses and its mirror for wrong ones:
-    a strong push towards the expert's level, a weaker one past it."""
+    a strong push towards the expert's level, a weaker one past it, none where no expert is known (nan)."""
     sign_B = torch.where(correct_B.bool(), -1.0, 1.0).to(logp_BT)
-    z = sign_B[:, None] * (logp_BT - logp_expert_BT)
-    return coefficient * advantage_BT.abs() * torch.nn.functional.leaky_relu(z, slope)
+    known_BT = ~logp_expert_BT.isnan()
+    z = sign_B[:, None] * (logp_BT - logp_expert_BT.nan_to_num(0.0))
+    return coefficient * advantage_BT.abs() * torch.nn.functional.leaky_relu(z, slope) * known_BT
 
 
 def distil(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import group_index
+from pipelines.rl.batch import group_index, present
 
 
 def broadcast(advantage_B: Tensor, mask_BT: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ def step_potential(
     counts less. g_k = exp(d_k) - mean exp(d), d the gain Phi_k - Phi_{k-1} (0 for the first step) scaled to [0, 1] over the
     batch. A response without steps has f = 1, g = 0; tokens after the last step belong to it.
     """
-    known_BK = ~potential_BK.isnan()
+    known_BK = ~potential_BK.isnan() & present(mask_BT)[:, None]
     phi_BK = potential_BK.nan_to_num(0.0)
     high_BK = (phi_BK > saturated) & known_BK
     before_BK = high_BK.cumsum(-1) - high_BK.long()
@@ -145,6 +147,10 @@ def whiten(advantage_BT: Tensor, mask_BT: Tensor, *, ddof: int = 1, eps: float =
     return (advantage_BT - mean) * (variance + eps).rsqrt() * mask_BT
 
 
-def zero_outliers(advantage_BT: Tensor, *, limit: float = 3.0) -> Tensor:
-    """0 where |A| > limit, on whitened advantages (StableReinforce, arXiv 2505.02835)."""
-    return torch.where(advantage_BT.abs() > limit, 0.0, advantage_BT)
+def zero_outliers(
+    advantage_BT: Tensor, credited_BT: Tensor, mask_BT: Tensor, *, limit: float = 3.0, around: Literal["zero", "raw_mean"] = "zero"
+) -> Tensor:
+    """0 where |A| > limit, on whitened advantages (StableReinforce, arXiv 2505.02835). The released code measures the distance from
+    the mean before whitening (`raw_mean`)."""
+    middle = (credited_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1) if around == "raw_mean" else 0.0
+    return torch.where((advantage_BT - middle).abs() > limit, 0.0, advantage_BT)

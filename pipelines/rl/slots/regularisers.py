@@ -19,20 +19,27 @@ from pipelines.rl.batch import token_mean
 Estimator = Literal["k1", "k2", "k3", "k3plus"]
 
 
-def divergence(logp_BT: Tensor, other_BT: Tensor, estimator: Estimator = "k3") -> Tensor:
-    """The estimate per token. `k3plus` has k3's value and k2's gradient (verl)."""
+def divergence(logp_BT: Tensor, other_BT: Tensor, estimator: Estimator = "k3", limit: float | None = None) -> Tensor:
+    """The estimate per token. `k3plus` has k3's value and k2's gradient (verl). k3 is at most `limit` (verl: 10)."""
     d = (logp_BT - other_BT).clamp(-20, 20)
     if estimator == "k1":
         return d
-    k2, k3 = d**2 / 2, (-d).exp() + d - 1
+    k2, k3 = d**2 / 2, ((-d).exp() + d - 1).clamp(max=torch.inf if limit is None else limit)
     return {"k2": k2, "k3": k3, "k3plus": k2 - k2.detach() + k3.detach()}[estimator]
 
 
 def kl(
-    logp_BT: Tensor, logp_ref_BT: Tensor, logp_old_BT: Tensor, *, coefficient: float, estimator: Estimator = "k3", importance: bool = False
+    logp_BT: Tensor,
+    logp_ref_BT: Tensor,
+    logp_old_BT: Tensor,
+    *,
+    coefficient: float,
+    estimator: Estimator = "k3",
+    limit: float | None = None,
+    importance: bool = False,
 ) -> Tensor:
     """coefficient * KL(pi, ref); `importance` multiplies by the ratio to the old policy, for rollouts that are off-policy."""
-    term = divergence(logp_BT, logp_ref_BT, estimator)
+    term = divergence(logp_BT, logp_ref_BT, estimator, limit)
     ratio = (logp_BT - logp_old_BT).clamp(-20, 20).exp()
     return coefficient * term * ((ratio.detach() if estimator in ("k2", "k3plus") else ratio) if importance else 1.0)
 

@@ -47,15 +47,15 @@ def brier(correct_B: Tensor, confidence_B: Tensor, format_B: Tensor | None = Non
     """RLCR (arXiv 2507.16806): a strictly proper score of the stated confidence q beside correctness c.
 
     form `paper`: c - (q - c)^2, and -1 when no confidence in [0, 1] is stated (the worst score there is); `code`: the
-    released 0.5 format + 0.5 c + 0.5 (1 - (q - c)^2), both latter parts 0 without a confidence.
+    released 0.5 format + 0.5 c + 0.5 (1 - (q - c)^2), nothing of which is left without a confidence or the form.
     """
     correct = correct_B.to(confidence_B)
     stated = (confidence_B >= 0) & (confidence_B <= 1)
     error = (confidence_B.nan_to_num(0.0) - correct) ** 2
     if form == "paper":
         return torch.where(stated, correct - error, -1.0)
-    form_B = torch.ones_like(correct) if format_B is None else format_B.to(correct)
-    return 0.5 * form_B * stated + torch.where(stated, 0.5 * correct + 0.5 * (1 - error), 0.0)
+    valid = stated if format_B is None else stated & format_B.bool()
+    return valid * (0.5 + 0.5 * correct + 0.5 * (1 - error))
 
 
 def exploration(candidates_B: Tensor, rank_B: Tensor, format_B: Tensor) -> Tensor:
