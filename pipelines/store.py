@@ -1,4 +1,4 @@
-"""Records to Parquet and back, files that are whole or absent, and SQL over them."""
+"""Records to Parquet and back, and files that are whole or absent."""
 
 from __future__ import annotations
 

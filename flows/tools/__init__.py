@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.tools import curation, evaluation, merging, methods, verification
+from flows.tools import curation, evaluation, merging, methods, query, verification
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -20,6 +20,9 @@ def register(add: Add) -> None:
     sub.add_argument("name", nargs="?", help="a row")
     sub.add_argument("--diff", nargs=2, metavar=("A", "B"), help="the slots in which two rows differ")
     sub.add_argument("--markdown", action="store_true", help="docs/METHODS.md, to standard output")
+    sub = add("query", query.query, "SQL over problems, ledgers, rollouts and samples")
+    sub.add_argument("sql", nargs="?", metavar="SQL", help="one statement; without it, the views and their columns")
+    sub.add_argument("--format", choices=("table", "json"), default="table", help="json: one object a line, nothing cut")
     sub = add("verify", verification.verify, "judge rows {gold or problem fields, prediction, verifier} of a JSONL file")
     sub.add_argument("input", type=Path, metavar="IN.jsonl")
     sub.add_argument("--out", type=Path, required=True, metavar="OUT.jsonl", help="one verdict per row, in order")

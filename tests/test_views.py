@@ -1,0 +1,118 @@
+"""`touchstone query` over files as the stages write them."""
+
+import json
+
+import duckdb
+import pytest
+
+from flows.cli import main
+from pipelines import paths, views
+from pipelines.errors import UserError
+from pipelines.records import Dropped, Problem, Rollout
+from pipelines.store import write_dropped, write_json, write_problems, write_rollouts
+
+
+def problem(name: str, domain: str = "math") -> Problem:
+    return Problem(name, domain, f"What is {name}?", "1", "integer", "math", source="s", topics=("a",))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    root = tmp_path / "it's here"  # a path that must be quoted
+    rows = [problem("one"), problem("two", "code"), problem("three")]
+    write_problems(root / paths.PROBLEMS, rows)
+    write_problems(root / paths.BENCHMARKS / "math.parquet", rows[:1])
+    write_problems(root / paths.BENCHMARKS / "code.parquet", rows[1:2])
+    for split, part in (("base", rows[:1]), ("rl", rows[1:2])):
+        write_problems(root / paths.SPLITS[split], part)
+    write_dropped(root / paths.CURATION / paths.DROPPED, [Dropped(rows[2], "exact_dedup", "duplicate", "same as one")])
+    steps = [{"step": "exact_dedup", "input": 3, "kept": 2, "dropped": 1, "reasons": {"duplicate": 1}, "sources": {"s": 2}}]
+    write_json(root / paths.CURATION / paths.LEDGER, {"steps": steps})
+    write_dropped(root / paths.DIFFICULTY / paths.DROPPED, [Dropped(rows[1], "difficulty", "too_easy")])
+    write_json(root / paths.DIFFICULTY / paths.LEDGER, {"input": 1, "graded": 1, "selected": 0, "reasons": {"too_easy": 1}})
+    for stage, reward in (("math", 1.0), ("code", 0.0)):
+        made = [Rollout("one", 0, n, 1, stage, [1], [2], [-0.1], [0], "stop", outcome="correct", reward=reward) for n in range(3)]
+        write_rollouts(root / paths.ROLLOUTS / stage / "step-000001.parquet", made)
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setenv("TOUCHSTONE_ROOT", str(root))
+    return root
+
+
+def rows_of(root, query):
+    return views.run(views.connect(root), query).to_pylist()
+
+
+def test_views_say_where_a_row_comes_from(project):
+    assert rows_of(project, "select split, problem_id from splits order by 1") == [
+        {"split": "base", "problem_id": "one"},
+        {"split": "rl", "problem_id": "two"},
+    ]
+    assert rows_of(project, "select benchmark, count(*) n from benchmarks group by 1 order by 1") == [
+        {"benchmark": "code", "n": 1},
+        {"benchmark": "math", "n": 1},
+    ]
+    assert rows_of(project, "select stage, avg(reward) r from rollouts group by 1 order by 1") == [
+        {"stage": "code", "r": 0.0},
+        {"stage": "math", "r": 1.0},
+    ]
+    dropped = rows_of(project, "select stage, step, reason, problem_id from dropped order by 1")
+    assert dropped == [
+        {"stage": "curation", "step": "exact_dedup", "reason": "duplicate", "problem_id": "three"},
+        {"stage": "difficulty", "step": "difficulty", "reason": "too_easy", "problem_id": "two"},
+    ]
+
+
+def test_the_ledger_adds_up_to_the_dropped_rows(project):
+    ledger = rows_of(project, "select stage, step, input, kept, dropped from ledger order by stage")
+    assert ledger == [
+        {"stage": "curation", "step": "exact_dedup", "input": 3, "kept": 2, "dropped": 1},
+        {"stage": "difficulty", "step": "difficulty", "input": 1, "kept": 0, "dropped": 1},
+    ]
+    joined = "select r.rows = (select count(*) from dropped d where d.stage = r.stage and d.reason = r.reason) ok from reasons r"
+    assert rows_of(project, joined) == [{"ok": True}] * 2
+
+
+def test_only_what_is_there_has_a_view(project):
+    assert views.tables(views.connect(project)) == ["benchmarks", "dropped", "ledger", "problems", "reasons", "rollouts", "splits"]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("select nope from problems", "nope.*views: benchmarks, dropped"),
+        ("selec 1", "syntax error"),
+        ("select * from read_csv('/etc/passwd')", "/etc/passwd"),
+        ("copy problems to '/tmp/stolen.csv'", "/tmp/stolen.csv"),
+        ("set enable_external_access = true", "locked"),
+        ("attach 'other.db'", "other.db"),
+    ],
+)
+def test_a_wrong_statement_is_one_sentence_and_reaches_no_other_file(project, query, words):
+    with pytest.raises(UserError, match=words):
+        rows_of(project, query)
+
+
+def test_a_project_without_data_says_so(tmp_path):
+    with pytest.raises(UserError, match="nothing to query yet"):
+        views.connect(tmp_path)
+
+
+def test_the_command_lists_prints_and_writes_json(project, capsys):
+    assert main(["query"]) == 0
+    assert "ledger (2 rows): stage, place, step, input, kept, dropped" in capsys.readouterr().out
+    assert main(["query", "select problem_id, prompt from problems order by 1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["problem_id", "prompt"] and printed[1].startswith("one") and len(printed) == 4
+    assert main(["query", "--format", "json", "select topics from problems limit 1"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"topics": ["a"]}
+    assert main(["query", "select 1 from problems where false"]) == 0
+    assert capsys.readouterr().out == "no rows\n"
+    assert main(["query", "select nope from problems"]) == 2
+    assert "nope" in capsys.readouterr().err
+
+
+def test_the_files_are_read_as_they_are(project):
+    file = project / paths.PROBLEMS
+    assert rows_of(project, "select count(*) n from problems") == [
+        {"n": duckdb.sql(f"select count(*) from '{str(file).replace(chr(39), chr(39) * 2)}'").fetchall()[0][0]}
+    ]
