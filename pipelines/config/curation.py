@@ -50,7 +50,13 @@ class DifficultySettings(Section):
     """Pass rates by the SFT policy, and the band that RL sees."""
 
     samples: Positive = 8
-    """Responses per problem."""
+    """Responses per problem, at most."""
+    stop: Literal["never", "certain", "interval"] = "never"
+    """When a problem needs no more of them. `certain`: nothing the rest could show moves it across the band, so the selection is that of all
+    samples. `interval`: its 95 % Wilson interval lies inside the band or outside. Stopped pass rates come of fewer samples and lean to the
+    middle."""
+    round: Positive = 2
+    """Responses per problem between two looks, where it may stop."""
     band: Span[Share] = (0.05, 0.95)
     """Problems whose pass rate lies in this closed interval go to RL; the rest are kept aside with their reason."""
     limit: dict[str, Positive] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from pipelines.records import Dropped, Outcome, Problem, Verdict
 
@@ -47,6 +48,35 @@ def graded(problem: Problem, verdicts: Sequence[Verdict]) -> Problem | Dropped:
         return Dropped(problem, "difficulty", "not_judged", verdicts[0].detail if verdicts else "no response")
     rate = sum(verdict.correct for verdict in counted) / len(counted)
     return replace(problem, pass_rate=rate, pass_n=len(counted), difficulty=1 - rate)
+
+
+StopRule = Literal["never", "certain", "interval"]
+
+
+def decided(correct: int, counted: int, left: int, band: tuple[float, float], rule: StopRule) -> bool:
+    """Whether a problem with `correct` of `counted` right, and `left` samples to go, needs no more of them to be put in or out of the band.
+
+    `certain`: nothing that the rest could show changes the decision, which is therefore that of all samples. `interval`: the 95 %
+    Wilson interval lies inside the band or outside of it.
+    """
+    if rule == "never":
+        return left == 0
+    if rule == "certain":
+        low, high = (correct / (counted + left), (correct + left) / (counted + left)) if counted + left else (0.0, 1.0)
+    else:
+        low, high = wilson(correct, counted)
+    return left == 0 or (band[0] <= low and high <= band[1]) or high < band[0] or low > band[1]
+
+
+BINS = ((0.0, "impossible"), (0.2, "very hard"), (0.4, "hard"), (0.6, "medium"), (0.8, "easy"), (1.0, "very easy"))
+"""Upper bounds (open, but for 0) of the bins of Guru (arXiv 2506.14965); a rate of 1 is `perfect`."""
+
+
+def bin_of(rate: float) -> str:
+    """0 impossible, (0, .2) very hard, [.2, .4) hard, [.4, .6) medium, [.6, .8) easy, [.8, 1) very easy, 1 perfect."""
+    if rate <= 0:
+        return "impossible"
+    return next((name for bound, name in BINS if rate < bound), "perfect")
 
 
 def inside_band(problems: Sequence[Problem], band: tuple[float, float]) -> tuple[list[Problem], list[Dropped]]:

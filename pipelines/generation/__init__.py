@@ -25,11 +25,17 @@ def create(settings: GenerationSettings, model: Path | str, device: str = "cpu")
 
 
 def respond(
-    generator: Generator, problems: Sequence[Problem], samples: int, seed: tuple[object, ...], progress: Callable[[int, int], None] | None = None
+    generator: Generator,
+    problems: Sequence[Problem],
+    samples: int,
+    seed: tuple[object, ...],
+    progress: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> list[list[Sample]]:
-    """`samples` responses to each problem, in the order of `problems`.
+    """`samples` responses to each problem, numbered from `first` on, in the order of `problems`.
 
-    The randomness of a response depends on (seed, problem, sample index) alone: not on the order or number of problems.
+    The randomness of a response depends on (seed, problem, number) alone: not on the order or number of problems, nor on how
+    many responses were asked for at once.
     """
-    requests = [Request(tuple(prompting.prompt_ids(generator.tokenizer, p)), samples, (*seed, p.problem_id)) for p in problems]
+    requests = [Request(tuple(prompting.prompt_ids(generator.tokenizer, p)), samples, (*seed, p.problem_id), first) for p in problems]
     return generator.generate(requests, progress)

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt that wants `samples` responses; `key` seeds them: sample i draws from the stream (key, i)."""
+    """One prompt that wants `samples` responses, numbered from `first` on; `key` seeds them: number i draws from the stream (key, i)."""
 
     prompt_ids: tuple[int, ...]
     samples: int
     key: tuple[object, ...]
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,9 @@ class TorchGenerator:
         """Decode one batch of samples to their ends."""
         settings, device = self.settings, self._device
         budget = settings.max_new_tokens
-        uniform = torch.from_numpy(np.stack([seeding.generator(*r.key, i).random(budget) for r, i in zip(requests, indices, strict=True)])).to(device)
+        uniform = torch.from_numpy(
+            np.stack([seeding.generator(*r.key, r.first + i).random(budget) for r, i in zip(requests, indices, strict=True)])
+        ).to(device)
         logits, length, cache = self._prefill(requests)
         rows = torch.arange(len(requests), device=device)
         ends = torch.tensor(self._ends, device=device)

@@ -10,10 +10,10 @@ from typing import Any
 
 from pipelines import paths, prompting, verifiers
 from pipelines.config.curation import DifficultySettings
-from pipelines.curation.difficulty import graded, inside_band, wilson, within_limit
+from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, wilson, within_limit
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Generator, create, respond
-from pipelines.records import Dropped, Problem
+from pipelines.records import Dropped, Outcome, Problem, Verdict
 from pipelines.stages import Context
 from pipelines.store import read_json, read_problems, replacing_folder, write_dropped, write_json, write_problems
 
@@ -75,17 +75,14 @@ def _fitting(problems: list[Problem], generator: Generator, context: Context) ->
 def _grade(problems: list[Problem], generator: Generator, context: Context) -> list[Problem | Dropped]:
     """Each problem with its pass rate, in order."""
     settings: DifficultySettings = context.settings
-    step = max(1, WAVES * settings.generation.batch_size // settings.samples)
+    step = max(1, WAVES * settings.generation.batch_size // (settings.samples if settings.stop == "never" else settings.round))
     results: list[Problem | Dropped] = []
     correct = counted = 0.0
     with verifiers.VerifierPool() as pool:
         for start in range(0, len(problems), step):
             batch = problems[start : start + step]
-            samples = respond(generator, batch, settings.samples, (context.seed, "difficulty"))
-            pairs = [(problem, sample.text) for problem, group in zip(batch, samples, strict=True) for sample in group]
-            verdicts = pool.verify_batch(pairs)
-            for i, problem in enumerate(batch):
-                result = graded(problem, verdicts[i * settings.samples : (i + 1) * settings.samples])
+            for problem, verdicts in zip(batch, _verdicts(batch, generator, pool, context), strict=True):
+                result = graded(problem, verdicts)
                 results.append(result)
                 if isinstance(result, Problem):
                     correct, counted = correct + (result.pass_rate or 0) * (result.pass_n or 0), counted + (result.pass_n or 0)
@@ -93,17 +90,44 @@ def _grade(problems: list[Problem], generator: Generator, context: Context) -> l
     return results
 
 
+def _verdicts(batch: list[Problem], generator: Generator, pool: verifiers.VerifierPool, context: Context) -> list[list[Verdict]]:
+    """Verdicts on the responses to each problem: all of them, or as many as its stopping rule asks for."""
+    settings: DifficultySettings = context.settings
+    size = settings.samples if settings.stop == "never" else settings.round
+    found: list[list[Verdict]] = [[] for _ in batch]
+    open_rows = list(range(len(batch)))
+    for first in range(0, settings.samples, size):
+        count = min(size, settings.samples - first)
+        rows = [batch[i] for i in open_rows]
+        groups = respond(generator, rows, count, (context.seed, "difficulty"), first=first)
+        verdicts = iter(pool.verify_batch([(problem, s.text) for problem, group in zip(rows, groups, strict=True) for s in group]))
+        for i, group in zip(open_rows, groups, strict=True):
+            found[i] += [next(verdicts) for _ in group]
+        left = settings.samples - first - count
+        open_rows = [i for i in open_rows if not _done(found[i], left, settings)]
+        if not open_rows:
+            break
+    return found
+
+
+def _done(verdicts: list[Verdict], left: int, settings: DifficultySettings) -> bool:
+    counted = [verdict for verdict in verdicts if verdict.outcome is not Outcome.INFRASTRUCTURE]
+    return decided(sum(verdict.correct for verdict in counted), len(counted), left, settings.band, settings.stop)
+
+
 def _ledger(rows: list[Problem], selected: list[Problem], dropped: list[Dropped]) -> dict[str, Any]:
     return {
         "input": len(selected) + len(dropped),
         "graded": len(rows),
         "selected": len(selected),
+        "rollouts": sum(row.pass_n or 0 for row in rows),
         "reasons": dict(sorted(Counter(row.reason for row in dropped).items())),
         "domains": {
             domain: {
                 "graded": sum(row.domain == domain for row in rows),
                 "selected": sum(row.domain == domain for row in selected),
                 "reasons": dict(sorted(Counter(row.reason for row in dropped if row.problem.domain == domain).items())),
+                "bins": dict(sorted(Counter(bin_of(row.pass_rate or 0.0) for row in rows if row.domain == domain).items())),
                 **_pass_rate([row for row in rows if row.domain == domain]),
             }
             for domain in sorted({row.domain for row in rows})
@@ -120,7 +144,13 @@ def _pass_rate(rows: list[Problem]) -> dict[str, float]:
 
 
 def _summary(rows: list[Problem], selected: list[Problem], reasons: Counter[str]) -> dict[str, float]:
-    summary: dict[str, float] = {"graded": len(rows), "selected": len(selected), "too_easy": reasons["too_easy"], "too_hard": reasons["too_hard"]}
+    summary: dict[str, float] = {
+        "graded": len(rows),
+        "rollouts": sum(row.pass_n or 0 for row in rows),
+        "selected": len(selected),
+        "too_easy": reasons["too_easy"],
+        "too_hard": reasons["too_hard"],
+    }
     for domain in sorted({row.domain for row in rows}):
         of_domain = [row for row in rows if row.domain == domain]
         summary |= {f"selected.{domain}": sum(row.domain == domain for row in selected), f"pass_rate.{domain}": _pass_rate(of_domain)["pass_rate"]}

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +12,7 @@ from pipelines import paths, verifiers
 from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import DifficultySettings
 from pipelines.config.training import ArchitectureSettings
-from pipelines.curation.difficulty import graded, inside_band, wilson, within_limit
+from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, wilson, within_limit
 from pipelines.errors import UserError
 from pipelines.generation import create, respond
 from pipelines.models.loading import save_policy
@@ -49,6 +50,44 @@ def test_infrastructure_does_not_count() -> None:
     assert isinstance(result, Problem) and (result.pass_rate, result.pass_n) == (1 / 3, 3) and result.difficulty == pytest.approx(2 / 3)
     unjudged = graded(row(1), verdicts(none, none))
     assert isinstance(unjudged, Dropped) and (unjudged.reason, unjudged.detail) == ("not_judged", "infrastructure")
+
+
+@pytest.mark.parametrize(
+    ("correct", "counted", "left", "certain", "interval"),
+    [
+        (1, 2, 6, True, False),  # of eight between 1/8 and 7/8: inside [.1, .9] whatever comes
+        (0, 2, 6, False, False),
+        (2, 2, 6, False, False),
+        (0, 7, 1, False, False),
+        (0, 8, 0, True, True),
+        (4, 8, 8, True, True),  # .2152 to .7848
+        (0, 40, 60, False, True),  # 0 to .0876, below .1; sixty right ones could still come
+        (0, 0, 8, False, False),
+    ],
+)
+def test_a_problem_stops_when_it_is_decided(correct: int, counted: int, left: int, certain: bool, interval: bool) -> None:
+    assert decided(correct, counted, left, (0.1, 0.9), "certain") is certain
+    assert decided(correct, counted, left, (0.1, 0.9), "interval") is interval
+    assert decided(correct, counted, left, (0.1, 0.9), "never") is (left == 0)
+
+
+def test_stopping_when_certain_selects_what_all_samples_would_with_fewer() -> None:
+    random, n, band = np.random.default_rng(1), 8, (0.1, 0.9)
+    drawn = {"never": 0, "certain": 0}
+    for rate in random.beta(0.6, 0.6, size=400):
+        outcomes = (random.random(n) < rate).tolist()
+        inside = {}
+        for rule in ("never", "certain"):
+            taken = next(k for k in range(2, n + 1, 2) if decided(sum(outcomes[:k]), k, n - k, band, rule))
+            drawn[rule] += taken
+            inside[rule] = band[0] <= sum(outcomes[:taken]) / taken <= band[1]
+        assert inside["never"] == inside["certain"]
+    assert drawn["never"] == 400 * n and drawn["certain"] < 0.8 * drawn["never"]
+
+
+def test_bins_are_those_of_guru() -> None:
+    names = ["impossible", "very hard", "hard", "medium", "easy", "very easy", "perfect"]
+    assert [bin_of(rate) for rate in (0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)] == names
 
 
 def test_band_is_closed() -> None:
@@ -92,9 +131,12 @@ def test_stage_grades_selects_and_repeats(policy: Path) -> None:
     assert all(problem.pass_n == 4 and problem.difficulty == 1 - (problem.pass_rate or 0) for problem in found)
     ledger = read_json(policy / paths.DIFFICULTY / paths.LEDGER)
     assert ledger["input"] == 31 and ledger["reasons"] == {"prompt_exceeds_context": 1} and ledger["domains"]["math"]["graded"] == 30
+    assert ledger["rollouts"] == 120 and sum(ledger["domains"]["math"]["bins"].values()) == 30
     before = (policy / paths.GRADED).read_bytes()
     stage(policy, rows[::-1], band=[0, 1], generation=GenerationSettings(max_new_tokens=8, batch_size=3))
     assert (policy / paths.GRADED).read_bytes() == before
+    stage(policy, rows, band=[0, 1], stop="interval")  # nothing can leave [0, 1]: one look is enough
+    assert {problem.pass_n for problem in read_problems(policy / paths.GRADED)} == {2}
     stage(policy, rows, band=[0, 1], limit={"math": 5})
     assert len(read_problems(policy / paths.SELECTED)) == 5
     assert pq.read_table(policy / paths.DIFFICULTY / paths.DROPPED)["reason"].to_pylist().count("not_graded") == 26

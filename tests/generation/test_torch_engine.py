@@ -67,6 +67,8 @@ def test_a_sample_depends_on_its_key_alone():
     assert [s.token_ids for s in alone[0]] == ids[5]
     assert [[s.token_ids for s in samples] for samples in backwards] == ids
     assert [[s.token_ids for s in samples] for samples in other] != ids
+    later = respond(generator, PROBLEMS[:8], 2, ("seed", 1), first=2)
+    assert [[s.token_ids for s in samples] for samples in later] == [samples[2:] for samples in ids]
 
 
 def test_greedy_decoding_agrees_with_the_library():
