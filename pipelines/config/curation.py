@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights
 from pipelines.config.sources import Source
 
-Step = Literal["normalise", "filters", "exact_dedup", "decontaminate", "audit"]
+Step = Literal["normalise", "filters", "exact_dedup", "near_dedup", "decontaminate", "audit"]
 
 
 class FilterSettings(Section):
@@ -35,12 +35,34 @@ class DecontaminationSettings(Section):
     """Share of shared n-grams, for `containment`."""
 
 
+class NearDuplicateSettings(Section):
+    """Which prompts say nearly the same."""
+
+    shingle: Positive = 3
+    """Words per shingle."""
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Jaccard similarity of the shingles from which on two prompts are one."""
+    numbers: Literal["equal", "any"] = "equal"
+    """`equal`: prompts with other numbers are other problems, however alike; `any` compares the words alone."""
+    permutations: Positive = 64
+    """Length of a signature."""
+    bands: Positive = 16
+    """Parts a signature is cut into; with 4 values in each, 99.98 % of pairs of similarity 0.8 share one."""
+
+    @model_validator(mode="after")
+    def _whole_bands(self) -> NearDuplicateSettings:
+        if self.permutations % self.bands:
+            raise ValueError(f"bands: {self.permutations} permutations cannot be cut into {self.bands} equal bands")
+        return self
+
+
 class CurationSettings(Section):
     """From raw rows to splits that can be trained on."""
 
     steps: tuple[Step, ...] = ("normalise", "filters", "exact_dedup", "decontaminate", "audit")
     """Steps in order; leave one out or move it here."""
     filters: FilterSettings = FilterSettings()
+    near_duplicates: NearDuplicateSettings = NearDuplicateSettings()
     decontamination: DecontaminationSettings = DecontaminationSettings()
     splits: Weights[Literal["base", "sft", "rl"]] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
     """Relative share of curated rows for each training stage, drawn by hash of the problem id. Rows without a solution always go to `rl`."""

@@ -15,6 +15,7 @@ from pipelines.curation.answers import audit
 from pipelines.curation.decontamination import decontaminate
 from pipelines.curation.deduplication import exact_dedup
 from pipelines.curation.filters import filters
+from pipelines.curation.near_duplicates import near_dedup
 from pipelines.curation.normalise import normalise
 from pipelines.curation.steps import Inputs, Step
 from pipelines.records import Dropped, Problem
@@ -23,6 +24,7 @@ STEPS: dict[str, Step] = {
     "normalise": normalise,
     "filters": filters,
     "exact_dedup": exact_dedup,
+    "near_dedup": near_dedup,
     "decontaminate": decontaminate,
     "audit": audit,
 }

@@ -22,29 +22,31 @@ def exact_dedup(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem],
     for problem in problems:
         clusters[prompt_key(problem.prompt)].append(problem)
     for cluster in clusters.values():
-        cluster.sort(key=_preference)
+        cluster.sort(key=preference)
     known = {prompt_key(problem.prompt): problem for problem in inputs.known}
     against = _contradictions(cluster for key, cluster in clusters.items() if key not in known)
     kept, dropped = [], []
     for key, cluster in clusters.items():
         first = cluster[0]
         if key in known:
-            dropped += [Dropped(row, "exact_dedup", "known", f"same prompt as {_label(known[key])}") for row in cluster]
+            dropped += [Dropped(row, "exact_dedup", "known", f"same prompt as {label(known[key])}") for row in cluster]
         elif key in against:
             one, other = against[key]
-            detail = f"{_label(one)} says {one.answer!r}, {_label(other)} says {other.answer!r}"
+            detail = f"{label(one)} says {one.answer!r}, {label(other)} says {other.answer!r}"
             dropped += [Dropped(row, "exact_dedup", "conflicting_answers", detail) for row in cluster]
         else:
             kept.append(first)
-            dropped += [Dropped(row, "exact_dedup", "duplicate", f"same prompt as {_label(first)}") for row in cluster[1:]]
+            dropped += [Dropped(row, "exact_dedup", "duplicate", f"same prompt as {label(first)}") for row in cluster[1:]]
     return kept, dropped
 
 
-def _preference(problem: Problem) -> tuple[bool, str, str, str, str]:
+def preference(problem: Problem) -> tuple[bool, str, str, str, str]:
+    """Sorts a row that should stay before one that may go: with a worked solution, then by source, source id and problem id."""
     return (problem.solution is None, problem.source, problem.source_id, problem.problem_id, problem.solution or "")
 
 
-def _label(problem: Problem) -> str:
+def label(problem: Problem) -> str:
+    """A row for a reader."""
     return f"{problem.source} {problem.source_id}"
 
 

@@ -1,0 +1,114 @@
+"""Rows that say nearly the same, once.
+
+MinHash signatures of word shingles (Broder 1997) in bands (LSH) propose pairs; a pair counts when the Jaccard similarity of the
+shingles themselves reaches the threshold and, unless told otherwise, both hold the same numbers: "Ann has 3 nuts" and
+"Ann has 4 nuts" are two problems of one template. Rows are taken in the order of preference of `exact_dedup`, and one goes
+when it resembles a row that stays, so a chain of small changes is not one duplicate.
+
+Compared on 30,000 prompts of 1.4 million shingles, one thread: rensa signs them in 0.1 s, datasketch in 1.7 s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rensa import RMinHash  # type: ignore[attr-defined]  # a compiled module without stubs
+
+from pipelines.config.curation import NearDuplicateSettings
+from pipelines.curation.deduplication import label, preference
+from pipelines.curation.normalise import without_wrapper
+from pipelines.curation.steps import Inputs
+from pipelines.curation.words import Words
+from pipelines.records import Dropped, Problem
+
+BATCH = 8192
+"""Rows signed at once; it bounds memory and changes no result."""
+NEIGHBOURS = 32
+"""In a bucket of more rows than this a row is compared with the first and the preceding so many."""
+SEED = 1
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def near_dedup(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem], list[Dropped]]:
+    """Drop rows that resemble one that stays, as `near_duplicate`, or one of `known`, as `near_known`."""
+    settings = inputs.settings.near_duplicates
+    rows = [*sorted(inputs.known, key=preference), *sorted(problems, key=preference)]
+    known = len(inputs.known)
+    texts = [without_wrapper(row.prompt) for row in rows]
+    shingles = Shingles(texts, settings)
+    goes: dict[int, tuple[int, float]] = {}
+    for later, earlier in shingles.pairs():
+        if later < known or later in goes or earlier in goes:
+            continue
+        similarity = shingles.jaccard(earlier, later)
+        if similarity >= settings.threshold and (settings.numbers == "any" or _numbers(texts[earlier]) == _numbers(texts[later])):
+            goes[later] = earlier, similarity
+    kept = [row for place, row in enumerate(rows) if place >= known and place not in goes]
+    dropped = [
+        Dropped(rows[place], "near_dedup", "near_known" if other < known else "near_duplicate", f"Jaccard {similarity:.3f} with {label(rows[other])}")
+        for place, (other, similarity) in goes.items()
+    ]
+    return kept, dropped
+
+
+class Shingles:
+    """The distinct word shingles of texts, as hashes, with their signatures."""
+
+    def __init__(self, texts: Sequence[str], settings: NearDuplicateSettings) -> None:
+        parts, counts, signatures = [], [], []
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
+            owner, _, hashes = Words(batch).grams(settings.shingle)
+            pairs = np.unique(np.stack([owner.astype(np.uint64), hashes], axis=1), axis=0)
+            count = np.bincount(pairs[:, 0].astype(np.int64), minlength=len(batch))
+            offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.uint64)
+            matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.ascontiguousarray(pairs[:, 1]), offsets, settings.permutations, SEED)
+            parts.append(pairs[:, 1])
+            counts.append(count)
+            signatures.append(np.array(matrix.to_rows(), np.uint64).reshape(len(batch), settings.permutations))
+        self._hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        self._counts = np.concatenate(counts) if counts else np.empty(0, np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
+        self._signatures = np.concatenate(signatures) if signatures else np.empty((0, settings.permutations), np.uint64)
+        self._bands = settings.bands
+
+    def of(self, text: int) -> np.ndarray:
+        """Sorted hashes of one text."""
+        return self._hashes[self._starts[text] : self._starts[text + 1]]
+
+    def jaccard(self, one: int, other: int) -> float:
+        """Shared shingles / all shingles of both."""
+        first, second = self.of(one), self.of(other)
+        shared = len(np.intersect1d(first, second, assume_unique=True))
+        return shared / max(len(first) + len(second) - shared, 1)
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(later, earlier) texts that share a band, by later, then earlier, each once. A text without shingles is in none."""
+        full = np.flatnonzero(self._counts)
+        found = [np.empty((0, 2), np.int64)]
+        for band in np.array_split(self._signatures[full], self._bands, axis=1):
+            _, bucket, size = np.unique(band, axis=0, return_inverse=True, return_counts=True)
+            shared = np.flatnonzero(size[bucket.ravel()] > 1)
+            order = shared[np.argsort(bucket.ravel()[shared], kind="stable")]
+            edges = np.flatnonzero(np.diff(bucket.ravel()[order])) + 1
+            found += [_within(full[rows]) for rows in np.split(order, edges) if len(rows)]
+        unique = np.unique(np.concatenate(found), axis=0)
+        yield from zip(unique[:, 0].tolist(), unique[:, 1].tolist(), strict=True)
+
+
+def _within(rows: np.ndarray) -> np.ndarray:
+    """The (later, earlier) pairs of a bucket."""
+    if len(rows) <= NEIGHBOURS:
+        later, earlier = np.tril_indices(len(rows), -1)
+        return np.stack([rows[later], rows[earlier]], axis=1)
+    places = np.arange(len(rows))
+    before = [(places[step:], places[:-step]) for step in range(1, NEIGHBOURS + 1)]
+    first = [(places[one + 1 :], np.full(len(rows) - one - 1, one)) for one in range(NEIGHBOURS)]
+    later, earlier = (np.concatenate(column) for column in zip(*before, *first, strict=True))
+    return np.stack([rows[later], rows[earlier]], axis=1)
+
+
+def _numbers(text: str) -> list[str]:
+    return sorted(_NUMBER.findall(text))
