@@ -12,6 +12,11 @@ from pipelines.config.sources import Source
 Step = Literal["normalise", "filters", "exact_dedup", "near_dedup", "decontaminate", "audit"]
 
 
+Signal = Literal[
+    "hyperlink", "empty_answer", "multiple_choice", "proof", "true_false", "yes_no", "multi_part", "foreign", "figure", "not_integer"
+]  # fmt: skip
+
+
 class FilterSettings(Section):
     """Rows outside these bounds are dropped, each with the bound it broke."""
 
@@ -21,6 +26,10 @@ class FilterSettings(Section):
     """Shortest and longest answer, in characters."""
     solution_chars: Span[Count] = (0, 16000)
     """Shortest and longest worked solution, in characters, where there is one."""
+    tests: Span[Count] = (0, 10**6)
+    """Fewest and most tests of a code problem."""
+    drop: tuple[Signal, ...] = ()
+    """Traits that go, each by a rule: see pipelines/curation/signals.py."""
 
 
 class DecontaminationSettings(Section):

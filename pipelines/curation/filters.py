@@ -1,8 +1,9 @@
-"""Bounds on lengths. One function of a row gives its first reason to go, or none."""
+"""Bounds on lengths and tests, and traits that go. One function of a row gives its first reason to go, or none."""
 
 from __future__ import annotations
 
 from pipelines.config.curation import FilterSettings
+from pipelines.curation.signals import SIGNALS, test_count
 from pipelines.curation.steps import Inputs
 from pipelines.records import Dropped, Problem
 
@@ -20,11 +21,14 @@ def filters(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem], lis
 
 
 def objection(problem: Problem, settings: FilterSettings) -> tuple[str, str] | None:
-    """(reason, detail) of the first bound that the row breaks."""
+    """(reason, detail) of the first bound that the row breaks, or of the first trait to go that it has."""
     for part, (least, most) in (("prompt", settings.prompt_chars), ("answer", settings.answer_chars), ("solution", settings.solution_chars)):
         text = getattr(problem, part)
         if text is not None and len(text) < least:
             return f"{part}_too_short", f"{len(text)} characters, at least {least}"
         if text is not None and len(text) > most:
             return f"{part}_too_long", f"{len(text)} characters, at most {most}"
-    return None
+    tests, (least, most) = test_count(problem), settings.tests
+    if tests is not None and not least <= tests <= most:
+        return "too_few_tests" if tests < least else "too_many_tests", f"{tests} tests, between {least} and {most}"
+    return next(((name, (SIGNALS[name].__doc__ or name).splitlines()[0]) for name in settings.drop if SIGNALS[name](problem)), None)
