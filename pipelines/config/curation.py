@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+import functools
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, model_validator
 
 from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights
 from pipelines.config.sources import Source
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, dict[str, Any]]]:
+    """Published settings: name -> section -> values."""
+    return yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text())
+
+
+class Preset(Section):
+    """A section that may start from a published row: what is given beside `preset` counts before it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("preset") is None:
+            return given
+        known = presets()
+        if given["preset"] not in known:
+            near = difflib.get_close_matches(str(given["preset"]), known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"preset: there is no '{given['preset']}'; did you mean '{near}'? Known: {', '.join(known)}")
+        return _under(given, known[given["preset"]][cls.__name__.removesuffix("Settings").lower()])
+
+
+def _under(given: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what is given over it, mapping by mapping."""
+    both = {key: _under(given[key], base[key]) for key in given.keys() & base.keys() if isinstance(given[key], dict) and isinstance(base[key], dict)}
+    return {**base, **given, **both}
+
 
 Step = Literal["normalise", "filters", "exact_dedup", "near_dedup", "decontaminate", "audit"]
 
@@ -65,9 +97,11 @@ class NearDuplicateSettings(Section):
         return self
 
 
-class CurationSettings(Section):
+class CurationSettings(Preset):
     """From raw rows to splits that can be trained on."""
 
+    preset: str | None = None
+    """A row of presets.yaml to start from: acereason, big_math, dapo_17k, deepscaler, guru, medvlthinker, open_r1."""
     steps: tuple[Step, ...] = ("normalise", "filters", "exact_dedup", "decontaminate", "audit")
     """Steps in order; leave one out or move it here."""
     filters: FilterSettings = FilterSettings()
@@ -77,9 +111,11 @@ class CurationSettings(Section):
     """Relative share of curated rows for each training stage, drawn by hash of the problem id. Rows without a solution always go to `rl`."""
 
 
-class DifficultySettings(Section):
+class DifficultySettings(Preset):
     """Pass rates by the SFT policy, and the band that RL sees."""
 
+    preset: str | None = None
+    """A row of presets.yaml to start from."""
     samples: Positive = 8
     """Responses per problem, at most."""
     stop: Literal["never", "certain", "interval"] = "never"
