@@ -85,7 +85,7 @@ class NearDuplicateSettings(Section):
     """Jaccard similarity of the shingles from which on two prompts are one."""
     numbers: Literal["equal", "any"] = "equal"
     """`equal`: prompts with other numbers are other problems, however alike; `any` compares the words alone."""
-    permutations: Positive = 64
+    permutations: Annotated[int, Field(ge=1, le=512)] = 64
     """Length of a signature."""
     bands: Positive = 16
     """Parts a signature is cut into; with 4 values in each, 99.98 % of pairs of similarity 0.8 share one."""

@@ -28,6 +28,8 @@ BATCH = 8192
 NEIGHBOURS = 32
 """In a bucket of more rows than this a row is compared with the first and the preceding so many."""
 SEED = 1
+_CODE = 2**31
+_ODD = (np.arange(1, 513, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -61,11 +63,15 @@ class Shingles:
         for start in range(0, len(texts), BATCH):
             batch = texts[start : start + BATCH]
             owner, _, hashes = Words(batch).grams(settings.shingle)
-            pairs = np.unique(np.stack([owner.astype(np.uint64), hashes], axis=1), axis=0)
-            count = np.bincount(pairs[:, 0].astype(np.int64), minlength=len(batch))
+            order = np.lexsort((hashes, owner))
+            owner, hashes = owner[order], hashes[order]
+            new = np.ones(len(hashes), bool)
+            new[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
+            owner, hashes = owner[new], hashes[new]
+            count = np.bincount(owner, minlength=len(batch))
             offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.uint64)
-            matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.ascontiguousarray(pairs[:, 1]), offsets, settings.permutations, SEED)
-            parts.append(pairs[:, 1])
+            matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, settings.permutations, SEED)
+            parts.append(hashes)
             counts.append(count)
             signatures.append(np.array(matrix.to_rows(), np.uint64).reshape(len(batch), settings.permutations))
         self._hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
@@ -87,27 +93,34 @@ class Shingles:
     def pairs(self) -> Iterator[tuple[int, int]]:
         """(later, earlier) texts that share a band, by later, then earlier, each once. A text without shingles is in none."""
         full = np.flatnonzero(self._counts)
-        found = [np.empty((0, 2), np.int64)]
+        found = [np.empty(0, np.int64)]
         for band in np.array_split(self._signatures[full], self._bands, axis=1):
-            _, bucket, size = np.unique(band, axis=0, return_inverse=True, return_counts=True)
-            shared = np.flatnonzero(size[bucket.ravel()] > 1)
-            order = shared[np.argsort(bucket.ravel()[shared], kind="stable")]
-            edges = np.flatnonzero(np.diff(bucket.ravel()[order])) + 1
-            found += [_within(full[rows]) for rows in np.split(order, edges) if len(rows)]
-        unique = np.unique(np.concatenate(found), axis=0)
-        yield from zip(unique[:, 0].tolist(), unique[:, 1].tolist(), strict=True)
+            keys = (band * _ODD[: band.shape[1]]).sum(axis=1, dtype=np.uint64)  # equal bands have equal keys
+            order = np.argsort(keys, kind="stable")
+            starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
+            sizes = np.diff(np.append(starts, len(order)))
+            twos = starts[sizes == 2]
+            found.append(_coded(full[order[twos + 1]], full[order[twos]]))
+            found += [_within(full[order[start : start + size]]) for start, size in zip(starts, sizes, strict=True) if size > 2]
+        later, earlier = np.divmod(np.unique(np.concatenate(found)), _CODE)
+        yield from zip(later.tolist(), earlier.tolist(), strict=True)
+
+
+def _coded(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """A pair of places as one number."""
+    return later * _CODE + earlier
 
 
 def _within(rows: np.ndarray) -> np.ndarray:
-    """The (later, earlier) pairs of a bucket."""
+    """The coded pairs of a bucket."""
     if len(rows) <= NEIGHBOURS:
         later, earlier = np.tril_indices(len(rows), -1)
-        return np.stack([rows[later], rows[earlier]], axis=1)
+        return _coded(rows[later], rows[earlier])
     places = np.arange(len(rows))
     before = [(places[step:], places[:-step]) for step in range(1, NEIGHBOURS + 1)]
     first = [(places[one + 1 :], np.full(len(rows) - one - 1, one)) for one in range(NEIGHBOURS)]
     later, earlier = (np.concatenate(column) for column in zip(*before, *first, strict=True))
-    return np.stack([rows[later], rows[earlier]], axis=1)
+    return _coded(rows[later], rows[earlier])
 
 
 def _numbers(text: str) -> list[str]:
