@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -84,9 +85,15 @@ def touchstone(folder: Path, *arguments: str, **more: str) -> subprocess.Complet
 
 
 def start(folder: Path, *command: str, **more: str) -> subprocess.Popen[str]:
-    """A command in a session of its own, as a terminal would start it."""
+    """A command in a session of its own, as a terminal would start it: Ctrl-C reaches it even where the tests run in the background."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment(**more), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(**more), stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=_heed_interrupts
+    )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs with it ignored, and children inherit that
 
 
 def stage_processes(folder: Path) -> list[psutil.Process]:
