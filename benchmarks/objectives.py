@@ -46,7 +46,7 @@ from pipelines.progress import Journal
 from pipelines.records import Problem
 from pipelines.rl import RECIPES, inputs, online, route, with_advantages
 from pipelines.rl.data import Clock, judged, rollouts
-from pipelines.rl.train import frozen_roles, gather, make_actor, optimise, train
+from pipelines.rl.train import frozen_roles, make_actor, make_step, optimise, train
 from pipelines.store import read_problems
 from pipelines.verifiers import VerifierPool
 
@@ -200,9 +200,7 @@ class Bench:
         history = online.History(Path())
         history.add(1, made)
         clock = Clock()
-        now = gather(
-            actor, TorchGenerator(policy, self.tokenizer, settings.generation), recipe, settings, judged(made), by_id, history, {}, (1, "cost"), 1
-        )
+        now = make_step(actor, recipe, settings, judged(made), by_id, history, {}, (1, "cost"), 1)
         batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
         clock.lap("score")
         optimise(actor, optimiser, recipe, settings, 1.0, now.ids_BT, now.score_BT, batch)

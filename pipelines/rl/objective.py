@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines import methods
 from pipelines.rl.batch import TENSORS, Batch
 from pipelines.rl.ranks import over_ranks
 from pipelines.rl.recipe import Bound, Recipe, inputs_of
-from pipelines.rl.slots.regularisers import aggregate_entropy, peak_entropy
+from pipelines.rl.slots.regularisers import aggregate_entropy, entropy_anchor, peak_entropy
 
 
 class Tensors(dict[str, Tensor]):
@@ -153,24 +154,24 @@ def objective(recipe: Recipe, batch: Batch, logp_BT: Tensor, live: Mapping[str, 
         term = term * _mismatch(tensors, recipe.lists["mismatch"]) * _product(tensors, recipe.lists["token_mask"])
         term = term * tensors["weight_BT"] if recipe.lists["token_weight"] else term
     loss = _aggregate(term, tensors)
-    for term in (*recipe.lists["regularisers"], *recipe.lists["auxiliary"]):
-        loss = loss + _aggregate(tensors.call(term), tensors)
+    for function in (*recipe.lists["regularisers"], *recipe.lists["auxiliary"]):
+        loss = loss + _aggregate(tensors.call(function), tensors)
     return loss, figures
 
 
 def _policy_gradient(recipe: Recipe, tensors: Tensors) -> Tensor:
+    """Loss per token (B, T), before weights and masks."""
     tensors["anchor_BT"] = tensors.call(recipe.single["anchor"])
     tensors["x_BT"] = tensors.call(recipe.single["ratio"])
-    if recipe.by_component:  # every clip is homogeneous in A, so a weight may go inside
-        part_BK = tensors["component_advantage_BK"] * tensors["component_weight_K"] / tensors["component_weight_K"].numel()
-        loss_BT = torch.zeros_like(tensors["x_BT"])
-        whole_BT = tensors["advantage_BT"]
-        for part_B in part_BK.unbind(-1):
-            tensors["advantage_BT"] = part_B[:, None] * tensors["mask_BT"]
-            loss_BT = loss_BT + tensors.call(recipe.single["clip"])
-        tensors["advantage_BT"] = whole_BT
-    else:
-        loss_BT = tensors.call(recipe.single["clip"])
+    if not recipe.by_component:
+        return tensors.call(recipe.single["clip"])
+    # every clip is homogeneous in A, so a part's weight may go inside
+    part_BK = tensors["component_advantage_BK"] * tensors["component_weight_K"] / tensors["component_weight_K"].numel()
+    loss_BT, whole_BT = torch.zeros_like(tensors["x_BT"]), tensors["advantage_BT"]
+    for part_B in part_BK.unbind(-1):
+        tensors["advantage_BT"] = part_B[:, None] * tensors["mask_BT"]
+        loss_BT = loss_BT + tensors.call(recipe.single["clip"])
+    tensors["advantage_BT"] = whole_BT
     return loss_BT
 
 
@@ -220,6 +221,7 @@ def aggregates(recipe: Recipe, batch: Batch, live: Mapping[str, Tensor]) -> dict
         made["entropy_sum"] = aggregate_entropy(tensors["entropy_BT"], tensors["mask_BT"], tensors["coefficient_B"]).detach()
     if "peak_sum" in recipe.aggregates:
         settings = next(value for value in recipe.slots["regularisers"] if value["name"] == "entropy_anchor")
-        total, count = peak_entropy(tensors["nucleus_entropy_BT"], tensors["mask_BT"], quantile=settings.get("quantile", 0.8))
+        quantile = settings.get("quantile", methods.settings_of(entropy_anchor)["quantile"].default)
+        total, count = peak_entropy(tensors["nucleus_entropy_BT"], tensors["mask_BT"], quantile=quantile)
         made |= {"peak_sum": total.detach(), "peak_count": count}
     return made

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines import methods
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
 from pipelines.generation import TorchGenerator
@@ -31,6 +32,7 @@ from pipelines.rl.batch import LIVE, Batch, present
 from pipelines.rl.data import Clock, draw, judged, rollouts, tensors
 from pipelines.rl.inputs import Actor, Step
 from pipelines.rl.inputs.scores import FROZEN_ROLE
+from pipelines.rl.inputs.teacher import teacher_topk
 from pipelines.rl.journal import report, summary
 from pipelines.rl.objective import aggregates, objective, route, weigh, with_advantages
 from pipelines.rl.ranks import add_up
@@ -110,7 +112,7 @@ def train(
                 more = functools.partial(answer, step, clock)
                 made = change(made, online.Recomposition(step, (seed, stage), by_id, history, pool, more, guide))
             history.add(step, made)
-            now = gather(actor, generator, recipe, settings, judged(made), by_id, history, held, (seed, stage), step)
+            now = make_step(actor, recipe, settings, judged(made), by_id, history, held, (seed, stage), step)
             batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
             for name in HELD:
                 if name not in held and (value := getattr(batch, name)) is not None:
@@ -154,7 +156,7 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, frozen: Mapping[str,
 def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
     """After the update: the teacher moves towards the policy, and the reference is reset to it where it is time."""
     if "teacher" in actor.frozen:
-        rate = recipe.slots["inputs"].get("teacher_topk_BTK", {}).get("rate", 0.05)
+        rate = recipe.slots["inputs"].get("teacher_topk_BTK", {}).get("rate", methods.settings_of(teacher_topk)["rate"].default)
         with torch.no_grad():
             ours = dict(actor.policy.named_parameters())
             for name, theirs in actor.frozen["teacher"].named_parameters():
@@ -163,9 +165,8 @@ def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
         actor.frozen["ref"].load_state_dict(actor.policy.state_dict(), strict=False)
 
 
-def gather(
+def make_step(
     actor: Actor,
-    generator: Any,
     recipe: Recipe,
     settings: RlStage,
     kept: Sequence[Rollout],
@@ -179,7 +180,7 @@ def gather(
     ids_BT, score_BT, batch = tensors(kept, actor.policy.device, step, settings.generation.max_new_tokens)
     anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in HELD if name in held and name in recipe.read}
     rows = [by_id[r.problem_id] for r in kept]
-    return Step(step, actor, generator, settings, seed, rows, kept, ids_BT, score_BT, replace(batch, **anchors), history.rewards_by_part)
+    return Step(step, actor, settings, seed, rows, kept, ids_BT, score_BT, replace(batch, **anchors), history.rewards_by_part)
 
 
 def optimise(

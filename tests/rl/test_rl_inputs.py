@@ -12,7 +12,7 @@ from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
-from pipelines.generation import Sample, TorchGenerator
+from pipelines.generation import Sample
 from pipelines.models.optimisation import make_optimiser
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
@@ -66,7 +66,7 @@ def step_of(row="grpo", made=MADE, frozen=("ref",), **changes) -> Step:
     ids, score, batch = tensors(made, torch.device("cpu"), 1, 24)
     stage = settings(**changes)
     rows = [BY_ID[r.problem_id] for r in made]
-    return Step(1, actor, TorchGenerator(policy, TOKENIZER, stage.generation), stage, (1, "t"), rows, made, ids, score, batch, [])
+    return Step(1, actor, stage, (1, "t"), rows, made, ids, score, batch, [])
 
 
 def plain(model, made: Rollout, temperature=1.0) -> torch.Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pipelines.config.rl import RlStage
-from pipelines.generation import Generator
 from pipelines.records import Problem, Rollout
 from pipelines.rl.batch import Batch
 
@@ -24,9 +23,6 @@ class Actor:
     frozen: dict[str, Any] = field(default_factory=dict)
     value_head: torch.nn.Linear | None = None
 
-    def model(self, role: str) -> Any:
-        return self.policy if role == "policy" else self.frozen[role]
-
 
 @dataclass
 class Step:
@@ -34,7 +30,6 @@ class Step:
 
     number: int
     actor: Actor
-    generator: Generator
     settings: RlStage
     seed: tuple[object, ...]
     problems: Sequence[Problem]
