@@ -4,8 +4,6 @@ MinHash signatures of word shingles (Broder 1997) in bands (LSH) propose pairs; 
 shingles themselves reaches the threshold and, unless told otherwise, both hold the same numbers: "Ann has 3 nuts" and
 "Ann has 4 nuts" are two problems of one template. Rows are taken in the order of preference of `exact_dedup`, and one goes
 when it resembles a row that stays, so a chain of small changes is not one duplicate.
-
-Compared on 30,000 prompts of 1.4 million shingles, one thread: rensa signs them in 0.1 s, datasketch in 1.7 s.
 """
 
 from __future__ import annotations
