@@ -36,6 +36,8 @@ def register(add: Add) -> None:
     sub.add_argument("--against", type=Path, required=True, metavar="B.jsonl")
     sub.add_argument("--out", type=Path, required=True, metavar="KEPT.jsonl")
     sub.add_argument("--dropped", type=Path, required=True, metavar="DROPPED.jsonl", help="with rule, benchmark item and shared span")
+    embedding = "searches paraphrases: all-MiniLM-L6-v2 (default where the extra `embedding` is installed), a folder, a hub id, or none"
+    sub.add_argument("--embedding", metavar="MODEL", help=embedding)
     sub = add("evaluate", evaluation.evaluate, "pass@k of a model folder on a file of problems, with intervals")
     evaluation.arguments(sub)
     sub = add("merge", merging.merge, "merge model folders as a YAML file says: base, models, method, settings, dtype")

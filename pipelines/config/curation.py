@@ -64,16 +64,36 @@ class FilterSettings(Section):
     """Traits that go, each by a rule: see pipelines/curation/signals.py."""
 
 
+class ParaphraseSettings(Section):
+    """Which row says a benchmark problem in other words. The numbers and symbols of the two decide (pipelines/curation/content.py);
+    words or embeddings only propose."""
+
+    n: Positive = 4
+    """Length of the n-grams of words that are no numbers."""
+    overlap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    """Share of them, of the row's and of the item's, from which on the two are compared."""
+    embedding: str | None = None
+    """Proposes more: `all-MiniLM-L6-v2` (extra `embedding`, no download), a folder or a hub id."""
+    cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Similarity of the embeddings from which on two texts with the same content are one problem."""
+    content: Share = 0.6
+    """Share of numbers and symbols that the two must have in common."""
+
+
 class DecontaminationSettings(Section):
     """Which overlap with a benchmark prompt drops a row."""
 
-    n: Positive = 13
+    n: Positive = 8
     """Length of the word n-grams."""
-    rule: Literal["any", "containment"] = "any"
+    rule: Literal["any", "containment"] = "containment"
     """`any`: one shared n-gram suffices (open-r1, n = 8). `containment`: the shared part of the row's or the item's n-grams reaches
     `threshold`."""
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of shared n-grams, for `containment`."""
+    siblings: Literal["keep", "drop"] = "keep"
+    """A row of the same template as an item, with another number, sign or symbol in its place, is another problem; `drop` takes it for the item."""
+    paraphrases: ParaphraseSettings | None = ParaphraseSettings()
+    """Look for items in other words too; null does not."""
 
 
 class NearDuplicateSettings(Section):

@@ -2,28 +2,35 @@
 
 Rules, in the order in which they are tried; the first that fires is reported:
 
-    exact        the same words (case, punctuation and LaTeX layout aside)
+    exact        the same words (case, punctuation and LaTeX layout aside), of the row or of one of its paragraphs
     any          one shared word n-gram suffices (open-r1 with n = 8; GPT-3 with n = 13, arXiv 2005.14165)
     containment  the share of the row's n-grams that the item has, or of the item's distinct n-grams that the row has, reaches `threshold`
     whole        a text of SHORTEST to n - 1 words, too short for an n-gram, that lies inside the other as a whole; open-r1 is blind there
+    reworded     enough shared n-grams of the words that are no numbers, and the same numbers and symbols
+    paraphrase   embeddings close enough, and the same numbers and symbols
 
-A shorter text can only match exactly: "Compute sin 60" is part of too much.
+A shorter text can only match exactly: "Compute sin 60" is part of too much. Under `siblings: keep` a row is spared of which a number,
+sign or symbol was replaced (content.py; under the first rule a sign): most of what n-grams find in real training sets is another
+problem of a benchmark's template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.config.curation import DecontaminationSettings
+from pipelines.config.curation import DecontaminationSettings, ParaphraseSettings
+from pipelines.curation.content import NUMBER_WORDS, Against, content, signs
 from pipelines.curation.normalise import without_wrapper
 from pipelines.curation.steps import Inputs
 from pipelines.curation.words import Grams, Words, shared_span
 from pipelines.records import Dropped, Problem
 
 SHORTEST = 8
+SHORTEST_PARAGRAPH = 3
 BATCH = 8192
 """Rows compared at once; it bounds memory and changes no result."""
 SPAN_CHARS = 300
@@ -36,10 +43,15 @@ class Hit:
     item: int
     rule: str
     span: str
+    cosine: float | None = None
 
 
 def decontaminate(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem], list[Dropped]]:
-    """Drop rows that overlap a benchmark, as `benchmark_<rule>`; the detail names item, rule and shared words."""
+    """Drop rows that overlap a benchmark, as `benchmark_<rule>`; the detail names item, rule and shared words.
+
+    Raises:
+        UserError: the embedding model is not there.
+    """
     items = [(name, problem) for name in sorted(inputs.benchmarks) for problem in inputs.benchmarks[name]]
     index = Index([problem.prompt for _, problem in items], inputs.settings.decontamination)
     kept, dropped = [], []
@@ -50,7 +62,7 @@ def decontaminate(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem
                 kept.append(problem)
                 continue
             benchmark, item = items[hit.item]
-            detail = f"{benchmark} {item.source_id} ({index.describe(hit.rule)}): {hit.span[:SPAN_CHARS]}"
+            detail = f"{benchmark} {item.source_id} ({index.describe(hit)}): {hit.span[:SPAN_CHARS]}"
             dropped.append(Dropped(problem, "decontaminate", f"benchmark_{hit.rule}", detail))
     return kept, dropped
 
@@ -60,7 +72,8 @@ class Index:
 
     def __init__(self, prompts: Sequence[str], settings: DecontaminationSettings) -> None:
         self._settings = settings
-        self._words = Words([without_wrapper(prompt) for prompt in prompts])
+        self._texts = [without_wrapper(prompt) for prompt in prompts]
+        self._words = Words(self._texts)
         self._items = [self._words.of(i) for i in range(len(prompts))]
         self._order = np.argsort(self._words.wholes(), kind="stable")
         self._wholes = self._words.wholes()[self._order]
@@ -68,58 +81,150 @@ class Index:
         short = {m: np.flatnonzero(self._words.lengths == m) for m in range(SHORTEST, settings.n)}
         self._short_items = [Grams(self._words, m, items) for m, items in short.items() if len(items)]
         self._inside = {m: Grams(self._words, m) for m in short}
+        self._contents = Against(self._texts)
+        self._paraphrases = _Paraphrases(self._texts, self._words, settings.paraphrases) if settings.paraphrases else None
 
-    def describe(self, rule: str) -> str:
+    def describe(self, hit: Hit) -> str:
         """The rule for a reader."""
         return {
             "exact": "same words",
             "any": f"shared {self._settings.n}-gram",
             "containment": f"{self._settings.n}-gram containment of at least {self._settings.threshold:g}",
             "whole": "the shorter inside the other as a whole",
-        }[rule]
+            "reworded": "most of its words and the same numbers and symbols",
+            "paraphrase": f"cosine {hit.cosine:.3f} and the same numbers and symbols" if hit.cosine is not None else "",
+        }[hit.rule]
 
     def hits(self, prompts: Sequence[str]) -> list[Hit | None]:
         """The overlap of each row, None for none."""
-        rows = Words([without_wrapper(prompt) for prompt in prompts])
+        texts = [without_wrapper(prompt) for prompt in prompts]
+        rows = Words(texts)
         found: dict[int, Hit] = {}
-        for row, item in self._same(rows):
-            if rows.of(row) == self._items[item]:
-                found[row] = Hit(item, "exact", " ".join(self._items[item]))
-        self._confirm(found, rows, self._overlaps(rows), self._settings.rule, self._grams.n)
+        self._same(found, texts, rows)
+        compared = _Compared(self._contents, texts)
+        self._confirm(found, rows, compared, _by_row(*self._overlaps(rows)), self._settings.rule, self._grams.n)
         for grams in self._short_items:
-            self._confirm(found, rows, _first_pairs(*grams.find(rows)[:2]), "whole", grams.n)
+            self._confirm(found, rows, compared, _by_row(*grams.find(rows)[:2]), "whole", grams.n)
         for m, grams in self._inside.items():
             short = np.flatnonzero(rows.lengths == m)
-            self._confirm(found, rows, _first_pairs(*grams.find(rows, short)[:2]), "whole", m)
+            self._confirm(found, rows, compared, _by_row(*grams.find(rows, short)[:2]), "whole", m)
+        if self._paraphrases:
+            for row, (item, rule, cosine) in self._paraphrases.find(found, texts, rows, compared):
+                found[row] = Hit(item, rule, _common_run(rows.of(row), self._items[item]), cosine)
         return [found.get(row) for row in range(len(prompts))]
 
-    def _same(self, rows: Words) -> list[tuple[int, int]]:
-        """(row, first item) with equal hashes of the whole text; a text without words equals nothing."""
-        hashes = rows.wholes()
-        at = np.searchsorted(self._wholes, hashes)
-        candidates = np.flatnonzero((at < len(self._wholes)) & (rows.lengths > 0))
-        return [(int(row), int(self._order[at[row]])) for row in candidates if self._wholes[at[row]] == hashes[row]]
+    def _same(self, found: dict[int, Hit], texts: Sequence[str], rows: Words) -> None:
+        """Rows with the words of an item, then rows of which a paragraph has them; a text without words equals nothing."""
+        parts = [(row, part) for row, text in enumerate(texts) if "\n\n" in text for part in text.split("\n\n")]
+        owned = [part for _, part in parts]
+        for wholes, owners, words, shortest in (
+            (texts, range(len(texts)), rows, 1),
+            (owned, [row for row, _ in parts], Words(owned), SHORTEST_PARAGRAPH),
+        ):
+            hashes = words.wholes()
+            at = np.searchsorted(self._wholes, hashes)
+            for text in np.flatnonzero((at < len(self._wholes)) & (words.lengths >= shortest)).tolist():
+                item = int(self._order[at[text]]) if self._wholes[at[text]] == hashes[text] else None
+                if item is None or owners[text] in found or words.of(text) != self._items[item]:
+                    continue
+                if self._settings.siblings == "drop" or not _other_signs(wholes[text], self._texts[item]):
+                    found[owners[text]] = Hit(item, "exact", " ".join(self._items[item]))
 
-    def _overlaps(self, rows: Words) -> list[tuple[int, int]]:
-        """(row, item) of the strongest overlap of each row that the rule finds guilty; ties go to the first item."""
-        row, item, gram = self._grams.find(rows)
-        pairs, which, positions = np.unique(row * len(self._items) + item, return_inverse=True, return_counts=True)
-        row, item = np.divmod(pairs, max(len(self._items), 1))
-        score = positions.astype(float)
-        if self._settings.rule == "containment":
-            of_row = positions / np.maximum(rows.lengths[row] - self._grams.n + 1, 1)
-            of_item = _distinct(which, gram) / self._grams.distinct[item]
-            score = np.maximum(of_row, of_item)
-            guilty = score >= self._settings.threshold
-            row, item, score = row[guilty], item[guilty], score[guilty]
-        return _first_pairs(row, item, score)
+    def _overlaps(self, rows: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(row, item, score) of every overlap that the rule finds guilty."""
+        row, item, of_row, of_item = _shares(self._grams, rows)
+        if self._settings.rule == "any":
+            return row, item, of_row
+        score = np.maximum(of_row, of_item)
+        guilty = score >= self._settings.threshold
+        return row[guilty], item[guilty], score[guilty]
 
-    def _confirm(self, found: dict[int, Hit], rows: Words, pairs: list[tuple[int, int]], rule: str, n: int) -> None:
-        """Add the pairs of rows not yet found whose words, not just hashes, agree on n words in a row."""
-        for row, item in pairs:
-            span = [] if row in found else _longest_span(rows.of(row), self._items[item], n)
-            if span:
-                found[row] = Hit(item, rule, " ".join(span))
+    def _confirm(self, found: dict[int, Hit], rows: Words, compared: _Compared, by_row: list[tuple[int, np.ndarray]], rule: str, n: int) -> None:
+        """Add rows not yet found with their first item, best first, that is no sibling and agrees in n words, not just their hashes."""
+        for row, items in by_row:
+            if row in found:
+                continue
+            if self._settings.siblings == "keep":
+                items = items[compared[row][1][items] < 1]
+            for item in items.tolist():
+                span = _longest_span(rows.of(row), self._items[item], n)
+                if span:
+                    found[row] = Hit(item, rule, " ".join(span))
+                    break
+
+
+class _Compared:
+    """Row -> share and excess (`Against.compare`) with every item, computed when asked for."""
+
+    def __init__(self, items: Against, texts: Sequence[str]) -> None:
+        self._items, self._texts = items, texts
+        self._known: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._known is None or self._known[0] != row:
+            self._known = row, self._items.compare(content(self._texts[row]))
+        return self._known[1]
+
+
+class _Paraphrases:
+    """Items in other words: proposed by shared words or by embeddings, decided by content."""
+
+    def __init__(self, texts: Sequence[str], words: Words, settings: ParaphraseSettings) -> None:
+        self._settings, self._texts = settings, texts
+        self._grams = Grams(words.without_numbers(NUMBER_WORDS), settings.n)
+        self._vectors: dict[int, np.ndarray] = {}
+        self._embed = None
+        if settings.embedding:
+            from pipelines.models.embedding import Embedder
+
+            self._embed = Embedder(settings.embedding)
+
+    def find(
+        self, found: Mapping[int, Hit], texts: Sequence[str], rows: Words, compared: _Compared
+    ) -> Iterator[tuple[int, tuple[int, str, float | None]]]:
+        """(row, (item, rule, cosine)) of rows not yet found."""
+        by_row, by_item, of_row, of_item = _shares(self._grams, rows.without_numbers(NUMBER_WORDS))
+        score = np.minimum(of_row, of_item)
+        likely = score >= self._settings.overlap
+        reworded = {}
+        for row, items in _by_row(by_row[likely], by_item[likely], score[likely]):
+            if row not in found:
+                same = items[self._same(compared[row])[items]]
+                if len(same):
+                    reworded[row] = int(same[0]), "reworded", None
+        yield from reworded.items()
+        if self._embed:
+            for row in range(len(texts)):
+                if row not in found and row not in reworded and rows.lengths[row]:
+                    item, cosine = self._nearest(texts[row], np.flatnonzero(self._same(compared[row])).tolist())
+                    if cosine >= self._settings.cosine:
+                        yield row, (item, "paraphrase", cosine)
+
+    def _nearest(self, text: str, items: list[int]) -> tuple[int, float]:
+        """Of `items` the one whose embedding is nearest, of equal ones the first, with the cosine; those of items are kept."""
+        if not self._embed or not items:
+            return -1, -1.0
+        for item in items:
+            if item not in self._vectors:
+                self._vectors[item] = self._embed([self._texts[item]])[0]
+        vector = self._embed([text])[0]
+        return max(((item, float(self._vectors[item] @ vector)) for item in items), key=lambda pair: (pair[1], -pair[0]))
+
+    def _same(self, compared: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Which items hold the same content: nothing replaced and enough in common."""
+        share, excess = compared
+        return (excess < 1) & (share >= self._settings.content)
+
+
+def _shares(grams: Grams, rows: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(row, item, share of the row's n-grams, share of the item's distinct ones) of every pair that shares one."""
+    row, item, gram = grams.find(rows)
+    items = len(grams.distinct)
+    pairs, which, positions = np.unique(row * items + item, return_inverse=True, return_counts=True)
+    row, item = np.divmod(pairs, max(items, 1))
+    of_row = positions / np.maximum(rows.lengths[row] - grams.n + 1, 1)
+    of_item = _distinct(which, gram) / grams.distinct[item]
+    return row, item, of_row, of_item
 
 
 def _longest_span(row: list[str], item: list[str], n: int) -> list[str]:
@@ -136,11 +241,23 @@ def _longest_span(row: list[str], item: list[str], n: int) -> list[str]:
     return best
 
 
-def _first_pairs(row: np.ndarray, item: np.ndarray, score: np.ndarray | None = None) -> list[tuple[int, int]]:
-    """For each row its item of the highest score, of equal ones the first."""
+def _other_signs(row: str, item: str) -> bool:
+    """Whether two texts of the same words differ in a sign; a row without any has lost its punctuation."""
+    of_row = signs(row)
+    return bool(of_row) and of_row != signs(item)
+
+
+def _common_run(row: list[str], item: list[str]) -> str:
+    """The longest run of words that both have."""
+    match = difflib.SequenceMatcher(None, row, item, autojunk=False).find_longest_match()
+    return " ".join(row[match.a : match.a + match.size])
+
+
+def _by_row(row: np.ndarray, item: np.ndarray, score: np.ndarray | None = None) -> list[tuple[int, np.ndarray]]:
+    """Each row with its items, those of the highest score first, of equal ones the first."""
     order = np.lexsort((item, row) if score is None else (item, -score, row))
-    first = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
-    return list(zip(row[first].tolist(), item[first].tolist(), strict=True))
+    starts = np.flatnonzero(np.diff(row[order], prepend=-1))
+    return list(zip(row[order[starts]].tolist(), np.split(item[order], starts[1:]), strict=True)) if len(starts) else []
 
 
 def _distinct(which: np.ndarray, gram: np.ndarray) -> np.ndarray:

@@ -13,18 +13,20 @@ words themselves before anything is concluded.
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-_LAYOUT = re.compile(
-    r"\\(?:left|right|bigg?[lr]?|quad|qquad|displaystyle|textstyle|text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname|limits|nolimits)(?![a-z])"
+LAYOUT = re.compile(
+    r"\\(?:left|right|bigg?[lr]?|quad|qquad|displaystyle|textstyle|text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname|limits|nolimits|circ|degree)(?![a-z])"
     r"|\\[dt](?=frac)"
 )
-_THOUSANDS = re.compile(r",\\?!?(?<=\d.)(?=\d{3}(?!\d))|\{,\}(?=\d{3}(?!\d))")
-_FIGURE = re.compile(r"\[asy\][^\0]*?\[/asy\]")
+THOUSANDS = re.compile(r",\\?!?(?<=\d.)(?=\d{3}(?!\d))|\{,\}(?=\d{3}(?!\d))")
+FIGURE = re.compile(r"\[asy\][^\0]*?(?:\[/asy\]|\Z|(?=\0))")
 _FOREIGN_MARK = re.compile(r"[^\w\x00-\x7f]")
 _GAP = "\0"
 _LETTER, _DIGIT = 1, 2
@@ -57,6 +59,17 @@ class Words:
         span = range(self.starts[text], self.starts[text + 1])
         return [self._bytes[self._begin[i] : self._end[i]].decode() for i in span]
 
+    def without_numbers(self, spelt: frozenset[str]) -> Words:
+        """The same texts without numerals and the words `spelt`: with `four` among these, `3 nuts` and `four nuts` are one word each."""
+        words = copy.copy(self)
+        hashes, some = _vocabulary(spelt)
+        number = _KIND[np.frombuffer(self._bytes, np.uint8)[self._begin]] == _DIGIT
+        maybe = some[_slot(self.hashes)]
+        number[maybe] |= np.isin(self.hashes[maybe], hashes)
+        words.hashes, words._begin, words._end = self.hashes[~number], self._begin[~number], self._end[~number]
+        words.starts = np.concatenate([[0], np.cumsum(~number)])[self.starts]
+        return words
+
     def wholes(self) -> np.ndarray:
         """One hash per text."""
         return Windows(self.hashes).hashes(self.starts[:-1], self.starts[1:])
@@ -69,6 +82,13 @@ class Words:
         position = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
         at = self.starts[owner] + position
         return owner, position, Windows(self.hashes).hashes(at, at + n)
+
+
+@functools.cache
+def _vocabulary(words: frozenset[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of words, and a filter that most others do not pass."""
+    hashes = Words([" ".join(sorted(words))]).hashes
+    return hashes, _filter(hashes)
 
 
 class Windows:
@@ -93,8 +113,7 @@ class Grams:
         pairs = np.unique(np.stack([which.ravel(), owner], axis=1), axis=0)
         self._texts = pairs[:, 1]
         self._first = np.searchsorted(pairs[:, 0], np.arange(len(self._grams) + 1))
-        self._filter = np.zeros(2**_FILTER_BITS, bool)
-        self._filter[_slot(self._grams)] = True
+        self._filter = _filter(self._grams)
         self.distinct = np.bincount(self._texts, minlength=len(words.starts) - 1)
         """Distinct n-grams per indexed text."""
 
@@ -130,7 +149,7 @@ def _cleaned(texts: Sequence[str]) -> str:
     joined = _GAP.join(parts)
     if joined.count(_GAP) != max(len(texts) - 1, 0):
         joined = _GAP.join(part.replace(_GAP, " ") for part in parts)
-    return _THOUSANDS.sub("", _LAYOUT.sub(" ", _FIGURE.sub(" ", joined.casefold())))
+    return THOUSANDS.sub("", LAYOUT.sub(" ", FIGURE.sub(" ", joined.casefold())))
 
 
 def _powers(base: int, count: int) -> np.ndarray:
@@ -145,6 +164,13 @@ def _scrambled(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def _filter(hashes: np.ndarray) -> np.ndarray:
+    """True at the slot of each hash: a table that fits the processor's cache and spares most searches."""
+    table = np.zeros(2**_FILTER_BITS, bool)
+    table[_slot(hashes)] = True
+    return table
 
 
 def _slot(hashes: np.ndarray) -> np.ndarray:
