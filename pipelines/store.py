@@ -31,8 +31,19 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 
 def read_problems(path: Path) -> list[Problem]:
     """All problems of a Parquet file written by `write_problems`."""
-    rows = pq.read_table(path, schema=PROBLEM_SCHEMA).to_pylist()
-    return [Problem(**{**row, "parents": tuple(row["parents"]), "topics": tuple(row["topics"])}) for row in rows]
+    return to_problems(pq.read_table(path, schema=PROBLEM_SCHEMA))
+
+
+def to_problems(table: pa.Table) -> list[Problem]:
+    """The rows of a table of PROBLEM_SCHEMA."""
+    return [Problem(**{**row, "parents": tuple(row["parents"]), "topics": tuple(row["topics"])}) for row in table.to_pylist()]
+
+
+def read_dropped(path: Path) -> list[Dropped]:
+    """All rows of a Parquet file written by `write_dropped`."""
+    table = pq.read_table(path, schema=DROPPED_SCHEMA)
+    reasons = table.select(["step", "reason", "detail"]).to_pylist()
+    return [Dropped(row, **reason) for row, reason in zip(to_problems(table.select(_PROBLEM_FIELDS)), reasons, strict=True)]
 
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:

@@ -124,11 +124,22 @@ class CurationSettings(Preset):
     """A row of presets.yaml to start from: acereason, big_math, dapo_17k, deepscaler, guru, medvlthinker, open_r1."""
     steps: tuple[Step, ...] = ("normalise", "filters", "exact_dedup", "decontaminate", "audit")
     """Steps in order; leave one out or move it here."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the steps run: in this process, or as Ray Data jobs (extra `ray`) on this machine or the cluster that RAY_ADDRESS names."""
+    workers: Positive = 2
+    """Processes of `ray` that work at once."""
     filters: FilterSettings = FilterSettings()
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()
     decontamination: DecontaminationSettings = DecontaminationSettings()
     splits: Weights[Literal["base", "sft", "rl"]] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
     """Relative share of curated rows for each training stage, drawn by hash of the problem id. Rows without a solution always go to `rl`."""
+
+    @model_validator(mode="after")
+    def _each_step_once(self) -> CurationSettings:
+        twice = next((step for step in self.steps if self.steps.count(step) > 1), None)
+        if twice:
+            raise ValueError(f"steps: {twice} stands there twice")
+        return self
 
 
 class DifficultySettings(Preset):

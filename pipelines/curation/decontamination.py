@@ -17,6 +17,7 @@ problem of a benchmark's template.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,14 +26,11 @@ import numpy as np
 from pipelines.config.curation import DecontaminationSettings, ParaphraseSettings
 from pipelines.curation.content import NUMBER_WORDS, Against, content, signs
 from pipelines.curation.normalise import without_wrapper
-from pipelines.curation.steps import Inputs
+from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Rows
 from pipelines.curation.words import Grams, Words, shared_span
-from pipelines.records import Dropped, Problem
 
 SHORTEST = 8
 SHORTEST_PARAGRAPH = 3
-BATCH = 8192
-"""Rows compared at once; it bounds memory and changes no result."""
 SPAN_CHARS = 300
 
 
@@ -46,25 +44,23 @@ class Hit:
     cosine: float | None = None
 
 
-def decontaminate(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem], list[Dropped]]:
+def decontaminate(rows: Rows, inputs: Inputs) -> Apply:
     """Drop rows that overlap a benchmark, as `benchmark_<rule>`; the detail names item, rule and shared words.
 
     Raises:
         UserError: the embedding model is not there.
     """
     items = [(name, problem) for name in sorted(inputs.benchmarks) for problem in inputs.benchmarks[name]]
-    index = Index([problem.prompt for _, problem in items], inputs.settings.decontamination)
-    kept, dropped = [], []
-    for start in range(0, len(problems), BATCH):
-        batch = problems[start : start + BATCH]
-        for problem, hit in zip(batch, index.hits([row.prompt for row in batch]), strict=True):
-            if hit is None:
-                kept.append(problem)
-                continue
-            benchmark, item = items[hit.item]
-            detail = f"{benchmark} {item.source_id} ({index.describe(hit)}): {hit.span[:SPAN_CHARS]}"
-            dropped.append(Dropped(problem, "decontaminate", f"benchmark_{hit.rule}", detail))
-    return kept, dropped
+    names = [f"{name} {problem.source_id}" for name, problem in items]
+    return functools.partial(_overlapping, Index([problem.prompt for _, problem in items], inputs.settings.decontamination), names)
+
+
+def _overlapping(index: Index, names: list[str], batch: Batch) -> Passed:
+    objections = {}
+    for place, hit in enumerate(index.hits(batch.texts("prompt"))):
+        if hit:
+            objections[place] = f"benchmark_{hit.rule}", f"{names[hit.item]} ({index.describe(hit)}): {hit.span[:SPAN_CHARS]}"
+    return Passed(objections)
 
 
 class Index:

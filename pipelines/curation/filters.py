@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
 from pipelines.config.curation import FilterSettings
 from pipelines.curation.signals import SIGNALS, test_count
-from pipelines.curation.steps import Inputs
-from pipelines.records import Dropped, Problem
+from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Reason, Rows
+from pipelines.records import Problem
 
 
-def filters(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem], list[Dropped]]:
+def filters(rows: Rows, inputs: Inputs) -> Apply:
     """Drop rows outside the bounds of `inputs.settings.filters`."""
-    kept, dropped = [], []
-    for problem in problems:
-        reason = objection(problem, inputs.settings.filters)
-        if reason:
-            dropped.append(Dropped(problem, "filters", *reason))
-        else:
-            kept.append(problem)
-    return kept, dropped
+    return functools.partial(_outside, inputs.settings.filters)
 
 
-def objection(problem: Problem, settings: FilterSettings) -> tuple[str, str] | None:
+def _outside(settings: FilterSettings, batch: Batch) -> Passed:
+    reasons = ((place, objection(problem, settings)) for place, problem in enumerate(batch.problems))
+    return Passed({place: reason for place, reason in reasons if reason})
+
+
+def objection(problem: Problem, settings: FilterSettings) -> Reason | None:
     """(reason, detail) of the first bound that the row breaks, or of the first trait to go that it has."""
     for part, (least, most) in (("prompt", settings.prompt_chars), ("answer", settings.answer_chars), ("solution", settings.solution_chars)):
         text = getattr(problem, part)

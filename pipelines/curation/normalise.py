@@ -12,8 +12,8 @@ import re
 import unicodedata
 from dataclasses import replace
 
-from pipelines.curation.steps import Inputs
-from pipelines.records import Dropped, Problem, problem_id
+from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Rows
+from pipelines.records import Problem, problem_id
 
 WRAPPERS = (
     # DAPO-Math-17k (arXiv 2503.14476)
@@ -37,16 +37,19 @@ _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:(?:,|\{,\}|\\,|,\\!)\d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
-def normalise(problems: list[Problem], inputs: Inputs) -> tuple[list[Problem], list[Dropped]]:
-    """Every row rewritten, with the problem id of its new text; a row of which nothing is left is dropped as `empty`."""
-    kept, dropped = [], []
-    for problem in problems:
-        row = normalised(problem)
-        if row.prompt and row.answer:
-            kept.append(row)
-        else:
-            dropped.append(Dropped(problem, "normalise", "empty", f"nothing is left of the {'answer' if row.prompt else 'prompt'}"))
-    return kept, dropped
+def normalise(rows: Rows, inputs: Inputs) -> Apply:
+    """Every row rewritten, with the problem id of its new text; a row of which nothing is left goes as `empty`."""
+    return _rewritten
+
+
+def _rewritten(batch: Batch) -> Passed:
+    changed = [normalised(problem) for problem in batch.problems]
+    empty = {
+        place: ("empty", f"nothing is left of the {'answer' if row.prompt else 'prompt'}")
+        for place, row in enumerate(changed)
+        if not (row.prompt and row.answer)
+    }
+    return Passed(empty, Batch.of([batch.problems[place] if place in empty else row for place, row in enumerate(changed)], batch.rows))
 
 
 def normalised(problem: Problem) -> Problem:

@@ -1,23 +1,34 @@
 """curation: raw problems -> curated rows split over the training stages, dropped rows with reasons, and the waterfall.
 
-Writes data/curation/{base,sft,rl}.parquet, dropped.parquet and ledger.json, all of them or none. Rows are ordered by
-problem id, so the order of the input leaves no trace.
+Writes data/curation/{base,sft,rl}.parquet, dropped.parquet and ledger.json, all of them or none. Rows stream through; those that are
+kept are ordered by problem id, so the order of the input leaves no trace.
 """
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines import paths, seeding
 from pipelines.config.curation import CurationSettings
-from pipelines.curation import Curated, curate
+from pipelines.curation import Ledger, curate_file
+from pipelines.curation.engines import BATCH
+from pipelines.curation.steps import Inputs
 from pipelines.errors import UserError
-from pipelines.records import Problem
+from pipelines.records import PROBLEM_SCHEMA
 from pipelines.stages import Context
-from pipelines.store import read_problems, replacing_folder, write_dropped, write_json, write_problems
+from pipelines.store import read_problems, replacing_folder, write_json
+
+Splits = dict[str, Counter[str]]
+"""Split -> rows by domain."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -27,66 +38,80 @@ def run(context: Context) -> dict[str, float]:
         UserError: nothing is left, or a split with a weight is empty; says which step took how many.
     """
     settings: CurationSettings = context.settings
-    problems = read_problems(context.root / paths.PROBLEMS)
     benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
-    curated = curate(problems, benchmarks, settings)
-    splits = split(curated.kept, settings)
-    _refuse_empty(curated, splits, settings)
-    with replacing_folder(context.root / paths.CURATION) as folder:
-        for name, path in paths.SPLITS.items():
-            write_problems(folder / path.name, splits[name])
-        write_dropped(folder / paths.DROPPED, curated.dropped)
-        write_json(folder / paths.LEDGER, _ledger(problems, curated, splits))
-    context.journal.say(waterfall(curated.ledger))
-    return _summary(curated, splits)
+    context.work.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(context.root / paths.CURATION) as folder, tempfile.TemporaryDirectory(dir=context.work) as temporary:
+        kept, scratch = Path(temporary) / "kept.parquet", Path(temporary) / "scratch"
+        steps = curate_file(context.root / paths.PROBLEMS, kept, folder / paths.DROPPED, Inputs(settings, benchmarks), scratch)
+        splits, unsolved = _split(kept, folder, settings)
+        _refuse_empty(steps, splits, unsolved, settings)
+        sources = Counter(pq.read_table(context.root / paths.PROBLEMS, columns=["source"]).column("source").to_pylist())
+        write_json(folder / paths.LEDGER, _ledger(sources, steps, splits))
+    context.journal.say(waterfall(steps))
+    dropped = sources.total() - sum(rows.total() for rows in splits.values())
+    summary: dict[str, float] = {"kept": sources.total() - dropped, "dropped": dropped}
+    summary |= {f"dropped.{entry['step']}": entry["dropped"] for entry in steps}
+    return summary | {f"split.{name}": rows.total() for name, rows in splits.items()}
 
 
-def split(problems: list[Problem], settings: CurationSettings) -> dict[str, list[Problem]]:
-    """Each row to one split, by a hash of its problem id alone; rows that nobody worked out go to `rl`."""
-    total = sum(settings.splits.values())
-    splits: dict[str, list[Problem]] = {name: [] for name in paths.SPLITS}
+def split_of(problem_id: str, solution: str | None, settings: CurationSettings) -> str:
+    """The split of a row, by a hash of its problem id alone; a row that nobody worked out goes to `rl`."""
+    if solution is None:
+        return "rl"
     names, bounds = list(settings.splits), list(accumulate(settings.splits.values()))
-    for problem in problems:
-        place = seeding.key("split", problem.problem_id) / 2**64 * total
-        drawn = names[min(bisect_right(bounds, place), len(names) - 1)]
-        splits["rl" if problem.solution is None else drawn].append(problem)
-    return splits
+    place = seeding.key("split", problem_id) / 2**64 * bounds[-1]
+    return names[min(bisect_right(bounds, place), len(names) - 1)]
 
 
-def waterfall(ledger: list[dict[str, Any]]) -> str:
+def waterfall(steps: Ledger) -> str:
     """`9000 rows; filters -12 (prompt_too_long 12); audit -3 (gold_wrong 3); 8985 kept`."""
-    if not ledger:
+    if not steps:
         return "no steps"
-    parts = [f"{ledger[0]['input']} rows"]
-    for entry in ledger:
+    parts = [f"{steps[0]['input']} rows"]
+    for entry in steps:
         if entry["dropped"]:
             reasons = ", ".join(f"{reason} {count}" for reason, count in entry["reasons"].items())
             parts.append(f"{entry['step']} -{entry['dropped']} ({reasons})")
-    return "; ".join([*parts, f"{ledger[-1]['kept']} kept"])
+        if "skipped" in entry:
+            parts.append(f"{entry['step']} skipped: {entry['skipped']}")
+    return "; ".join([*parts, f"{steps[-1]['kept']} kept"])
 
 
-def _refuse_empty(curated: Curated, splits: dict[str, list[Problem]], settings: CurationSettings) -> None:
-    if not curated.kept:
-        raise UserError(f"curation: no row is left: {waterfall(curated.ledger)}")
+def _split(kept: Path, folder: Path, settings: CurationSettings) -> tuple[Splits, int]:
+    """Every row of `kept` to the file of its split in `folder`; what went where, and how many rows have no worked solution."""
+    splits: Splits = {name: Counter() for name in paths.SPLITS}
+    unsolved = 0
+    with contextlib.ExitStack() as open_files:
+        writers = {name: pq.ParquetWriter(folder / path.name, PROBLEM_SCHEMA, compression="zstd") for name, path in paths.SPLITS.items()}
+        for writer in writers.values():
+            open_files.enter_context(writer)
+        for batch in pq.ParquetFile(kept).iter_batches(BATCH):
+            rows = pa.Table.from_batches([batch]).cast(PROBLEM_SCHEMA)
+            ids, solutions, domains = (rows.column(name).to_pylist() for name in ("problem_id", "solution", "domain"))
+            chosen = [split_of(problem_id, solution, settings) for problem_id, solution in zip(ids, solutions, strict=True)]
+            unsolved += solutions.count(None)
+            for name, writer in writers.items():
+                mask = [split == name for split in chosen]
+                splits[name].update(domain for domain, here in zip(domains, mask, strict=True) if here)
+                writer.write_table(rows.filter(pa.array(mask, pa.bool_())))
+    return splits, unsolved
+
+
+def _refuse_empty(steps: Ledger, splits: Splits, unsolved: int, settings: CurationSettings) -> None:
+    if not any(rows.total() for rows in splits.values()):
+        raise UserError(f"curation: no row is left: {waterfall(steps)}")
     for name, share in settings.splits.items():
         if share > 0 and not splits[name]:
-            unsolved = sum(problem.solution is None for problem in curated.kept)
             raise UserError(
-                f"curation: split '{name}' is empty: {waterfall(curated.ledger)}, {unsolved} of them without a worked solution, "
+                f"curation: split '{name}' is empty: {waterfall(steps)}, {unsolved} of them without a worked solution, "
                 f"and shares {settings.splits}; give more rows, or set its share to 0"
             )
 
 
-def _ledger(problems: list[Problem], curated: Curated, splits: dict[str, list[Problem]]) -> dict[str, Any]:
+def _ledger(sources: Counter[str], steps: Ledger, splits: Splits) -> dict[str, Any]:
     return {
-        "input": len(problems),
-        "sources": dict(sorted(Counter(problem.source for problem in problems).items())),
-        "steps": curated.ledger,
-        "splits": {name: {"rows": len(rows), "domains": dict(sorted(Counter(row.domain for row in rows).items()))} for name, rows in splits.items()},
+        "input": sources.total(),
+        "sources": dict(sorted(sources.items())),
+        "steps": steps,
+        "splits": {name: {"rows": rows.total(), "domains": dict(sorted(rows.items()))} for name, rows in splits.items()},
     }
-
-
-def _summary(curated: Curated, splits: dict[str, list[Problem]]) -> dict[str, float]:
-    summary: dict[str, float] = {"kept": len(curated.kept), "dropped": len(curated.dropped)}
-    summary |= {f"dropped.{entry['step']}": entry["dropped"] for entry in curated.ledger}
-    return summary | {f"split.{name}": len(rows) for name, rows in splits.items()}

@@ -5,14 +5,13 @@ import random
 from dataclasses import replace
 
 import pytest
+from one_step import alone
 
 from pipelines import curation, verifiers
 from pipelines.config.curation import CurationSettings, FilterSettings
 from pipelines.curation import curate
-from pipelines.curation.answers import audit
-from pipelines.curation.deduplication import exact_dedup
 from pipelines.curation.filters import objection
-from pipelines.curation.steps import Inputs
+from pipelines.curation.steps import Batch, Passed
 from pipelines.errors import InfrastructureError
 from pipelines.records import Dropped, Problem, problem_id
 
@@ -57,7 +56,7 @@ def test_dedup_keeps_one_row_worked_solution_first() -> None:
         row("What is one?", source_id="4"),
     ]
     for order in (rows, rows[::-1]):
-        kept, dropped = exact_dedup(order, Inputs())
+        kept, dropped = alone("exact_dedup", order)
         assert {problem.source_id for problem in kept} == {"2", "4"}
         assert reasons(dropped) == {"1": "duplicate", "3": "duplicate"} and dropped[0].detail == "same prompt as b 2"
 
@@ -70,21 +69,21 @@ def test_equal_answers_written_differently_are_no_conflict_and_unequal_ones_take
         row("Third?", "3", source_id="4"),
         row("Third?", "1/3", source_id="5"),
     ]
-    kept, dropped = exact_dedup(rows, Inputs())
+    kept, dropped = alone("exact_dedup", rows)
     assert [problem.source_id for problem in kept] == ["1"]
     assert reasons(dropped) == {"2": "duplicate", "3": "conflicting_answers", "4": "conflicting_answers", "5": "conflicting_answers"}
-    assert "s 3 says '1/3', s 4 says '3'" in dropped[-1].detail
+    assert all("s 3 says '1/3', s 4 says '3'" in item.detail for item in dropped if item.reason == "conflicting_answers")
 
 
 def test_two_programs_for_one_prompt_are_no_conflict() -> None:
     one, other = program(1, "return x + 2"), program(1, "return 2 + x")
-    kept, dropped = exact_dedup([one, other], Inputs())
+    kept, dropped = alone("exact_dedup", [one, other])
     assert len(kept) == 1 and [item.reason for item in dropped] == ["duplicate"]
 
 
 def test_known_rows_are_not_repeated() -> None:
     old = row("Old problem?", "5", source="old", source_id="7")
-    kept, dropped = exact_dedup([row("old  Problem?", "6"), row("New problem?")], Inputs(known=(old,)))
+    kept, dropped = alone("exact_dedup", [row("old  Problem?", "6"), row("New problem?")], known=(old,))
     assert [problem.prompt for problem in kept] == ["New problem?"]
     assert [(item.reason, item.detail) for item in dropped] == [("known", "same prompt as old 7")]
 
@@ -99,8 +98,8 @@ def test_audit_finds_golds_that_cannot_win() -> None:
         replace(program(4, "return x", tests=[]), source_id="no tests"),
         replace(row("verifier", verifier="mth"), source_id="verifier"),
     ]
-    kept, dropped = audit(good + bad, Inputs())
-    assert kept == good
+    kept, dropped = alone("audit", good + bad)
+    assert kept == sorted(good, key=lambda problem: problem.problem_id)
     assert reasons(dropped) == {
         "brace": "gold_unparsable",
         "wrong": "gold_wrong",
@@ -119,7 +118,7 @@ def test_audit_without_a_sandbox_is_an_error_not_a_dropped_row(monkeypatch: pyte
         getattr(function, "cache_clear", lambda: None)()
     try:
         with pytest.raises(InfrastructureError, match="could not run: .*(bwrap|bubblewrap|sandbox)"):
-            audit([program(1, "return x + 2")], Inputs())
+            alone("audit", [program(1, "return x + 2")])
     finally:
         monkeypatch.undo()
         for function in (sandbox.probe, sandbox.require_sandbox):
@@ -165,6 +164,6 @@ def test_steps_can_be_left_out_and_moved() -> None:
 
 
 def test_a_step_that_loses_a_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(curation.STEPS, "filters", lambda problems, inputs: (problems[1:], []))
-    with pytest.raises(AssertionError, match="'filters': 6 rows went in, 5 kept and 0 dropped"):
+    monkeypatch.setitem(curation.STEPS, "filters", lambda rows, inputs: lambda batch: Passed({}, Batch.of(batch.problems[1:])))
+    with pytest.raises(AssertionError, match="'filters': 6 rows went in, 5 came out"):
         curate(MIXED, HELD, CurationSettings())

@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 from pipelines.progress import Journal
 from pipelines.records import Problem, problem_id
 from pipelines.stages import Context
-from pipelines.stages.curation import run, split
+from pipelines.stages.curation import run, split_of
 from pipelines.store import read_json, read_problems, write_problems
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tasks"
@@ -41,6 +41,10 @@ def stage(root: Path, rows: list[Problem], held: list[Problem], **settings: obje
     write_problems(root / paths.BENCHMARKS / "held.parquet", held)
     work = root / "work"
     return run(Context("curation", root, 1, CurationSettings.model_validate(settings), work, Journal(work / "j.jsonl", "curation", io.StringIO())))
+
+
+def split(rows: list[Problem], settings: CurationSettings) -> dict[str, list[Problem]]:
+    return {name: [row for row in rows if split_of(row.problem_id, row.solution, settings) == name] for name in paths.SPLITS}
 
 
 def test_splits_follow_the_shares_and_the_rows_alone() -> None:

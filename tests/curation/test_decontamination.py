@@ -7,11 +7,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from one_step import alone
 
-from pipelines.config.curation import CurationSettings, DecontaminationSettings
-from pipelines.curation import decontamination
-from pipelines.curation.decontamination import Hit, Index, decontaminate
-from pipelines.curation.steps import Inputs
+from pipelines.config.curation import DecontaminationSettings
+from pipelines.curation import engines
+from pipelines.curation.decontamination import Hit, Index
 from pipelines.curation.words import Words
 from pipelines.errors import UserError
 from pipelines.models.embedding import installed
@@ -81,11 +81,10 @@ def test_hit_names_the_strongest_item_and_the_longest_shared_run() -> None:
 def test_step_writes_item_rule_and_span_and_ignores_wrappers() -> None:
     benchmarks = {"held": [problem(BENCH + " and why?")], "empty": []}
     wrapped = BENCH + ", and why? Let's think step by step and output the final answer within \\boxed{}."
-    inputs = Inputs(CurationSettings(), benchmarks)
-    kept, dropped = decontaminate([problem("Something else", 1), problem(wrapped, 2)], inputs)
+    kept, dropped = alone("decontaminate", [problem("Something else", 1), problem(wrapped, 2)], benchmarks)
     assert [row.source_id for row in kept] == ["mine/1"]
     assert (dropped[0].reason, dropped[0].detail) == ("benchmark_exact", "held mine/0 (same words): " + BENCH.lower() + " and why")
-    assert decontaminate([problem("Anything")], Inputs()) == ([problem("Anything")], [])
+    assert alone("decontaminate", [problem("Anything")]) == ([problem("Anything")], [])
 
 
 def naive_words(text: str) -> list[str]:
@@ -95,7 +94,7 @@ def naive_words(text: str) -> list[str]:
 
 
 def test_agrees_with_a_naive_implementation_on_random_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decontamination, "BATCH", 7)
+    monkeypatch.setattr(engines, "BATCH", 7)
     rng = random.Random(3)
     vocabulary = ["a", "b", "Ab", "12", "1", "2", "x", "\u00e9", "\\left(", "$", ".", "\u2019"]
     texts = [" ".join(rng.choices(vocabulary, k=rng.randrange(0, 30))) for _ in range(400)]
@@ -108,9 +107,9 @@ def test_agrees_with_a_naive_implementation_on_random_texts(monkeypatch: pytest.
             for number, text in enumerate(rows)
             if naive_words(text) in whole or any(tuple(naive_words(text)[i : i + n]) in grams for i in range(len(naive_words(text)) - n + 1))
         ]
-        inputs = Inputs(CurationSettings.model_validate({"decontamination": PLAIN | {"n": n}}), {"held": [problem(text) for text in benchmark]})
-        _, dropped = decontaminate([problem(text, number) for number, text in enumerate(rows)], inputs)
-        assert [int(row.problem.problem_id) for row in dropped] == expected
+        given = [problem(text, number) for number, text in enumerate(rows)]
+        _, dropped = alone("decontaminate", given, {"held": [problem(text) for text in benchmark]}, decontamination=PLAIN | {"n": n})
+        assert sorted(int(row.problem.problem_id) for row in dropped) == expected
         assert 0 < len(expected) < len(rows)
 
 
@@ -122,11 +121,10 @@ def test_words_do_not_run_over_the_end_of_a_text() -> None:
 
 def test_order_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [problem(f"{BENCH} {i}" if i % 3 else f"row {i}", i) for i in range(30)]
-    inputs = Inputs(CurationSettings(decontamination=DecontaminationSettings(n=8)), {"held": [problem(BENCH)]})
-    kept, dropped = decontaminate(rows, inputs)
-    monkeypatch.setattr(decontamination, "BATCH", 4)
-    kept_again, dropped_again = decontaminate(rows[::-1], inputs)
-    assert kept_again[::-1] == kept and dropped_again[::-1] == dropped and len(dropped) == 20
+    settings = {"siblings": "drop"}
+    first = alone("decontaminate", rows, {"held": [problem(BENCH)]}, decontamination=settings)
+    monkeypatch.setattr(engines, "BATCH", 4)
+    assert alone("decontaminate", rows[::-1], {"held": [problem(BENCH)]}, decontamination=settings) == first and len(first[1]) == 20
 
 
 def test_a_paragraph_may_be_an_item() -> None:
