@@ -22,12 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.config.curation import DecontaminationSettings, ParaphraseSettings
 from pipelines.curation.content import NUMBER_WORDS, Against, content, signs
-from pipelines.curation.normalise import without_wrapper
+from pipelines.curation.normalise import without_wrapper, without_wrappers
 from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Rows
-from pipelines.curation.words import Grams, Words, shared_span
+from pipelines.curation.words import Grams, Words, shared_span, words_of
 
 SHORTEST = 8
 SHORTEST_PARAGRAPH = 3
@@ -57,7 +58,7 @@ def decontaminate(rows: Rows, inputs: Inputs) -> Apply:
 
 def _overlapping(index: Index, names: list[str], batch: Batch) -> Passed:
     objections = {}
-    for place, hit in enumerate(index.hits(batch.texts("prompt"))):
+    for place, hit in enumerate(index.hits(batch.table.column("prompt"))):
         if hit:
             objections[place] = f"benchmark_{hit.rule}", f"{names[hit.item]} ({index.describe(hit)}): {hit.span[:SPAN_CHARS]}"
     return Passed(objections)
@@ -91,9 +92,9 @@ class Index:
             "paraphrase": f"cosine {hit.cosine:.3f} and the same numbers and symbols" if hit.cosine is not None else "",
         }[hit.rule]
 
-    def hits(self, prompts: Sequence[str]) -> list[Hit | None]:
+    def hits(self, prompts: Sequence[str] | pa.ChunkedArray) -> list[Hit | None]:
         """The overlap of each row, None for none."""
-        texts = [without_wrapper(prompt) for prompt in prompts]
+        texts = without_wrappers(prompts)
         rows = Words(texts)
         found: dict[int, Hit] = {}
         self._same(found, texts, rows)
@@ -109,22 +110,24 @@ class Index:
                 found[row] = Hit(item, rule, _common_run(rows.of(row), self._items[item]), cosine)
         return [found.get(row) for row in range(len(prompts))]
 
-    def _same(self, found: dict[int, Hit], texts: Sequence[str], rows: Words) -> None:
+    def _same(self, found: dict[int, Hit], texts: pa.Array, rows: Words) -> None:
         """Rows with the words of an item, then rows of which a paragraph has them; a text without words equals nothing."""
-        parts = [(row, part) for row, text in enumerate(texts) if "\n\n" in text for part in text.split("\n\n")]
-        owned = [part for _, part in parts]
-        for wholes, owners, words, shortest in (
-            (texts, range(len(texts)), rows, 1),
-            (owned, [row for row, _ in parts], Words(owned), SHORTEST_PARAGRAPH),
-        ):
-            hashes = words.wholes()
-            at = np.searchsorted(self._wholes, hashes)
-            for text in np.flatnonzero((at < len(self._wholes)) & (words.lengths >= shortest)).tolist():
-                item = int(self._order[at[text]]) if self._wholes[at[text]] == hashes[text] else None
-                if item is None or owners[text] in found or words.of(text) != self._items[item]:
-                    continue
-                if self._settings.siblings == "drop" or not _other_signs(wholes[text], self._texts[item]):
-                    found[owners[text]] = Hit(item, "exact", " ".join(self._items[item]))
+        parts = rows.paragraphs()
+        for owners, lengths, hashes in ((np.arange(len(rows)), rows.lengths, rows.wholes()), parts):
+            at = np.minimum(np.searchsorted(self._wholes, hashes), len(self._wholes) - 1)
+            same = np.flatnonzero((self._wholes[at] == hashes) & (lengths >= 1)) if len(self._wholes) else []
+            for place in same:
+                row, item = int(owners[place]), int(self._order[at[place]])
+                if row not in found and self._repeats(texts[row].as_py(), item, whole=lengths is not parts[1]):
+                    found[row] = Hit(item, "exact", " ".join(self._items[item]))
+
+    def _repeats(self, text: str, item: int, *, whole: bool) -> bool:
+        """Whether a text, or one of its paragraphs, has the words of an item and, unless siblings go too, its signs."""
+        for part in [text] if whole else text.split("\n\n"):
+            words = words_of(part)
+            if words == self._items[item] and (whole or len(words) >= SHORTEST_PARAGRAPH):
+                return self._settings.siblings == "drop" or not _other_signs(part, self._texts[item])
+        return False
 
     def _overlaps(self, rows: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(row, item, score) of every overlap that the rule finds guilty."""
@@ -152,13 +155,13 @@ class Index:
 class _Compared:
     """Row -> share and excess (`Against.compare`) with every item, computed when asked for."""
 
-    def __init__(self, items: Against, texts: Sequence[str]) -> None:
+    def __init__(self, items: Against, texts: pa.Array) -> None:
         self._items, self._texts = items, texts
         self._known: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         if self._known is None or self._known[0] != row:
-            self._known = row, self._items.compare(content(self._texts[row]))
+            self._known = row, self._items.compare(content(self._texts[row].as_py()))
         return self._known[1]
 
 
@@ -176,10 +179,10 @@ class _Paraphrases:
             self._embed = Embedder(settings.embedding)
 
     def find(
-        self, found: Mapping[int, Hit], texts: Sequence[str], rows: Words, compared: _Compared
+        self, found: Mapping[int, Hit], texts: pa.Array, rows: Words, compared: _Compared
     ) -> Iterator[tuple[int, tuple[int, str, float | None]]]:
         """(row, (item, rule, cosine)) of rows not yet found."""
-        by_row, by_item, of_row, of_item = _shares(self._grams, rows.without_numbers(NUMBER_WORDS))
+        by_row, by_item, of_row, of_item = _shares(self._grams, rows.without_numbers(NUMBER_WORDS), self._settings.overlap)
         score = np.minimum(of_row, of_item)
         likely = score >= self._settings.overlap
         reworded = {}
@@ -192,7 +195,7 @@ class _Paraphrases:
         if self._embed:
             for row in range(len(texts)):
                 if row not in found and row not in reworded and rows.lengths[row]:
-                    item, cosine = self._nearest(texts[row], np.flatnonzero(self._same(compared[row])).tolist())
+                    item, cosine = self._nearest(texts[row].as_py(), np.flatnonzero(self._same(compared[row])).tolist())
                     if cosine >= self._settings.cosine:
                         yield row, (item, "paraphrase", cosine)
 
@@ -212,9 +215,9 @@ class _Paraphrases:
         return (excess < 1) & (share >= self._settings.content)
 
 
-def _shares(grams: Grams, rows: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(row, item, share of the row's n-grams, share of the item's distinct ones) of every pair that shares one."""
-    row, item, gram = grams.find(rows)
+def _shares(grams: Grams, rows: Words, least: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(row, item, share of the row's n-grams, share of the item's distinct ones) of every pair that shares one; rows below `least` are left out."""
+    row, item, gram = grams.find(rows, least=least)
     items = len(grams.distinct)
     pairs, which, positions = np.unique(row * items + item, return_inverse=True, return_counts=True)
     row, item = np.divmod(pairs, max(items, 1))

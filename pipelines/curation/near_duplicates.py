@@ -19,7 +19,7 @@ from rensa import RMinHash  # type: ignore[attr-defined]  # a compiled module wi
 
 from pipelines.config.curation import NearDuplicateSettings
 from pipelines.curation.deduplication import in_order
-from pipelines.curation.normalise import without_wrapper
+from pipelines.curation.normalise import without_wrappers
 from pipelines.curation.steps import Apply, Batch, Decided, Inputs, Rows, label, preference
 from pipelines.curation.words import Words
 
@@ -67,8 +67,8 @@ def near_dedup(rows: Rows, inputs: Inputs) -> Apply:
 
 def sketched(settings: NearDuplicateSettings, batch: Batch) -> pa.Table:
     """row; the hashes of a row's distinct shingles, sorted; one key per band of their signature; a hash of the prompt's numbers."""
-    texts = [without_wrapper(prompt) for prompt in batch.texts("prompt")]
-    owner, _, hashes = Words(texts).grams(settings.shingle)
+    texts = without_wrappers(batch.table.column("prompt"))
+    owner, hashes = Words(texts).grams(settings.shingle)
     order = np.lexsort((hashes, owner))
     owner, hashes = owner[order], hashes[order]
     new = np.ones(len(hashes), bool)
@@ -78,7 +78,7 @@ def sketched(settings: NearDuplicateSettings, batch: Batch) -> pa.Table:
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), settings.permutations, SEED)
     signatures = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), settings.bands, settings.permutations // settings.bands)
     keys = (signatures * _ODD[: signatures.shape[2]]).sum(axis=2, dtype=np.uint64)  # equal bands have equal keys
-    numbers = [int.from_bytes(hashlib.blake2b(" ".join(_numbers(text)).encode(), digest_size=8).digest()) for text in texts]
+    numbers = [int.from_bytes(hashlib.blake2b(" ".join(_numbers(text)).encode(), digest_size=8).digest()) for text in texts.to_pylist()]
     return pa.table(
         {
             "row": batch.rows,

@@ -10,7 +10,11 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Rows
 from pipelines.records import Problem, problem_id
@@ -29,6 +33,8 @@ WRAPPERS = (
 )
 """Instructions about the form of a response, taken off before and after the problem itself."""
 
+_MARKS = ("step by step", "Remember")
+"""Every wrapper holds one of these."""
 _PLAIN = {ord(c): None for c in "\u200b\u2060\ufeff\u00ad"} | {0x2212: "-"}
 _SAFE_FORMS = ("<wide>", "<narrow>", "<noBreak>", "<compat>")
 _CALCULATOR = re.compile(r"<<[-+*/().,=\d\s%$]*>>")
@@ -68,7 +74,7 @@ def normalised(problem: Problem) -> Problem:
 
 def without_wrapper(prompt: str) -> str:
     """The prompt without the instructions of known datasets."""
-    while "step by step" in prompt or "Remember" in prompt:
+    while any(mark in prompt for mark in _MARKS):
         bare = prompt
         for wrapper in WRAPPERS:
             bare = wrapper.sub("", bare)
@@ -76,6 +82,14 @@ def without_wrapper(prompt: str) -> str:
             break
         prompt = bare
     return prompt
+
+
+def without_wrappers(prompts: Sequence[str] | pa.ChunkedArray) -> pa.Array:
+    """`without_wrapper` of each, as a column."""
+    column = prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else pa.array(prompts, pa.string())
+    likely = pc.or_(*(pc.match_substring(column, mark) for mark in _MARKS))
+    bare = [without_wrapper(text) for text in column.filter(likely).to_pylist()]
+    return pc.replace_with_mask(column, likely, pa.array(bare, column.type))
 
 
 def tidy(text: str) -> str:

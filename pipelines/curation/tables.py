@@ -26,8 +26,8 @@ MEMORY = "1GB"
 """What DuckDB may hold before it uses the disk."""
 ORDER = "problem_id, source, source_id, answer, coalesce(solution, ''), prompt, verifier_args"
 """A total order: rows that tie here are the same row."""
-PREFERENCE = "solution is null, source, source_id, problem_id, coalesce(solution, ''), row"
-"""`steps.preference` in SQL."""
+PREFERENCE = "solution is null, source, source_id, problem_id, coalesce(solution, ''), prompt, verifier_args"
+"""`steps.preference` in SQL, and then a total order."""
 
 
 class Shards:
@@ -96,17 +96,13 @@ def _annotated(table: pa.Table, step: str | None, reasons: Sequence[tuple[str, s
 
 
 def shard(source: Path, folder: Path) -> list[Path]:
-    """All rows of a Parquet file of problems in ORDER, numbered, as shards."""
+    """All rows of a Parquet file of problems, numbered, as shards."""
     folder.mkdir()
     start = 0
-    with connect(folder) as connection:
-        reader = connection.sql(f"select * from {listed([source])} order by {ORDER}").to_arrow_reader(SHARD)
-        for number, table in enumerate(_cut(reader, SHARD)):
-            blank = pa.nulls(len(table), pa.string())
-            numbered = table.cast(PROBLEM_SCHEMA).append_column("step", blank).append_column("reason", blank).append_column("detail", blank)
-            rows = pa.array(np.arange(start, start + len(table)), pa.int64())
-            pq.write_table(numbered.append_column("row", rows).cast(SCHEMA), folder / f"{number:06d}.parquet")
-            start += len(table)
+    for number, table in enumerate(_cut(pq.ParquetFile(source).iter_batches(SHARD), SHARD)):
+        rows = pa.array(np.arange(start, start + len(table)), pa.int64())
+        pq.write_table(_annotated(table.append_column("row", rows), None, []), folder / f"{number:06d}.parquet")
+        start += len(table)
     return sorted(folder.glob("*.parquet"))
 
 
