@@ -3,7 +3,7 @@
 Found: recall by kind of variant, and false positives, of the sets in decontam/, with and without embeddings. Fast: rows expanded from the real
 training files by a seeded generator (other numbers, other words in some, a few benchmark items among them) against the 1,849 benchmark items:
 n-gram decontamination and near-duplicate removal, each in a process of its own, at 10 k to 1 M rows, with the largest resident set; and a plain
-Python script with a set of n-grams on the same rows. Rollouts: what early stopping spares of grading, on pass rates drawn from the real grades.
+Python scripts on the same rows. Rollouts: what early stopping spares of grading, on pass rates drawn from the real grades.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config.curation import CurationSettings, DecontaminationSettings, NearDuplicateSettings
+from pipelines.config.curation import CurationSettings, DecontaminationSettings
 from pipelines.curation import curate_file
 from pipelines.curation.decontamination import Index
 from pipelines.curation.difficulty import decided
+from pipelines.curation.engines import BATCH
+from pipelines.curation.normalise import without_wrapper
 from pipelines.curation.steps import Inputs
+from pipelines.curation.words import words_of
 from pipelines.models.embedding import installed
 from pipelines.records import PROBLEM_SCHEMA, Problem, problem_id
 from pipelines.store import problem_table
@@ -37,7 +41,15 @@ from pipelines.store import problem_table
 Row = dict[str, Any]
 EMBEDDING = "all-MiniLM-L6-v2"
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-STEPS = {"n-gram decontamination": "decontaminate", "near duplicates": "near_dedup"}
+NGRAMS = {"n": 8, "rule": "containment", "threshold": 0.5, "siblings": "drop", "paraphrases": None}
+STEPS: dict[str, Row] = {
+    "8-gram decontamination": {"steps": ["decontaminate"], "decontamination": NGRAMS},
+    "and siblings, rewordings": {"steps": ["decontaminate"]},
+    "near duplicates": {"steps": ["near_dedup"]},
+}
+MATCHING = "8-gram matching alone"
+PLAIN = ("plain, any 8-gram", "plain, the same rule")
+REAL = ("gsm8k_train", "math_train7500", "dapo_math_17k", "deepscaler_sub1209")
 SYNONYMS = {"many": "numerous", "total": "overall", "each": "every", "buys": "purchases", "find": "determine", "such": "so", "number": "count"}
 NAMES = ("Ana", "Bo", "Carla", "Dev", "Elif", "Farid", "Gina", "Hugo", "Ines", "Jun")
 
@@ -46,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curation", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with decontam/, tasks/ and graded/")
     parser.add_argument("--rows", type=int, default=SIZES[-1], help="largest number of rows")
-    parser.add_argument("--one", nargs=2, metavar=("STEP", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         return one(options.data, *options.one)
@@ -103,47 +115,46 @@ def found(data: Path) -> dict[str, Any]:
 
 def rollouts(data: Path) -> dict[str, Any]:
     """Rollouts that `difficulty.stop` needs of 64 a problem for the band [.2, .8], over problems with the pass rates of real graded outputs."""
-    graded = Counter()
-    right = Counter()
+    right: dict[str, list[bool]] = {}
     for row in read(data / "graded" / "math_qwen25_100x8.jsonl"):
-        key = row.get("problem_id") or row.get("question") or row.get("problem")
-        graded[key] += 1
-        right[key] += bool(row.get("correct", row.get("label")))
-    rates = [right[key] / graded[key] for key in sorted(graded, key=str)]
+        right.setdefault(row["question"], []).append(row["label"] is True)
+    rates = [sum(outcomes) / len(outcomes) for outcomes in right.values()]
     rng = random.Random(1)
     figures = {}
-    for rule in ("certain", "interval"):
-        used = agree = 0
-        for rate in rates:
-            outcomes = [rng.random() < rate for _ in range(64)]
-            count = next(n for n in range(2, 66, 2) if decided(sum(outcomes[:n]), n, 64 - n, (0.2, 0.8), rule))
-            used += count
-            inside = [0.2 <= sum(part) / len(part) <= 0.8 for part in (outcomes[:count], outcomes)]
-            agree += inside[0] == inside[1]
-        figures[rule] = {"share of rollouts": round(used / (64 * len(rates)), 3), "same decision": f"{agree} of {len(rates)}"}
-        print(f"rollouts, stop: {rule:<9} {figures[rule]['share of rollouts']:.1%} of 64 a problem; same decision for {figures[rule]['same decision']}")
+    for samples, band in ((8, (0.1, 0.9)), (64, (0.2, 0.8))):
+        drawn = [[rng.random() < rate for _ in range(samples)] for rate in rates]
+        for rule in ("certain", "interval"):
+            used = agree = 0
+            for outcomes in drawn:
+                count = next(n for n in range(2, samples + 2, 2) if decided(sum(outcomes[:n]), n, samples - n, band, rule))  # type: ignore[arg-type]
+                used += count
+                inside = [band[0] <= sum(part) / len(part) <= band[1] for part in (outcomes[:count], outcomes)]
+                agree += inside[0] == inside[1]
+            entry = {"share of rollouts": round(used / (samples * len(rates)), 3), "same decision": f"{agree} of {len(rates)}"}
+            figures[f"{rule}, {samples} samples, band {list(band)}"] = entry
+    for name, entry in figures.items():
+        print(f"rollouts, {name:<42}{entry['share of rollouts']:>8.1%}   same decision for {entry['same decision']}")
     return figures
 
 
 def scale(data: Path, folder: Path, sizes: Sequence[int]) -> list[Row]:
-    """Seconds and memory of the steps at each size, and of a plain script at the largest."""
+    """Seconds and memory of the steps at each size, and of plain scripts at the largest."""
     figures = []
-    print(f"{'rows':>10}{'step':>26}{'seconds':>10}{'rows/s':>12}{'GB':>7}{'dropped':>9}")
+    print(f"{'rows':>10}{'':>28}{'seconds':>9}{'rows/s':>10}{'GB':>7}{'dropped':>9}")
     for size in sizes:
         path = folder / f"{size}.parquet"
         write(path, data, size)
-        for name, step in STEPS.items():
-            entry = {"rows": size, "step": name} | measured(data, step, path)
+        for name in (*STEPS, MATCHING, *(PLAIN if size == sizes[-1] else ())):
+            entry = {"rows": size, "step": name} | measured(data, name, path)
             figures.append(entry)
-            print(f"{size:>10,}{name:>26}{entry['seconds']:>10.1f}{size / entry['seconds']:>12,.0f}{entry['gigabytes']:>7.2f}{entry['dropped']:>9,}")
-    entry = {"rows": sizes[-1], "step": "plain Python, any 8-gram"} | measured(data, "plain", folder / f"{sizes[-1]}.parquet")
-    print(f"{entry['rows']:>10,}{entry['step']:>26}{entry['seconds']:>10.1f}{entry['rows'] / entry['seconds']:>12,.0f}{entry['gigabytes']:>7.2f}{entry['dropped']:>9,}")
-    return [*figures, entry]
+            rate = size / entry["seconds"]
+            print(f"{size:>10,}{name:>28}{entry['seconds']:>9.1f}{rate:>10,.0f}{entry['gigabytes']:>7.2f}{entry['dropped']:>9,}", flush=True)
+    return figures
 
 
-def measured(data: Path, step: str, path: Path) -> Row:
+def measured(data: Path, name: str, path: Path) -> Row:
     """A step in a process of its own: what it prints, and its largest resident set."""
-    command = [sys.executable, "-m", "benchmarks.curation", "--data", str(data), "--one", step, str(path)]
+    command = [sys.executable, "-m", "benchmarks.curation", "--data", str(data), "--one", name, str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watched, most = psutil.Process(process.pid), 0
     while process.poll() is None:
@@ -156,23 +167,28 @@ def measured(data: Path, step: str, path: Path) -> Row:
     return json.loads(process.stdout.read()) | {"gigabytes": most / 1e9}
 
 
-def one(data: Path, step: str, file: str) -> None:
+def one(data: Path, name: str, file: str) -> None:
     """Run one step on a file and print {seconds, dropped}: reading, the step, and writing what is kept and dropped."""
     items = [problem(row, "bench") for row in read(data / "decontam" / "benchmark_items.jsonl")]
     start = time.perf_counter()
-    if step == "plain":
-        dropped = plain([item.prompt for item in items], pq.read_table(file, columns=["prompt"]).column("prompt").to_pylist())
+    if name in PLAIN:
+        prompts = pq.read_table(file, columns=["prompt"]).column("prompt").to_pylist()
+        script = plain_any if name == PLAIN[0] else plain_containment
+        dropped = script([item.prompt for item in items], prompts)
+    elif name == MATCHING:
+        index = Index([item.prompt for item in items], DecontaminationSettings.model_validate(NGRAMS))
+        batches = pq.ParquetFile(file).iter_batches(BATCH, columns=["prompt"])
+        dropped = sum(hit is not None for batch in batches for hit in index.hits(pa.Table.from_batches([batch]).column("prompt")))
     else:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            settings = CurationSettings(steps=(step,), near_duplicates=NearDuplicateSettings())  # type: ignore[arg-type]
-            ledger = curate_file(Path(file), folder / "kept", folder / "dropped", Inputs(settings, {"bench": items}), folder / "scratch")
-        dropped = ledger[0]["dropped"]
+            inputs = Inputs(CurationSettings.model_validate(STEPS[name]), {"bench": items})
+            dropped = curate_file(Path(file), folder / "kept", folder / "dropped", inputs, folder / "scratch")[0]["dropped"]
     print(json.dumps({"seconds": time.perf_counter() - start, "dropped": dropped}))
 
 
-def plain(items: Sequence[str], prompts: Sequence[str], n: int = 8) -> int:
-    """How many prompts share an n-gram with an item: sets of tuples, as such scripts usually do it."""
+def plain_any(items: Sequence[str], prompts: Sequence[str], n: int = 8) -> int:
+    """How many prompts share an n-gram with an item: the shortest script that asks less than the rule above, and does not read LaTeX."""
 
     def grams(text: str) -> set[tuple[str, ...]]:
         words = re.findall(r"[a-z]+|\d+", text.lower())
@@ -180,6 +196,34 @@ def plain(items: Sequence[str], prompts: Sequence[str], n: int = 8) -> int:
 
     known = set().union(*map(grams, items))
     return sum(not known.isdisjoint(grams(prompt)) for prompt in prompts)
+
+
+def plain_containment(items: Sequence[str], prompts: Sequence[str], n: int = 8, threshold: float = 0.5) -> int:
+    """The rule `containment`, with the same words, by dictionaries of n-grams; it must drop as many rows."""
+
+    def grams(text: str) -> list[tuple[str, ...]]:
+        words = words_of(without_wrapper(text))
+        return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+    texts = {tuple(words_of(item)) for item in items}
+    sizes = []
+    owners: dict[tuple[str, ...], list[int]] = {}
+    for number, item in enumerate(items):
+        distinct = set(grams(item))
+        sizes.append(len(distinct))
+        for gram in distinct:
+            owners.setdefault(gram, []).append(number)
+    dropped = 0
+    for prompt in prompts:
+        positions, shared = Counter[int](), Counter[int]()
+        of_row = grams(prompt)
+        for gram in of_row:
+            positions.update(owners.get(gram, ()))
+        for gram in set(of_row):
+            shared.update(owners.get(gram, ()))
+        overlaps = any(positions[item] / len(of_row) >= threshold or shared[item] / sizes[item] >= threshold for item in shared)
+        dropped += overlaps or tuple(words_of(without_wrapper(prompt))) in texts
+    return dropped
 
 
 def write(path: Path, data: Path, size: int) -> None:
@@ -193,7 +237,7 @@ def write(path: Path, data: Path, size: int) -> None:
 def expanded(data: Path) -> Iterator[Problem]:
     """Real problems with other numbers and names, some reworded; one in a thousand is a benchmark item with a word changed."""
     rng = random.Random(7)
-    real = [row for name in ("gsm8k_train", "math_train7500", "dapo_math_17k", "deepscaler_sub1209") for row in read(data / "tasks" / f"{name}.jsonl")]
+    real = [row for name in REAL for row in read(data / "tasks" / f"{name}.jsonl")]
     items = read(data / "decontam" / "benchmark_items.jsonl")
     number = 0
     while True:

@@ -115,9 +115,10 @@ class Against:
 
 
 def _plain(text: str) -> str:
-    for character, command in _GREEK.items():
-        text = text.replace(character, command)
-    text = unicodedata.normalize("NFKC", text.translate(_SIGNS)).translate(_SIGNS)
+    if not text.isascii():
+        for character, command in _GREEK.items():
+            text = text.replace(character, command)
+        text = unicodedata.normalize("NFKC", text.translate(_SIGNS)).translate(_SIGNS)
     text = _COMPARISON.sub(lambda match: "<" if match[1] == "l" else ">", FIGURE.sub(" ", text))
     text = _FRACTION.sub(lambda match: " {}/{} ".format(*(part for part in match.groups() if part)), text)
     return THOUSANDS.sub("", LAYOUT.sub(" ", _IN_TEXT.sub(" ", text)))
@@ -139,12 +140,13 @@ def _found(text: str) -> Iterator[tuple[str, float]]:
         at += 1
         if word[0].isdigit():
             number, _, below = word.partition("/")
-            value = Fraction(number) / (int(below or 1) or 1)
+            value: Fraction | int = int(word) if word.isdecimal() else Fraction(number) / (int(below or 1) or 1)
             if at < len(tokens) and tokens[at].text.lower() in _SCALES and not token.formula:
                 value *= _SCALES[tokens[at].text.lower()]
                 at += 1
             divided, at = _percent(tokens, at)
-            yield str((-value if _negative(token, text) else value) / divided), 1.0
+            value = value if divided == 1 else Fraction(value) / divided
+            yield str(-value if _negative(token, text) else value), 1.0
         elif word[0] == "\\":
             if word[1:] in _OPERATORS:
                 yield word[1:], 1.0

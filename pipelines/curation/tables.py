@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pipelines.curation.engines import BATCH, SHARD, Engine, Local
+from pipelines.curation.engines import BATCH, FAST, SHARD, Engine, Local
 from pipelines.curation.steps import Apply, Batch
 from pipelines.records import DROPPED_SCHEMA, PROBLEM_SCHEMA, Problem
 from pipelines.store import replacing, to_problems
 
 SCHEMA = DROPPED_SCHEMA.append(pa.field("row", pa.int64(), nullable=False))
-MEMORY = "1GB"
+MEMORY = "600MB"
 """What DuckDB may hold before it uses the disk."""
 ORDER = "problem_id, source, source_id, answer, coalesce(solution, ''), prompt, verifier_args"
 """A total order: rows that tie here are the same row."""
@@ -38,7 +38,9 @@ class Shards:
 
     def sketch(self, look: Callable[[Batch], pa.Table]) -> pa.Table:
         parts = list(self._engine.map(self._files, _Look(look)))
-        return pa.concat_tables(parts or [look(Batch.of([]))]).sort_by("row")
+        table = pa.concat_tables(parts or [look(Batch.of([]))])
+        rows = table.column("row").to_numpy()
+        return table if bool(np.all(rows[1:] > rows[:-1])) else table.sort_by("row")
 
     def batches(self) -> Iterator[Batch]:
         for table in Local().map(self._files, _staying):
@@ -101,7 +103,7 @@ def shard(source: Path, folder: Path) -> list[Path]:
     start = 0
     for number, table in enumerate(_cut(pq.ParquetFile(source).iter_batches(SHARD), SHARD)):
         rows = pa.array(np.arange(start, start + len(table)), pa.int64())
-        pq.write_table(_annotated(table.append_column("row", rows), None, []), folder / f"{number:06d}.parquet")
+        pq.write_table(_annotated(table.append_column("row", rows), None, []), folder / f"{number:06d}.parquet", **FAST)
         start += len(table)
     return sorted(folder.glob("*.parquet"))
 
