@@ -30,7 +30,7 @@ from pipelines.config.curation import CurationSettings, DecontaminationSettings
 from pipelines.curation import curate_file
 from pipelines.curation.decontamination import Index
 from pipelines.curation.difficulty import decided
-from pipelines.curation.engines import BATCH
+from pipelines.curation.engines import Local
 from pipelines.curation.normalise import without_wrapper
 from pipelines.curation.steps import Inputs
 from pipelines.curation.words import words_of
@@ -177,8 +177,11 @@ def one(data: Path, name: str, file: str) -> None:
         dropped = script([item.prompt for item in items], prompts)
     elif name == MATCHING:
         index = Index([item.prompt for item in items], DecontaminationSettings.model_validate(NGRAMS))
-        batches = pq.ParquetFile(file).iter_batches(BATCH, columns=["prompt"])
-        dropped = sum(hit is not None for batch in batches for hit in index.hits(pa.Table.from_batches([batch]).column("prompt")))
+
+        def look(table: pa.Table) -> pa.Table:
+            return pa.table({"hit": [hit is not None for hit in index.hits(table.column("prompt"))]})
+
+        dropped = sum(sum(table.column("hit").to_pylist()) for table in Local(2).map([Path(file)], look))
     else:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)

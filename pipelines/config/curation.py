@@ -127,7 +127,7 @@ class CurationSettings(Preset):
     engine: Literal["local", "ray"] = "local"
     """Where the steps run: in this process, or as Ray Data jobs (extra `ray`) on this machine or the cluster that RAY_ADDRESS names."""
     workers: Positive = 2
-    """Processes of `ray` that work at once."""
+    """Threads of this process, or processes of `ray`, that work at once."""
     filters: FilterSettings = FilterSettings()
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()
     decontamination: DecontaminationSettings = DecontaminationSettings()

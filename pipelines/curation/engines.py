@@ -1,4 +1,4 @@
-"""Where the work of curation runs: in this process, batch by batch, or as Ray Data jobs over Parquet shards.
+"""Where the work of curation runs: in threads of this process, batch by batch, or as Ray Data jobs over Parquet shards.
 
 Both read and write the same shards and hand functions of one batch the same tables, so what comes out is the same.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,12 +40,21 @@ class Engine(Protocol):
 
 
 class Local:
-    """One batch after the other in this process."""
+    """Threads of this process: what takes time (the scan of the bytes, Parquet) is compiled and leaves the interpreter free."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self._workers = workers
 
     def map(self, files: Sequence[Path], function: Function) -> Iterator[pa.Table]:
-        for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(BATCH):
-                yield function(pa.Table.from_batches([batch]))
+        under_way: deque[Future[pa.Table]] = deque()
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="curation") as threads:
+            for file in files:
+                for batch in pq.ParquetFile(file).iter_batches(BATCH):
+                    under_way.append(threads.submit(function, pa.Table.from_batches([batch])))
+                    if len(under_way) > self._workers:
+                        yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
 
     def write(self, files: Sequence[Path], function: Function, folder: Path) -> list[Path]:
         folder.mkdir()
@@ -93,4 +104,4 @@ class Ray:
 
 
 def engine(name: str, workers: int) -> Engine:
-    return Ray(workers) if name == "ray" else Local()
+    return Ray(workers) if name == "ray" else Local(workers)
