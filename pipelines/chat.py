@@ -7,14 +7,20 @@ are refused, because they would carry the key to another host. The key is in no 
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
+import os
+import sqlite3
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +29,9 @@ from pipelines.errors import UserError
 TRANSIENT = (408, 409, 429)
 LARGEST = 8 << 20
 LONGEST_PAUSE = 30.0
+
+TEACHER_URL, TEACHER_KEY = "TOUCHSTONE_TEACHER_URL", "TOUCHSTONE_TEACHER_KEY"
+"""Environment variables with the endpoint that writes, solves and judges problems."""
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -33,6 +42,25 @@ class Reply:
 
     text: str | None
     error: str = ""
+
+
+class Replies:
+    """Replies on disk (SQLite), so that what was asked once is not asked again after an interruption."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock()
+        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._database.execute("create table if not exists replies (key text primary key, reply text not null)")
+
+    def get(self, key: str) -> str | None:
+        with self._lock:
+            row = self._database.execute("select reply from replies where key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, key: str, reply: str) -> None:
+        with self._lock:
+            self._database.execute("insert or replace into replies values (?, ?)", (key, reply))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -53,7 +81,7 @@ class ChatClient:
     """An endpoint: `url` ends before `/chat/completions` (usually in `/v1`).
 
     timeout: seconds for one try. retries: further tries. pause: seconds before the first of them, doubled each time.
-    concurrency: requests under way at once.
+    concurrency: requests under way at once. replies: where `complete_all` keeps what it was told.
     """
 
     url: str
@@ -63,6 +91,7 @@ class ChatClient:
     retries: int = 3
     pause: float = 0.5
     concurrency: int = 8
+    replies: Replies | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -87,10 +116,24 @@ class ChatClient:
         return Reply(None, reason)
 
     def complete_all(self, conversations: Sequence[Messages], *, temperature: float, max_tokens: int) -> list[Reply]:
-        """One completion each, in order, at most `concurrency` under way."""
+        """One completion each, in order, at most `concurrency` under way. A conversation that stands there n times is answered n times."""
         threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="chat")
+        times: Counter[str] = Counter()
+        keys = []
+        for messages in conversations:
+            asked = json.dumps([self.url, self.model, list(messages), temperature, max_tokens])
+            keys.append(hashlib.sha256(f"{asked} {times[asked]}".encode()).hexdigest())
+            times[asked] += 1
+
+        def answer(messages: Messages, key: str) -> Reply:
+            known = self.replies.get(key) if self.replies else None
+            reply = Reply(known) if known is not None else self.complete(messages, temperature=temperature, max_tokens=max_tokens)
+            if self.replies and known is None and reply.text is not None:
+                self.replies.put(key, reply.text)
+            return reply
+
         try:
-            return list(threads.map(lambda messages: self.complete(messages, temperature=temperature, max_tokens=max_tokens), conversations))
+            return list(threads.map(answer, conversations, keys))
         finally:  # all are done, or this was interrupted and nobody waits for the rest
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -114,6 +157,13 @@ class ChatClient:
         except (http.client.HTTPException, ConnectionError) as error:
             raise _Failed(f"broken off: {type(error).__name__}", True) from None
         return _content(raw)
+
+
+def teacher(model: str, *, timeout: float, retries: int, replies: Path | None = None) -> ChatClient | None:
+    """The endpoint that TEACHER_URL names, None without one. replies: a file that keeps what it answers."""
+    url = os.environ.get(TEACHER_URL)
+    kept = Replies(replies) if url and replies else None
+    return ChatClient(url, model, os.environ.get(TEACHER_KEY), timeout=timeout, retries=retries, replies=kept) if url else None
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:

@@ -62,6 +62,8 @@ EXTERNAL = Path("data/external")
 """<stage>/: links to the local files and folders that params name, so that DVC sees when their content changes."""
 
 STATE = Path(".touchstone")
+REPLIES = STATE / "replies.sqlite"
+"""What teachers and judges answered, so that an interrupted stage does not ask again."""
 WORK = STATE / "work"
 """<stage>/: resumable checkpoints and partial results."""
 

@@ -41,7 +41,10 @@ def _under(given: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     return {**base, **given, **both}
 
 
-Step = Literal["normalise", "filters", "exact_dedup", "near_dedup", "decontaminate", "audit"]
+Step = Literal[
+    "normalise", "filters", "exact_dedup", "near_dedup", "semantic_dedup", "decontaminate", "audit",
+    "reformulate", "consensus", "grade", "select", "mix",
+]  # fmt: skip
 
 
 Signal = Literal[
@@ -117,6 +120,77 @@ class NearDuplicateSettings(Section):
         return self
 
 
+class SemanticDuplicateSettings(Section):
+    """SemDeDup (arXiv 2303.09540), as Big-Math (arXiv 2502.17387) uses it."""
+
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Cosine above which two rows are one. Big-Math's text says 0.5, what its scripts run with is 0.99."""
+    embedding: str = "all-MiniLM-L6-v2"
+    """`all-MiniLM-L6-v2` (extra `embedding`), a folder or a hub id."""
+    cluster: Positive = 100
+    """Rows per cluster of k-means, on average; only rows of one cluster are compared."""
+    iterations: Positive = 20
+    """Rounds of k-means."""
+
+
+class EndpointSettings(Section):
+    """The OpenAI-compatible endpoint of `reformulate`, `consensus` and `grade`. Address and key come from TOUCHSTONE_TEACHER_URL and
+    TOUCHSTONE_TEACHER_KEY; without an address these steps are skipped, and the ledger says so."""
+
+    model: str = "default"
+    """Model name sent with each request."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.7
+    max_tokens: Positive = 2048
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds for one request."""
+    retries: Count = 3
+    """Further tries after a failed request."""
+
+
+class ConsensusSettings(Section):
+    """Gold answers that a model's own solutions do not agree with go: wrong labels, or problems that cannot be answered."""
+
+    votes: Positive = 8
+    """Solutions per row."""
+    agree: Positive = 5
+    """Solutions that must have the gold answer, AceReason's majority; DeepMath (arXiv 2504.11456) asks for all of 3."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> ConsensusSettings:
+        if self.agree > self.votes:
+            raise ValueError(f"agree: {self.agree} of {self.votes} votes cannot agree")
+        return self
+
+
+class GradingSettings(Section):
+    """Difficulty from 1 to 10 in half steps, as a model rates it (DeepMath, arXiv 2504.11456)."""
+
+    samples: Positive = 6
+    """Ratings per row, averaged."""
+    band: Span[Annotated[float, Field(ge=1, le=10)]] = (1.0, 10.0)
+    """Rows with a mean rating in this closed interval stay."""
+
+
+class SelectionSettings(Section):
+    """At most so many rows of a kind."""
+
+    per: Literal["source", "domain", "topics", "answer"] = "topics"
+    """What makes a kind."""
+    at_most: Positive = 1000
+    """Rows of a kind that stay, drawn by hash of the problem id."""
+
+
+class MixSettings(Section):
+    """Rows in given shares."""
+
+    by: Literal["source", "domain"] = "source"
+    """What the shares are of."""
+    shares: Weights[str]
+    """Relative share of each; one that is not named gets none."""
+    rows: Positive | None = None
+    """Rows in all, at most; null takes as many as the shares allow."""
+
+
 class CurationSettings(Preset):
     """From raw rows to splits that can be trained on."""
 
@@ -130,7 +204,15 @@ class CurationSettings(Preset):
     """Threads of this process, or processes of `ray`, that work at once."""
     filters: FilterSettings = FilterSettings()
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()
+    semantic_duplicates: SemanticDuplicateSettings | None = None
+    """Required by the step semantic_dedup."""
     decontamination: DecontaminationSettings = DecontaminationSettings()
+    endpoint: EndpointSettings = EndpointSettings()
+    consensus: ConsensusSettings = ConsensusSettings()
+    grading: GradingSettings = GradingSettings()
+    selection: SelectionSettings = SelectionSettings()
+    mix: MixSettings | None = None
+    """Required by the step mix."""
     splits: Weights[Literal["base", "sft", "rl"]] = Field(default={"base": 0.8, "sft": 0.12, "rl": 0.08})
     """Relative share of curated rows for each training stage, drawn by hash of the problem id. Rows without a solution always go to `rl`."""
 
@@ -139,6 +221,10 @@ class CurationSettings(Preset):
         twice = next((step for step in self.steps if self.steps.count(step) > 1), None)
         if twice:
             raise ValueError(f"steps: {twice} stands there twice")
+        if "semantic_dedup" in self.steps and not self.semantic_duplicates:
+            raise ValueError("semantic_duplicates: missing; the step semantic_dedup needs its threshold")
+        if "mix" in self.steps and not self.mix:
+            raise ValueError("mix: missing; the step mix needs its shares")
         return self
 
 

@@ -22,8 +22,11 @@ from pipelines.curation.decontamination import decontaminate
 from pipelines.curation.deduplication import exact_dedup
 from pipelines.curation.engines import engine
 from pipelines.curation.filters import filters
+from pipelines.curation.judging import consensus, grade, reformulate
 from pipelines.curation.near_duplicates import near_dedup
 from pipelines.curation.normalise import normalise
+from pipelines.curation.selection import mix, select
+from pipelines.curation.semantic_duplicates import semantic_dedup
 from pipelines.curation.steps import Apply, Inputs, Skipped, Step
 from pipelines.curation.tables import ORDER, Annotate, Shards, connect, listed, shard, write_sorted
 from pipelines.records import DROPPED_SCHEMA, PROBLEM_SCHEMA, Dropped, Problem
@@ -34,13 +37,19 @@ STEPS: dict[str, Step] = {
     "filters": filters,
     "exact_dedup": exact_dedup,
     "near_dedup": near_dedup,
+    "semantic_dedup": semantic_dedup,
     "decontaminate": decontaminate,
     "audit": audit,
+    "reformulate": reformulate,
+    "consensus": consensus,
+    "grade": grade,
+    "select": select,
+    "mix": mix,
 }
 """Name in `curation.steps` of params.yaml -> step."""
 
-WHOLE = frozenset({"exact_dedup", "near_dedup"})
-"""Steps that compare rows with each other, so that all rows before them must be there."""
+WHOLE = frozenset(STEPS) - {"normalise", "filters", "decontaminate", "audit"}
+"""Steps that look at all rows before they decide: to compare them, to draw among them, or to ask an endpoint for many at once."""
 
 Ledger = list[dict[str, Any]]
 """Per step {step, input, kept, dropped, reasons, sources}; a step that could not run also says why under `skipped`."""

@@ -12,13 +12,15 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Rows
 from pipelines.records import Problem, problem_id
 
+pc: Any = pyarrow.compute  # its functions are made when it is imported
 WRAPPERS = (
     # DAPO-Math-17k (arXiv 2503.14476)
     re.compile(
@@ -86,7 +88,7 @@ def without_wrapper(prompt: str) -> str:
 
 def without_wrappers(prompts: Sequence[str] | pa.ChunkedArray) -> pa.Array:
     """`without_wrapper` of each, as a column."""
-    column = prompts.combine_chunks() if isinstance(prompts, pa.ChunkedArray) else pa.array(prompts, pa.string())
+    column = pa.array(prompts, pa.string()) if isinstance(prompts, Sequence) else prompts.combine_chunks()
     likely = pc.or_(*(pc.match_substring(column, mark) for mark in _MARKS))
     bare = [without_wrapper(text) for text in column.filter(likely).to_pylist()]
     return pc.replace_with_mask(column, likely, pa.array(bare, column.type))

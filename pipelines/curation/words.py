@@ -14,12 +14,14 @@ import functools
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
+pc: Any = pyarrow.compute  # its functions are made when it is imported
 _COMMANDS = (
     *("left", "right", "big", "bigl", "bigr", "bigg", "biggl", "biggr", "quad", "qquad", "displaystyle", "textstyle", "text", "textbf"),
     *("textit", "textrm", "mathrm", "mathbf", "mathit", "mbox", "operatorname", "limits", "nolimits", "circ", "degree"),

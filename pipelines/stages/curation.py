@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import paths, seeding
+from pipelines import chat, paths, seeding
 from pipelines.config.curation import CurationSettings
 from pipelines.curation import Ledger, curate_file
 from pipelines.curation.engines import BATCH
@@ -39,10 +39,13 @@ def run(context: Context) -> dict[str, float]:
     """
     settings: CurationSettings = context.settings
     benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
+    asked = settings.endpoint
+    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=context.root / paths.REPLIES)
+    inputs = Inputs(settings, benchmarks, client=client)
     context.work.mkdir(parents=True, exist_ok=True)
     with replacing_folder(context.root / paths.CURATION) as folder, tempfile.TemporaryDirectory(dir=context.work) as temporary:
         kept, scratch = Path(temporary) / "kept.parquet", Path(temporary) / "scratch"
-        steps = curate_file(context.root / paths.PROBLEMS, kept, folder / paths.DROPPED, Inputs(settings, benchmarks), scratch)
+        steps = curate_file(context.root / paths.PROBLEMS, kept, folder / paths.DROPPED, inputs, scratch)
         splits, unsolved = _split(kept, folder, settings)
         _refuse_empty(steps, splits, unsolved, settings)
         sources = Counter(pq.read_table(context.root / paths.PROBLEMS, columns=["source"]).column("source").to_pylist())

@@ -5,12 +5,10 @@ Writes data/synthesis/{problems, dropped}.parquet and ledger.json, all of them o
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Any
 
-from pipelines import paths
-from pipelines.chat import ChatClient
+from pipelines import chat, paths
 from pipelines.config.curation import CurationSettings, SynthesisSettings
 from pipelines.curation import Curated, curate
 from pipelines.curation.difficulty import wilson
@@ -21,8 +19,6 @@ from pipelines.store import read_problems, replacing_folder, write_dropped, writ
 from pipelines.synthesis import procedural, teacher
 from pipelines.synthesis.proposals import Proposals
 from pipelines.synthesis.weakness import Topic, topics_of
-
-URL, KEY = "TOUCHSTONE_TEACHER_URL", "TOUCHSTONE_TEACHER_KEY"
 
 
 def run(context: Context) -> dict[str, float]:
@@ -37,7 +33,10 @@ def run(context: Context) -> dict[str, float]:
     proposals = _propose(context, weak) if weak and settings.budget else Proposals()
     known = [row for path in paths.SPLITS.values() for row in read_problems(context.root / path)]
     benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
-    curated = curate(proposals.problems, benchmarks, settings.curation or CurationSettings(), known=known)
+    given = settings.curation or CurationSettings()
+    asked = given.endpoint
+    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=context.root / paths.REPLIES)
+    curated = curate(proposals.problems, benchmarks, given, known=known, client=client)
     with replacing_folder(context.root / paths.SYNTHESIS) as folder:
         write_problems(folder / paths.SYNTHESISED.name, curated.kept)
         write_dropped(folder / paths.DROPPED, proposals.dropped + curated.dropped)
@@ -56,10 +55,11 @@ def _propose(context: Context, weak: list[Topic]) -> Proposals:
     if settings.method == "procedural":
         return procedural.propose(weak, settings.budget, settings.generators or {}, SOURCES, context.seed, context.root)
     asked = settings.teacher
-    url = os.environ.get(URL)
-    if not url:
-        raise UserError(f"synthesis: method 'teacher' needs the address of an OpenAI-compatible endpoint in the environment variable {URL}")
-    client = ChatClient(url, asked.model, os.environ.get(KEY), timeout=asked.timeout, retries=asked.retries)
+    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=context.root / paths.REPLIES)
+    if not client:
+        raise UserError(
+            f"synthesis: method 'teacher' needs the address of an OpenAI-compatible endpoint in the environment variable {chat.TEACHER_URL}"
+        )
     return teacher.propose(weak, settings.budget, client, asked, context.seed)
 
 

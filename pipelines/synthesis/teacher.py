@@ -11,14 +11,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipelines import seeding, verifiers
+from pipelines import seeding
 from pipelines.chat import ChatClient, Messages, Reply
 from pipelines.config.curation import TeacherSettings
 from pipelines.errors import UserError
 from pipelines.records import Dropped, Problem, problem_id
 from pipelines.synthesis.proposals import Proposals
 from pipelines.synthesis.weakness import Topic, allocate
-from pipelines.verifiers.text import boxed
+from pipelines.verifiers.text import final_text
+from pipelines.verifiers.voting import boxed_answer, parties
 
 EXEMPLARS = 3
 VERIFIERS = ("math", "exact")
@@ -73,27 +74,17 @@ def propose(weak: Sequence[Topic], budget: int, client: ChatClient, settings: Te
 
 def elect(problem: Problem, replies: Sequence[Reply], agree: int) -> Problem | Dropped:
     """The problem with the answer of its largest party of votes, or why it has none."""
-    parties: list[list[str]] = []
-    for reply in replies:
-        answer = boxed(verifiers.final_text(reply.text) or "") if reply.text is not None else None
-        if not answer:
-            continue
-        same = verifiers.verify_batch([(replace(problem, answer=party[0]), f"\\boxed{{{answer}}}") for party in parties])
-        home = next((party for party, verdict in zip(parties, same, strict=True) if verdict.correct), None)
-        if home is None:
-            parties.append([answer])
-        else:
-            home.append(answer)
-    parties.sort(key=len, reverse=True)  # stable: the earlier party first
-    count = ", ".join(f"{party[0]!r} x {len(party)}" for party in parties)
-    if not parties:
+    answers = [answer for answer in (boxed_answer(reply.text) for reply in replies) if answer]
+    found = parties(problem, answers)
+    count = ", ".join(f"{party[0]!r} x {len(party)}" for party in found)
+    if not found:
         errors = [reply.error for reply in replies if reply.text is None]
         return Dropped(problem, "teacher", "no_votes", errors[0] if errors else "no solution has a boxed answer")
-    if len(parties) > 1 and len(parties[0]) == len(parties[1]):
+    if len(found) > 1 and len(found[0]) == len(found[1]):
         return Dropped(problem, "teacher", "tie", count)
-    if len(parties[0]) < agree:
+    if len(found[0]) < agree:
         return Dropped(problem, "teacher", "no_consensus", f"{count}; {agree} must agree")
-    answer = parties[0][0]
+    answer = found[0][0]
     return replace(problem, answer=answer, problem_id=problem_id(problem.prompt, answer))
 
 
@@ -135,7 +126,7 @@ def _blank(topic: Topic, exemplars: Sequence[Problem], i: int, model: str) -> Pr
 def _written(draft: _Draft) -> Problem | Dropped:
     if draft.reply.text is None:
         return Dropped(draft.problem, "teacher", "request_failed", draft.reply.error)
-    found = _PROBLEM.findall(verifiers.final_text(draft.reply.text) or "")
+    found = _PROBLEM.findall(final_text(draft.reply.text) or "")
     prompt = found[-1].strip() if found else ""
     if not prompt:
         return Dropped(draft.problem, "teacher", "no_problem", f"nothing between <problem> and </problem> in {draft.reply.text[:200]!r}")

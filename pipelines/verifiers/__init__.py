@@ -13,7 +13,7 @@ similarity.py   `similarity`                              judge.py        `judge
 programs.py     `code`                                    sandbox.py      bubblewrap; harness.py runs inside, interpreter.py is what it runs on
 workers.py      processes that can be killed              engine.py       what they run
 pool.py         VERIFIERS, batches, cache                 audit.py        every gold judged by its own verifier
-judgement.py    Limits, Job, the shape of a verifier
+voting.py       answers in parties of equal value          judgement.py    Limits, Job, the shape of a verifier
 
 A verifier is a function (problem, final text) -> Verdict | Job and a row in `pool.VERIFIERS`.
 """

@@ -1,0 +1,227 @@
+r"""Steps that ask a model behind an OpenAI-compatible endpoint. Without an endpoint they are skipped, and the ledger says so.
+
+    reformulate  a multiple-choice problem becomes an open one, checked by form, by the gold option and by a second look (Big-Math, arXiv 2502.17387)
+    consensus    the model's own solutions must agree with the gold answer (AceReason, arXiv 2505.16400; DeepMath, arXiv 2504.11456)
+    grade        the mean of several ratings of difficulty, from 1 to 10 in half steps (DeepMath)
+
+What a model says is data: it is read as JSON or as a number and otherwise refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pipelines import verifiers
+from pipelines.chat import TEACHER_URL, ChatClient, Messages, Reply
+from pipelines.curation.signals import multiple_choice
+from pipelines.curation.steps import Apply, Decided, Inputs, Reason, Rows, Skipped
+from pipelines.errors import UserError
+from pipelines.records import Outcome, Problem, problem_id
+from pipelines.verifiers.voting import boxed_answer, parties
+
+KEYS = ("question_type", "core_task", "given_information", "role_of_options", "plan", "open_question", "answer", "one_answer")
+VERDICT_KEYS = ("verdict", "issues", "open_question", "answer")
+NOT_POSSIBLE = "N/A"
+REWRITE = (
+    "Below is a multiple-choice problem and its correct option. Rewrite it as an open question with the same single answer, that can be "
+    "answered without seeing any option and does not mention options. If that is impossible, say " + NOT_POSSIBLE + ". Answer with one JSON "
+    "object with exactly these keys, in this order, all strings: " + ", ".join(KEYS) + ". `open_question` is the whole new problem (or "
+    + NOT_POSSIBLE + "), `answer` its answer and nothing else.\n\nProblem:\n{prompt}\n\nCorrect option: {answer}"
+)
+REVIEW = (
+    "A multiple-choice problem was rewritten as an open question. Judge whether the new question is complete, mentions no options, and has "
+    "exactly one answer, the given one. Answer with one JSON object with exactly these keys, all strings: " + ", ".join(VERDICT_KEYS) + ". "
+    "`verdict` is accept, correct or reject; for correct, `open_question` and `answer` hold your correction, else they repeat what was given.\n\n"
+    "Original:\n{prompt}\n\nCorrect option: {answer}\n\nNew question:\n{question}\n\nAnswer: {new_answer}"
+)
+SOLVE = "{prompt}\n\nReason step by step, and put the final answer within \\boxed{{}}."
+RATE = (
+    "Rate how hard this problem is, from 1 (a first exercise) to 10 (the hardest of an international olympiad), in steps of 0.5. "
+    "Answer with the number within \\boxed{{}}.\n\n{prompt}"
+)
+VOTED = ("math", "exact", "choice")
+"""Verifiers whose gold is one short answer, which can be voted on."""
+_OPTION = re.compile(r"\([A-E]\)|(?m:^\s*[A-E][).:]\s)")
+_LETTER = re.compile(r"\W*\(?([A-E])\)?\W*")
+
+
+def reformulate(rows: Rows, inputs: Inputs) -> Apply:
+    """Multiple-choice rows as open ones, which name the old row as parent; those that cannot be go as `not_reformulated`.
+
+    Raises:
+        Skipped: there is no endpoint.
+        UserError: not one request was answered.
+    """
+    client = _client(inputs)
+    goes: dict[int, Reason] = {}
+    becomes: dict[int, Problem] = {}
+    for chosen in _chosen(rows, lambda problem: problem.verifier == "choice" or multiple_choice(problem)):
+        first = _ask(client, inputs, [REWRITE.format(prompt=problem.prompt, answer=_gold(problem)) for _, problem in chosen])
+        drafts: list[tuple[int, Problem, str, str]] = []
+        for (row, problem), reply in zip(chosen, first, strict=True):
+            draft = _object(reply, KEYS)
+            why = draft if isinstance(draft, str) else _objection(problem, draft["open_question"], draft["answer"])
+            if why or isinstance(draft, str):
+                goes[row] = "not_reformulated", why
+            else:
+                drafts.append((row, problem, draft["open_question"], draft["answer"]))
+        asked = [REVIEW.format(prompt=p.prompt, answer=_gold(p), question=question, new_answer=answer) for _, p, question, answer in drafts]
+        for (row, problem, question, answer), reply in zip(drafts, _ask(client, inputs, asked), strict=True):
+            review = _object(reply, VERDICT_KEYS)
+            if isinstance(review, str):
+                goes[row] = "not_reformulated", review
+                continue
+            if review["verdict"] == "correct":
+                question, answer = review["open_question"], review["answer"]
+            accepted = review["verdict"] in ("accept", "correct")
+            why = _objection(problem, question, answer) if accepted else f"the review says {review['issues'][:200]!r}"
+            if why:
+                goes[row] = "not_reformulated", why
+            else:
+                becomes[row] = _opened(problem, question, answer)
+    return Decided(goes, becomes)
+
+
+def consensus(rows: Rows, inputs: Inputs) -> Apply:
+    """Drop rows whose gold is not what enough of the model's solutions say: `consensus_against_gold`, `no_consensus`, `no_votes`.
+
+    Raises:
+        Skipped: there is no endpoint.
+        UserError: not one request was answered.
+    """
+    client, settings = _client(inputs), inputs.settings.consensus
+    goes: dict[int, Reason] = {}
+    for chosen in _chosen(rows, lambda problem: problem.verifier in VOTED):
+        replies = _ask(client, inputs, [SOLVE.format(prompt=problem.prompt) for _, problem in chosen for _ in range(settings.votes)])
+        for place, (row, problem) in enumerate(chosen):
+            mine = replies[place * settings.votes : (place + 1) * settings.votes]
+            found = parties(problem, [answer for answer in (boxed_answer(reply.text) for reply in mine) if answer])
+            against = _against(problem, found, settings.agree)
+            if against:
+                goes[row] = against if found else ("no_votes", next((reply.error for reply in mine if reply.error), "no solution has a boxed answer"))
+    return Decided(goes)
+
+
+def grade(rows: Rows, inputs: Inputs) -> Apply:
+    """Set `difficulty` to a tenth of the mean rating; rows outside the band go as `rated_too_easy` or `rated_too_hard`, unrated ones as `not_rated`.
+
+    Raises:
+        Skipped: there is no endpoint.
+        UserError: not one request was answered.
+    """
+    client, settings = _client(inputs), inputs.settings.grading
+    goes: dict[int, Reason] = {}
+    becomes: dict[int, Problem] = {}
+    low, high = settings.band
+    for chosen in _chosen(rows):
+        replies = _ask(client, inputs, [RATE.format(prompt=problem.prompt) for _, problem in chosen for _ in range(settings.samples)])
+        for place, (row, problem) in enumerate(chosen):
+            mine = replies[place * settings.samples : (place + 1) * settings.samples]
+            ratings = [rating for rating in (_rating(reply) for reply in mine) if rating is not None]
+            if not ratings:
+                goes[row] = "not_rated", next((reply.error for reply in mine if reply.error), "no reply holds a rating from 1 to 10 in half steps")
+                continue
+            mean = sum(ratings) / len(ratings)
+            if not low <= mean <= high:
+                goes[row] = "rated_too_easy" if mean < low else "rated_too_hard", f"mean of {len(ratings)} ratings is {mean:.2f}"
+            becomes[row] = replace(problem, difficulty=mean / 10)
+    return Decided(goes, becomes)
+
+
+def _client(inputs: Inputs) -> ChatClient:
+    if inputs.client is None:
+        raise Skipped(f"no endpoint: set {TEACHER_URL}")
+    return inputs.client
+
+
+def _chosen(rows: Rows, wanted: Callable[[Problem], bool] = bool) -> Iterator[list[tuple[int, Problem]]]:
+    """Per batch the (row number, row) of those that are asked about; by default of all."""
+    for batch in rows.batches():
+        chosen = [(row, problem) for row, problem in zip(batch.rows.tolist(), batch.problems, strict=True) if wanted(problem)]
+        if chosen:
+            yield chosen
+
+
+def _ask(client: ChatClient, inputs: Inputs, questions: Sequence[str]) -> list[Reply]:
+    endpoint = inputs.settings.endpoint
+    conversations: list[Messages] = [[{"role": "user", "content": question}] for question in questions]
+    replies = client.complete_all(conversations, temperature=endpoint.temperature, max_tokens=endpoint.max_tokens)
+    if replies and all(reply.text is None for reply in replies):
+        raise UserError(f"curation: the endpoint answered none of {len(replies)} requests; the first failed with: {replies[0].error}")
+    return replies
+
+
+def _object(reply: Reply, keys: Sequence[str]) -> dict[str, str] | str:
+    """The JSON object of a reply with exactly these keys, or what is wrong with it."""
+    if reply.text is None:
+        return reply.error
+    text = verifiers.final_text(reply.text) or ""
+    try:
+        found: Any = json.loads(text[text.find("{") : text.rfind("}") + 1])
+    except (ValueError, RecursionError):
+        return "the reply holds no JSON object"
+    if not isinstance(found, dict) or set(found) != set(keys) or not all(isinstance(value, str) for value in found.values()):
+        return f"the object must have exactly the keys {', '.join(keys)}, all strings"
+    return found
+
+
+def _objection(problem: Problem, question: str, answer: str) -> str:
+    """What is wrong with a rewritten problem, "" for nothing."""
+    if question.strip() in ("", NOT_POSSIBLE) or answer.strip() in ("", NOT_POSSIBLE):
+        return "the model says that it cannot be an open question"
+    if _OPTION.search(question) or _LETTER.fullmatch(answer):
+        return "the new question or answer still names options"
+    option = _option(problem)
+    if option is not None:
+        verdict = verifiers.verify(_opened(problem, question, option), f"\\boxed{{{answer}}}")
+        if not verdict.correct:
+            return f"the new answer {answer[:100]!r} is not the correct option {option[:100]!r}"
+    return ""
+
+
+def _gold(problem: Problem) -> str:
+    option = _option(problem)
+    return problem.answer if option is None else f"{problem.answer} ({option})"
+
+
+def _option(problem: Problem) -> str | None:
+    """The text of the correct option, where the row lists its options."""
+    options, letter = problem.args.get("options"), _LETTER.fullmatch(problem.answer.replace("\\text", "").strip("${} "))
+    if isinstance(options, dict):
+        return options.get(letter[1] if letter else problem.answer)
+    if isinstance(options, list):
+        place = ord(letter[1]) - ord("A") if letter else -1
+        return str(options[place]) if 0 <= place < len(options) else problem.answer if problem.answer in options else None
+    return None
+
+
+def _opened(problem: Problem, question: str, answer: str) -> Problem:
+    prompt, answer = question.strip(), answer.strip()
+    return replace(
+        problem,
+        problem_id=problem_id(prompt, answer), prompt=prompt, answer=answer, answer_type="expression", verifier="math", verifier_args="{}",
+        solution=None, parents=(problem.problem_id,),
+    )  # fmt: skip
+
+
+def _against(problem: Problem, found: Sequence[Sequence[str]], agree: int) -> Reason | None:
+    """Why the parties of votes do not carry the gold, None if they do."""
+    count = ", ".join(f"{party[0]!r} x {len(party)}" for party in found)
+    if not found or len(found[0]) < agree:
+        return "no_consensus", f"{count}; {agree} must agree"
+    verdict = verifiers.verify(problem, f"\\boxed{{{found[0][0]}}}")
+    if verdict.outcome is Outcome.INFRASTRUCTURE:
+        return "no_consensus", verdict.detail
+    return None if verdict.correct else ("consensus_against_gold", f"{count}; the gold is {problem.answer[:100]!r}")
+
+
+def _rating(reply: Reply) -> float | None:
+    try:
+        rating = float(boxed_answer(reply.text) or "")
+    except ValueError:
+        return None
+    return rating if 1 <= rating <= 10 and (2 * rating).is_integer() else None

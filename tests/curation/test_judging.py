@@ -1,0 +1,147 @@
+"""Steps that ask an endpoint, against a real server on loopback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chat_endpoint import Answer, serve
+from one_step import alone
+
+from pipelines.chat import ChatClient, Replies
+from pipelines.config.curation import CurationSettings
+from pipelines.curation import curate
+from pipelines.curation.judging import KEYS
+from pipelines.errors import UserError
+from pipelines.records import Problem, problem_id
+
+OPTIONS = ["three", "four", "5", "6"]
+
+
+def row(prompt: str, answer: str = "4", **fields: object) -> Problem:
+    given = {"domain": "math", "answer_type": "expression", "verifier": "math", "source": "s", "source_id": prompt[:12]} | fields
+    return Problem(problem_id=problem_id(prompt, answer), prompt=prompt, answer=answer, **given)
+
+
+def client(url: str, replies: Replies | None = None) -> ChatClient:
+    return ChatClient(url, "wise", timeout=5.0, retries=1, pause=0.01, replies=replies)
+
+
+def choice(prompt: str, letter: str = "C", **fields: object) -> Problem:
+    return row(prompt, letter, verifier="choice", answer_type="text", verifier_args=json.dumps({"options": OPTIONS}), **fields)
+
+
+def rewriting(question: str = "How many legs are left?", answer: str = "5", verdict: str = "accept", **changed: str) -> Callable[[str, int], Answer]:
+    """An endpoint that rewrites and then reviews."""
+
+    def reply(prompt: str, number: int) -> Answer:
+        if "was rewritten" in prompt:
+            return Answer(json.dumps({"verdict": verdict, "issues": "too vague", "open_question": question + " Now.", "answer": answer}))
+        return Answer("<think>hm {}</think> Here: " + json.dumps(dict.fromkeys(KEYS, "-") | {"open_question": question, "answer": answer} | changed))
+
+    return reply
+
+
+def test_a_choice_becomes_an_open_question_with_its_parent() -> None:
+    closed, other = choice("Legs? (A) three (B) four (C) 5 (D) 6", topics=("t",), solution="C, clearly"), row("What is 2+2?")
+    with serve(rewriting()) as endpoint:
+        kept, dropped = alone("reformulate", [closed, other], client=client(endpoint.url))
+    opened = next(problem for problem in kept if problem.parents)
+    assert other in kept and dropped == [] and len(endpoint.requests) == 2
+    assert (opened.prompt, opened.answer, opened.verifier, opened.verifier_args, opened.parents, opened.solution, opened.topics) == (
+        "How many legs are left?", "5", "math", "{}", (closed.problem_id,), None, ("t",),
+    )  # fmt: skip
+    assert opened.problem_id == problem_id(opened.prompt, "5")
+    assert "C (5)" in endpoint.requests[0]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (rewriting(question="N/A"), "cannot be an open question"),
+        (rewriting(question="Is it (A) or (B)?"), "still names options"),
+        (rewriting(answer="(C)"), "still names options"),
+        (rewriting(answer="6"), "the new answer '6' is not the correct option '5'"),
+        (rewriting(verdict="reject"), "the review says 'too vague'"),
+        (rewriting(surplus="key"), "must have exactly the keys"),
+        (lambda prompt, number: Answer("no object"), "holds no JSON object"),
+    ],
+)
+def test_what_cannot_be_opened_goes_with_its_reason(reply: Callable[[str, int], Answer], why: str) -> None:
+    with serve(reply) as endpoint:
+        kept, dropped = alone("reformulate", [choice("Legs? (A) three (B) four (C) 5 (D) 6")], client=client(endpoint.url))
+    assert kept == [] and dropped[0].reason == "not_reformulated" and why in dropped[0].detail
+
+
+def test_a_corrected_rewriting_is_checked_again() -> None:
+    with serve(rewriting(verdict="correct")) as endpoint:
+        kept, _ = alone("reformulate", [choice("Legs? (A) three (B) four (C) 5 (D) 6")], client=client(endpoint.url))
+    assert kept[0].prompt == "How many legs are left? Now."
+
+
+def voting(answers: dict[str, list[str]]) -> Callable[[str, int], Answer]:
+    asked: dict[str, int] = {}
+
+    def reply(prompt: str, number: int) -> Answer:
+        name = prompt.split(maxsplit=1)[0]
+        asked[name] = asked.get(name, 0) + 1
+        return Answer(f"So \\boxed{{{answers[name][(asked[name] - 1) % len(answers[name])]}}}")
+
+    return reply
+
+
+def test_consensus_must_carry_the_gold() -> None:
+    rows = [row("right one", "1/2"), row("wrong one", "3"), row("split one", "3"), row("code one", verifier="code", domain="code")]
+    answers = {"right": ["0.5", "\\frac12", "0.5", "7", "1/2"], "wrong": ["4"], "split": ["3", "3", "5", "6", "7"]}
+    with serve(voting(answers)) as endpoint:
+        kept, dropped = alone("consensus", rows, client=client(endpoint.url), consensus={"votes": 5, "agree": 3})
+    assert {problem.prompt for problem in kept} == {"right one", "code one"} and len(endpoint.requests) == 15
+    assert {item.problem.prompt: (item.reason, item.detail) for item in dropped} == {
+        "wrong one": ("consensus_against_gold", "'4' x 5; the gold is '3'"),
+        "split one": ("no_consensus", "'3' x 2, '5' x 1, '6' x 1, '7' x 1; 3 must agree"),
+    }
+
+
+def test_grades_are_averaged_and_banded() -> None:
+    rows = [row("easy one"), row("middle one"), row("unrated one"), row("out one")]
+    answers = {"easy": ["1"], "middle": ["4", "5", "5", "5", "6", "6"], "unrated": ["7.3"], "out": ["11"]}
+
+    def reply(prompt: str, number: int) -> Answer:
+        return rate(prompt.rsplit("\n\n", 1)[1], number)
+
+    rate = voting(answers)
+    with serve(reply) as endpoint:
+        kept, dropped = alone("grade", rows, client=client(endpoint.url), grading={"samples": 6, "band": [5, 10]})
+    assert [problem.prompt for problem in kept] == ["middle one"] and kept[0].difficulty == pytest.approx(31 / 60)  # 5.17 of 10
+    assert {item.problem.prompt: item.reason for item in dropped} == {
+        "easy one": "rated_too_easy",
+        "unrated one": "not_rated",
+        "out one": "not_rated",
+    }
+
+
+@pytest.mark.parametrize("step", ["reformulate", "consensus", "grade"])
+def test_without_an_endpoint_the_ledger_says_that_a_step_was_skipped(step: str) -> None:
+    curated = curate([row("What is 2+2?")], {}, CurationSettings.model_validate({"steps": [step]}))
+    assert len(curated.kept) == 1
+    assert curated.ledger[0]["skipped"] == "no endpoint: set TOUCHSTONE_TEACHER_URL" and curated.ledger[0]["kept"] == 1
+
+
+def test_a_dead_endpoint_is_an_error_and_a_failed_request_a_reason() -> None:
+    with serve(lambda prompt, number: Answer(status=400)) as endpoint, pytest.raises(UserError, match="answered none of 8 requests.*HTTP 400"):
+        alone("consensus", [row("one")], client=client(endpoint.url))
+    with serve(lambda prompt, number: Answer(status=400) if prompt.startswith("bad") else Answer("\\boxed{4}")) as endpoint:
+        kept, dropped = alone("consensus", [row("bad one"), row("good one")], client=client(endpoint.url))
+    assert [problem.prompt for problem in kept] == ["good one"] and (dropped[0].reason, dropped[0].detail) == ("no_votes", "HTTP 400")
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
+    rows = [row("first one"), row("other one")]
+    path = tmp_path / "replies.sqlite"
+    with serve(lambda prompt, number: Answer(f"\\boxed{{{4 + number % 3}}}")) as endpoint:
+        first = alone("consensus", rows, client=client(endpoint.url, Replies(path)), consensus={"votes": 4, "agree": 1})
+        assert len(endpoint.requests) == 8
+        assert alone("consensus", rows, client=client(endpoint.url, Replies(path)), consensus={"votes": 4, "agree": 1}) == first
+        assert len(endpoint.requests) == 8
+        alone("consensus", rows, client=client(endpoint.url, Replies(path)), consensus={"votes": 5, "agree": 1})
+        assert len(endpoint.requests) == 10  # the fifth vote of each is new
