@@ -51,6 +51,8 @@ PLOTS = Path("data/plots")
 
 LEDGER = "ledger.json"
 """Name of the step-by-step account in the folder of each curating stage."""
+CARD = "card.json"
+"""Name of the data card beside them, as values; `card.md` says the same for readers."""
 DROPPED = "dropped.parquet"
 """Name of the file of dropped rows in the folder of each curating stage."""
 MANIFESTS = Path("data/manifests")

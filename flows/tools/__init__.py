@@ -30,7 +30,7 @@ def register(add: Add) -> None:
     sub.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="JSONL or Parquet; rows with `prompt` (or question, problem) and `answer`")
     sub.add_argument("--against", type=Path, action="append", default=[], metavar="B", help="a benchmark to decontaminate against; may be repeated")
     sub.add_argument("--params", type=Path, metavar="params.yaml", help="take the section `curation` of this file; default: its defaults")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets problems, dropped and malformed rows, and the ledger")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets problems, dropped and malformed rows, the ledger and a data card")
     sub = add("decontaminate", curation.decontaminate, "drop the rows of a JSONL file that overlap with a benchmark")
     sub.add_argument("input", type=Path, metavar="IN.jsonl", help="rows with `prompt` (or question, problem, text)")
     sub.add_argument("--against", type=Path, required=True, metavar="B.jsonl")

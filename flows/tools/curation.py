@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,29 @@ from pipelines.records import Problem
 
 
 def curate(options: argparse.Namespace) -> int:
+    from pipelines import chat
     from pipelines.config import load
     from pipelines.config.curation import CurationSettings
-    from pipelines.curation import curate as run
-    from pipelines.stages.curation import waterfall
+    from pipelines.curation import curate_file
+    from pipelines.curation.steps import Inputs
+    from pipelines.stages.curation import waterfall, write_card
     from pipelines.stages.sources import MALFORMED, write_malformed
-    from pipelines.store import replacing_folder, write_dropped, write_json, write_problems
+    from pipelines.store import replacing_folder, write_json, write_problems
 
     settings = load(options.params).curation if options.params else CurationSettings()
     read = [(path.stem, *rows.read(path)) for path in options.inputs]
     benchmarks = {path.stem: _benchmark(path) for path in options.against}
     bad = [(name, row) for name, _, malformed in read for row in malformed]
-    curated = run([problem for _, problems, _ in read for problem in problems], benchmarks, settings)
-    with replacing_folder(options.out) as folder:
-        write_problems(folder / paths.PROBLEMS.name, curated.kept)
-        write_dropped(folder / paths.DROPPED, curated.dropped)
+    asked = settings.endpoint
+    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=paths.REPLIES)
+    with replacing_folder(options.out) as folder, tempfile.TemporaryDirectory() as temporary:
+        given, scratch, kept = Path(temporary) / "given.parquet", Path(temporary) / "scratch", folder / paths.PROBLEMS.name
+        write_problems(given, (problem for _, problems, _ in read for problem in problems))
+        steps = curate_file(given, kept, folder / paths.DROPPED, Inputs(settings, benchmarks, client=client), scratch)
         write_malformed(folder / MALFORMED, bad)
-        write_json(folder / paths.LEDGER, {"malformed": dict(Counter(name for name, _ in bad)), "steps": curated.ledger})
-    print(waterfall(curated.ledger) + (f"; {len(bad)} malformed rows set aside before" if bad else ""))
+        write_json(folder / paths.LEDGER, {"malformed": dict(Counter(name for name, _ in bad)), "steps": steps})
+        write_card(folder, kept, steps, scratch)
+    print(waterfall(steps) + (f"; {len(bad)} malformed rows set aside before" if bad else ""))
     return 0
 
 
@@ -54,16 +61,16 @@ def decontaminate(options: argparse.Namespace) -> int:
     read = list(rows.lines(options.input))
     problems = {number: _prompt(row) for number, row in read}
     against = [_benchmark_item(f"{options.against}:{number}", row) for number, row in rows.lines(options.against)]
-    usable = [problem for problem in problems.values() if isinstance(problem, Problem)]
+    usable = [replace(problem, source_id=str(number)) for number, problem in problems.items() if isinstance(problem, Problem)]
     curated = run(usable, {options.against.stem: against}, settings)
-    hits = {id(hit.problem): {"reason": hit.reason, "detail": hit.detail} for hit in curated.dropped}
+    hits = {int(hit.problem.source_id): {"reason": hit.reason, "detail": hit.detail} for hit in curated.dropped}
     kept: list[Any] = []
     dropped: list[Any] = []
     for number, row in read:
         problem = problems[number]
         if not isinstance(problem, Problem):
             dropped.append({"line": number, "reason": "malformed", "detail": str(problem)})
-        elif hit := hits.get(id(problem)):
+        elif hit := hits.get(number):
             dropped.append({**row, **hit})
         else:
             kept.append(row)

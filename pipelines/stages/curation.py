@@ -1,7 +1,7 @@
 """curation: raw problems -> curated rows split over the training stages, dropped rows with reasons, and the waterfall.
 
-Writes data/curation/{base,sft,rl}.parquet, dropped.parquet and ledger.json, all of them or none. Rows stream through; those that are
-kept are ordered by problem id, so the order of the input leaves no trace.
+Writes data/curation/{base,sft,rl}.parquet, dropped.parquet, ledger.json and the data card (card.json, card.md), all of them or none. Rows
+stream through; those that are kept are ordered by problem id, so the order of the input leaves no trace.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipelines import chat, paths, seeding
 from pipelines.config.curation import CurationSettings
 from pipelines.curation import Ledger, curate_file
+from pipelines.curation.card import card, markdown
 from pipelines.curation.engines import BATCH
 from pipelines.curation.steps import Inputs
 from pipelines.errors import UserError
@@ -50,11 +51,19 @@ def run(context: Context) -> dict[str, float]:
         _refuse_empty(steps, splits, unsolved, settings)
         sources = Counter(pq.read_table(context.root / paths.PROBLEMS, columns=["source"]).column("source").to_pylist())
         write_json(folder / paths.LEDGER, _ledger(sources, steps, splits))
+        write_card(folder, kept, steps, scratch)
     context.journal.say(waterfall(steps))
     dropped = sources.total() - sum(rows.total() for rows in splits.values())
     summary: dict[str, float] = {"kept": sources.total() - dropped, "dropped": dropped}
     summary |= {f"dropped.{entry['step']}": entry["dropped"] for entry in steps}
     return summary | {f"split.{name}": rows.total() for name, rows in splits.items()}
+
+
+def write_card(folder: Path, kept: Path, steps: Ledger, scratch: Path) -> None:
+    """The data card of the rows in `kept` and in the folder's dropped rows."""
+    content = card(kept, folder / paths.DROPPED, steps, scratch)
+    write_json(folder / paths.CARD, content)
+    (folder / paths.CARD).with_suffix(".md").write_text(markdown(content), encoding="utf-8")
 
 
 def split_of(problem_id: str, solution: str | None, settings: CurationSettings) -> str:

@@ -41,6 +41,7 @@ def read(root: Path) -> Inputs:
         ledgers={stage: read_json(file) for stage, file in ledgers.items() if file.is_file()},
         metrics={file.stem: read_json(file) for file in sorted((root / paths.METRICS).glob("*.json"))},
         curves={file.stem.replace("-", "@", 1): _curve(file) for file in sorted((root / paths.PLOTS).glob("*.csv"))},
+        card=read_json(root / paths.CURATION / paths.CARD) if (root / paths.CURATION / paths.CARD).is_file() else None,
         graded=_graded(root),
         samples={key: pq.read_table(file).to_pylist() for key, file in samples.items() if file.is_file()},
         graph=_graph(root),

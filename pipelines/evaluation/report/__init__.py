@@ -56,7 +56,7 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
         ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),
         ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No RL model to compare with SFT."),
-        ("curation", "Curation", rows.waterfall(ledgers.get("sources"), ledgers.get("curation")), "No ledger of sources or curation."),
+        ("curation", "Curation", rows.curation(ledgers, inputs.card), "No ledger of sources or curation."),
         ("difficulty", "Difficulty", rows.difficulty(inputs.graded, ledgers.get("difficulty")) if inputs.graded else None, "No graded problems."),
         ("synthesis", "Synthesis", rows.synthesis(ledgers["synthesis"]) if "synthesis" in ledgers else None, "No ledger of synthesis."),
         ("lineage", "Where it all came from", join([provenance.graph(graph), provenance.details(graph)]) if graph else None, "No manifests."),

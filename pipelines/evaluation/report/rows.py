@@ -11,8 +11,16 @@ from pipelines.evaluation.report.html import Html, el, join, number
 from pipelines.evaluation.report.inputs import Graded
 from pipelines.evaluation.report.results import legend
 
+TOPICS = 30
+"""Topics that the card lists."""
 
-def waterfall(sources: Mapping[str, Any] | None, curation: Mapping[str, Any] | None) -> Html:
+
+def curation(ledgers: Mapping[str, Any], content: Mapping[str, Any] | None) -> Html:
+    """Where rows came from, what became of them, and the data card."""
+    return join([_waterfall(ledgers.get("sources"), ledgers.get("curation")), _card(content) if content else None])
+
+
+def _waterfall(sources: Mapping[str, Any] | None, curation: Mapping[str, Any] | None) -> Html:
     """From raw rows to splits: one bar per step, dropped rows with their reasons."""
     parts: list[Html] = []
     if sources:
@@ -23,6 +31,43 @@ def waterfall(sources: Mapping[str, Any] | None, curation: Mapping[str, Any] | N
         parts += [legend([("kept", "w-kept"), ("dropped here", "w-dropped")]), el("div", bars, class_="waterfall")]
         parts += [_splits(curation.get("splits", {}))]
     return join(parts)
+
+
+def _card(content: Mapping[str, Any]) -> Html:
+    """Sources with licences, what is kept, and rows that went, by reason."""
+    sources = [
+        [s["source"], s["licence"] or "not stated", s["domain"], f"{s['rows']:,}", f"{s['kept']:,}", f"{s['worked']:,}"] for s in content["sources"]
+    ]
+    lengths = [
+        [part, *("" if of[name] is None else f"{of[name]:,}" for name in ("rows", "least", "median", "most_of_them", "most"))]
+        for part, of in content["lengths"].items()
+    ]
+    topics = [[t["topic"], f"{t['rows']:,}"] for t in content["topics"][:TOPICS]]
+    reasons: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for example in content["examples"]:
+        reasons.setdefault((example["step"], example["reason"]), []).append(example)
+    return join(
+        [
+            el("h3", "Data card"),
+            _table(("Source", "Licence", "Domain", "Rows", "Kept", "With worked solution"), sources),
+            _table(("Characters of the", "Rows", "Least", "Median", "95 %", "Most"), lengths),
+            el("details", el("summary", f"Topics of the kept rows ({len(content['topics']):,})"), _table(("Topic", "Rows"), topics)),
+            [
+                el("details", el("summary", f"Dropped by {step}: {reason.replace('_', ' ')}"), [_example(example) for example in shown])
+                for (step, reason), shown in reasons.items()
+            ],
+        ]
+    )
+
+
+def _example(example: Mapping[str, Any]) -> Html:
+    where = el("p", el("b", f"{example['source']} {example['source_id']}"), f": {example['detail']}", class_="note")
+    return join([where, el("pre", f"{example['prompt']}\n→ {example['answer']}")])
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
+    return el("div", el("table", head, el("tbody", [el("tr", [el("td", cell) for cell in row]) for row in rows])), class_="scroll")
 
 
 def _bar(name: str, kept: int, dropped: int, first: int, reasons: Mapping[str, int]) -> Html:
