@@ -126,6 +126,8 @@ def _plain(text: str) -> str:
 
 def _found(text: str) -> Iterator[tuple[str, float]]:
     """(token, weight) in order, each occurrence."""
+    if sum(map(str.isupper, text)) > sum(map(str.islower, text)):
+        text = text.lower()  # all of it is in capitals, so none of them means anything
     tokens = list(_tokens(text))
     at = 0
     while at < len(tokens):
@@ -155,14 +157,17 @@ def _found(text: str) -> Iterator[tuple[str, float]]:
         elif word in (_FUNCTIONS if token.formula else _BARE):
             yield word, 1.0
         elif word.isalpha():
-            if (token.formula and word not in _WORDS_IN_FORMULAS) or _is_name(token.text):
-                yield from ((letter, 1.0) for letter in word if len(word) <= 4)
+            if len(word) > 4:
+                if token.text.isupper():
+                    yield word, 1.0
+            elif (token.formula and word not in _WORDS_IN_FORMULAS) or _is_name(token.text):
+                yield from ((letter, 1.0) for letter in word)
         elif word in "+=<>" or (word == "-" and _minus(token, text)):
             yield word, 1.0
 
 
 def _is_name(word: str) -> bool:
-    """Whether a word of prose names a point or a variable."""
+    """Whether a word of prose names a point, a variable or itself, as in `the letters of TARTAR`."""
     return word not in _NOT_SYMBOLS if len(word) == 1 else word.isupper()
 
 

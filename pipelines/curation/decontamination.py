@@ -6,8 +6,8 @@ Rules, in the order in which they are tried; the first that fires is reported:
     any          one shared word n-gram suffices (open-r1 with n = 8; GPT-3 with n = 13, arXiv 2005.14165)
     containment  the share of the row's n-grams that the item has, or of the item's distinct n-grams that the row has, reaches `threshold`
     whole        a text of SHORTEST to n - 1 words, too short for an n-gram, that lies inside the other as a whole; open-r1 is blind there
-    reworded     enough shared n-grams of the words that are no numbers, and the same numbers and symbols
-    paraphrase   embeddings close enough, and the same numbers and symbols
+    reworded     enough shared n-grams of the words that are no numbers, the same numbers and symbols, and no other number for an answer
+    paraphrase   embeddings close enough, and as before
 
 A shorter text can only match exactly: "Compute sin 60" is part of too much. Under `siblings: keep` a row is spared of which a number,
 sign or symbol was replaced (content.py; under the first rule a sign): most of what n-grams find in real training sets is another
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,13 +27,19 @@ import pyarrow as pa
 
 from pipelines.config.curation import DecontaminationSettings, ParaphraseSettings
 from pipelines.curation.content import NUMBER_WORDS, Against, content, signs
-from pipelines.curation.normalise import without_wrapper, without_wrappers
+from pipelines.curation.normalise import canonical_answer, without_wrapper, without_wrappers
 from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Rows
 from pipelines.curation.words import Grams, Words, shared_span, words_of
 
 SHORTEST = 8
 SHORTEST_PARAGRAPH = 3
+WHOLLY = 0.8
+"""Share from which on a text counts as contained in the other, or its content as that of the other."""
 SPAN_CHARS = 300
+_NUMBER = re.compile(r"[-+]?\d{1,15}(?:\.\d{1,15})?")
+
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Row, item and score of each."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,13 @@ def decontaminate(rows: Rows, inputs: Inputs) -> Apply:
     """
     items = [(name, problem) for name in sorted(inputs.benchmarks) for problem in inputs.benchmarks[name]]
     names = [f"{name} {problem.source_id}" for name, problem in items]
-    return functools.partial(_overlapping, Index([problem.prompt for _, problem in items], inputs.settings.decontamination), names)
+    index = Index([problem.prompt for _, problem in items], inputs.settings.decontamination, [problem.answer for _, problem in items])
+    return functools.partial(_overlapping, index, names)
 
 
 def _overlapping(index: Index, names: list[str], batch: Batch) -> Passed:
     objections = {}
-    for place, hit in enumerate(index.hits(batch.table.column("prompt"))):
+    for place, hit in enumerate(index.hits(batch.table.column("prompt"), batch.texts("answer"))):
         if hit:
             objections[place] = f"benchmark_{hit.rule}", f"{names[hit.item]} ({index.describe(hit)}): {hit.span[:SPAN_CHARS]}"
     return Passed(objections)
@@ -67,7 +75,8 @@ def _overlapping(index: Index, names: list[str], batch: Batch) -> Passed:
 class Index:
     """Benchmark prompts, ready to be compared with any number of rows."""
 
-    def __init__(self, prompts: Sequence[str], settings: DecontaminationSettings) -> None:
+    def __init__(self, prompts: Sequence[str], settings: DecontaminationSettings, answers: Sequence[str] | None = None) -> None:
+        """answers: those of the items, where they are known; "" for one that is not."""
         self._settings = settings
         self._texts = [without_wrapper(prompt) for prompt in prompts]
         self._words = Words(self._texts)
@@ -79,7 +88,9 @@ class Index:
         self._short_items = [Grams(self._words, m, items) for m, items in short.items() if len(items)]
         self._inside = {m: Grams(self._words, m) for m in short}
         self._contents = Against(self._texts)
-        self._paraphrases = _Paraphrases(self._texts, self._words, settings.paraphrases) if settings.paraphrases else None
+        self._paraphrases = None
+        if settings.paraphrases:
+            self._paraphrases = _Paraphrases(self._texts, answers or [""] * len(prompts), self._words, settings.paraphrases)
 
     def describe(self, hit: Hit) -> str:
         """The rule for a reader."""
@@ -92,21 +103,20 @@ class Index:
             "paraphrase": f"cosine {hit.cosine:.3f} and the same numbers and symbols" if hit.cosine is not None else "",
         }[hit.rule]
 
-    def hits(self, prompts: Sequence[str] | pa.ChunkedArray) -> list[Hit | None]:
-        """The overlap of each row, None for none."""
+    def hits(self, prompts: Sequence[str] | pa.ChunkedArray, answers: Sequence[str] | None = None) -> list[Hit | None]:
+        """The overlap of each row, None for none. answers: those of the rows, where they are known."""
         texts = without_wrappers(prompts)
         rows = Words(texts)
         found: dict[int, Hit] = {}
         self._same(found, texts, rows)
         compared = _Compared(self._contents, texts)
-        self._confirm(found, rows, compared, _by_row(*self._overlaps(rows)), self._settings.rule, self._grams.n)
+        self._confirm(found, rows, compared, self._overlaps(rows), self._settings.rule, self._grams.n)
         for grams in self._short_items:
-            self._confirm(found, rows, compared, _by_row(*grams.find(rows)[:2]), "whole", grams.n)
+            self._confirm(found, rows, compared, _whole(grams.find(rows)), "whole", grams.n)
         for m, grams in self._inside.items():
-            short = np.flatnonzero(rows.lengths == m)
-            self._confirm(found, rows, compared, _by_row(*grams.find(rows, short)[:2]), "whole", m)
+            self._confirm(found, rows, compared, _whole(grams.find(rows, np.flatnonzero(rows.lengths == m))), "whole", m)
         if self._paraphrases:
-            for row, (item, rule, cosine) in self._paraphrases.find(found, texts, rows, compared):
+            for row, (item, rule, cosine) in self._paraphrases.find(found, texts, answers or [""] * len(texts), rows, compared):
                 found[row] = Hit(item, rule, _common_run(rows.of(row), self._items[item]), cosine)
         return [found.get(row) for row in range(len(prompts))]
 
@@ -129,22 +139,24 @@ class Index:
                 return self._settings.siblings == "drop" or not _other_signs(part, self._texts[item])
         return False
 
-    def _overlaps(self, rows: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(row, item, score) of every overlap that the rule finds guilty."""
+    def _overlaps(self, rows: Words) -> Pairs:
+        """Every overlap that the rule finds guilty, with the larger share of the two."""
         row, item, of_row, of_item = _shares(self._grams, rows)
-        if self._settings.rule == "any":
-            return row, item, of_row
         score = np.maximum(of_row, of_item)
-        guilty = score >= self._settings.threshold
+        guilty = score >= (self._settings.threshold if self._settings.rule == "containment" else 0)
         return row[guilty], item[guilty], score[guilty]
 
-    def _confirm(self, found: dict[int, Hit], rows: Words, compared: _Compared, by_row: list[tuple[int, np.ndarray]], rule: str, n: int) -> None:
-        """Add rows not yet found with their first item, best first, that is no sibling and agrees in n words, not just their hashes."""
-        for row, items in by_row:
+    def _confirm(self, found: dict[int, Hit], rows: Words, compared: _Compared, pairs: Pairs, rule: str, n: int) -> None:
+        """Add rows not yet found with their first item, best first, that is no sibling and agrees in n words, not just their hashes.
+
+        No sibling is what replaces nothing and, where it adds or leaves out much, contains or is contained wholly.
+        """
+        for row, items, scores in _by_row(*pairs):
             if row in found:
                 continue
             if self._settings.siblings == "keep":
-                items = items[compared[row][1][items] < 1]
+                share, excess = compared[row]
+                items = items[(excess[items] < 1) & (np.maximum(share[items], scores) >= WHOLLY)]
             for item in items.tolist():
                 span = _longest_span(rows.of(row), self._items[item], n)
                 if span:
@@ -168,8 +180,8 @@ class _Compared:
 class _Paraphrases:
     """Items in other words: proposed by shared words or by embeddings, decided by content."""
 
-    def __init__(self, texts: Sequence[str], words: Words, settings: ParaphraseSettings) -> None:
-        self._settings, self._texts = settings, texts
+    def __init__(self, texts: Sequence[str], answers: Sequence[str], words: Words, settings: ParaphraseSettings) -> None:
+        self._settings, self._texts, self._answers = settings, texts, list(answers)
         self._grams = Grams(words.without_numbers(NUMBER_WORDS), settings.n)
         self._vectors: dict[int, np.ndarray] = {}
         self._embed = None
@@ -179,25 +191,31 @@ class _Paraphrases:
             self._embed = Embedder(settings.embedding)
 
     def find(
-        self, found: Mapping[int, Hit], texts: pa.Array, rows: Words, compared: _Compared
+        self, found: Mapping[int, Hit], texts: pa.Array, answers: Sequence[str], rows: Words, compared: _Compared
     ) -> Iterator[tuple[int, tuple[int, str, float | None]]]:
-        """(row, (item, rule, cosine)) of rows not yet found."""
+        """(row, (item, rule, cosine)) of rows not yet found. Where most words are the same, most of the content must be too."""
         by_row, by_item, of_row, of_item = _shares(self._grams, rows.without_numbers(NUMBER_WORDS), self._settings.overlap)
         score = np.minimum(of_row, of_item)
         likely = score >= self._settings.overlap
-        reworded = {}
-        for row, items in _by_row(by_row[likely], by_item[likely], score[likely]):
-            if row not in found:
-                same = items[self._same(compared[row])[items]]
-                if len(same):
-                    reworded[row] = int(same[0]), "reworded", None
-        yield from reworded.items()
+        near = {row: items for row, items, _ in _by_row(by_row[likely], by_item[likely], score[likely]) if row not in found}
+        reworded = set()
+        for row, items in near.items():
+            same = items[self._same(compared[row], max(self._settings.content, WHOLLY))[items]]
+            same = [item for item in same.tolist() if not _contradict(answers[row], self._answers[item])]
+            if same:
+                reworded.add(row)
+                yield row, (same[0], "reworded", None)
         if self._embed:
             for row in range(len(texts)):
-                if row not in found and row not in reworded and rows.lengths[row]:
-                    item, cosine = self._nearest(texts[row].as_py(), np.flatnonzero(self._same(compared[row])).tolist())
-                    if cosine >= self._settings.cosine:
-                        yield row, (item, "paraphrase", cosine)
+                if row in found or row in reworded or not rows.lengths[row]:
+                    continue
+                likely = self._same(compared[row], self._settings.content)
+                if row in near:  # what shares most of its words has been judged by them
+                    likely[near[row]] = False
+                items = [item for item in np.flatnonzero(likely).tolist() if not _contradict(answers[row], self._answers[item])]
+                item, cosine = self._nearest(texts[row].as_py(), items)
+                if cosine >= self._settings.cosine:
+                    yield row, (item, "paraphrase", cosine)
 
     def _nearest(self, text: str, items: list[int]) -> tuple[int, float]:
         """Of `items` the one whose embedding is nearest, of equal ones the first, with the cosine; those of items are kept."""
@@ -209,10 +227,10 @@ class _Paraphrases:
         vector = self._embed([text])[0]
         return max(((item, float(self._vectors[item] @ vector)) for item in items), key=lambda pair: (pair[1], -pair[0]))
 
-    def _same(self, compared: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def _same(self, compared: tuple[np.ndarray, np.ndarray], least: float) -> np.ndarray:
         """Which items hold the same content: nothing replaced and enough in common."""
         share, excess = compared
-        return (excess < 1) & (share >= self._settings.content)
+        return (excess < 1) & (share >= least)
 
 
 def _shares(grams: Grams, rows: Words, least: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -246,17 +264,29 @@ def _other_signs(row: str, item: str) -> bool:
     return bool(of_row) and of_row != signs(item)
 
 
+def _contradict(one: str, other: str) -> bool:
+    """Whether both answers are plain numbers, and not the same."""
+    first, second = (canonical_answer(answer).replace(",", "") for answer in (one, other))
+    return bool(_NUMBER.fullmatch(first) and _NUMBER.fullmatch(second)) and float(first) != float(second)
+
+
 def _common_run(row: list[str], item: list[str]) -> str:
     """The longest run of words that both have."""
     match = difflib.SequenceMatcher(None, row, item, autojunk=False).find_longest_match()
     return " ".join(row[match.a : match.a + match.size])
 
 
-def _by_row(row: np.ndarray, item: np.ndarray, score: np.ndarray | None = None) -> list[tuple[int, np.ndarray]]:
-    """Each row with its items, those of the highest score first, of equal ones the first."""
-    order = np.lexsort((item, row) if score is None else (item, -score, row))
+def _whole(found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Pairs:
+    """Pairs of which the shorter is in the other as a whole."""
+    return found[0], found[1], np.ones(len(found[0]))
+
+
+def _by_row(row: np.ndarray, item: np.ndarray, score: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each row with its items and their scores, the highest first, of equal ones the first."""
+    order = np.lexsort((item, -score, row))
     starts = np.flatnonzero(np.diff(row[order], prepend=-1))
-    return list(zip(row[order[starts]].tolist(), np.split(item[order], starts[1:]), strict=True)) if len(starts) else []
+    parts = zip(np.split(item[order], starts[1:]), np.split(score[order], starts[1:]), strict=True)
+    yield from ((first, *part) for first, part in zip(row[order[starts]].tolist(), parts, strict=False))
 
 
 def _distinct(which: np.ndarray, gram: np.ndarray) -> np.ndarray:

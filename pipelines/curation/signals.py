@@ -1,8 +1,10 @@
 r"""What rules can tell of a problem: its kind, language, parts. Signals name a row's trait; `filters.drop` says which traits go.
 
-After Big-Math (arXiv 2502.17387) for the first eight, AceReason (arXiv 2505.16400) for figures, DAPO-17k (arXiv 2503.14476)
-for integers. Big-Math asks a language identifier for P(English); here a text counts as foreign when most of its letters are not
-Latin, or when it has sentences but hardly one of English's commonest words.
+After Big-Math (arXiv 2502.17387) for the first eight, AceReason (arXiv 2505.16400) for figures, DAPO-17k (arXiv 2503.14476) for
+integers. Three of Big-Math's rules are narrower here, because most of what they took of DAPO-17k, MATH and DeepScaleR they took wrongly:
+lists of conditions for parts or options, and a line "is divided by 9?" after a formula for a yes-no question. Big-Math asks a language
+identifier for P(English); here a text counts as foreign when most of its letters are not Latin, or when it has sentences but hardly
+one of English's commonest words.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from pipelines.records import Problem
 _LINK = re.compile(r"\\url\b|\\href\b|https?://|\bwww\.")
 _EMPTY_BOX = re.compile(r"\\boxed\{\s*\}")
 _PARTS = (
-    re.compile(r"\(i\).*\(ii\)", re.DOTALL),
-    re.compile(r"(?:(?<![\w\\])\(a\)|(?<![\w(\\{])a\))\s.*(?:(?<![\w\\])\(b\)|(?<![\w(\\{])b\))\s", re.DOTALL),
-    re.compile(r"(?m)^\s*1[.)]\s(?s:.*)^\s*2[.)]\s"),
+    re.compile(r"\((?:i{1,3}|iv|v)\)"),
+    re.compile(r"(?:(?<![\w\\])\([a-e]\)|(?<![\w(\\{])[a-e]\))\s"),
+    re.compile(r"(?m)^\s*[1-9][.)]\s"),
 )
-_PROOF = re.compile(r"\bprove that\b|\ba proof\b|\bprove:|(?:\A|[.!?]\s+)(?:prove|show)\b(?:\s+that)?", re.IGNORECASE)
+_ASKS = re.compile(r"\?|\b(?:find|determine|calculate|compute|evaluate|prove|show that|what|how|solve|express|deduce)\b", re.IGNORECASE)
+_PROOF = re.compile(r"\bprove that\b|(?<!without )\ba proof\b|\bprove:|(?:\A|[.!?]\s+)(?:prove|show)\b(?:\s+that)?", re.IGNORECASE)
 _FORMULA = re.compile(r"\[asy\].*?\[/asy\]|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+", re.DOTALL)
 _FIGURE = re.compile(r"\[asy\]|\\includegraphics|\b(?:figure|diagram|picture|graph|shown) (?:below|above)\b|\bas shown\b", re.IGNORECASE)
 _YES_NO_QUESTION = re.compile(r"\A\W*(?:is|are|do|does|can)\b", re.IGNORECASE)
@@ -30,7 +33,9 @@ _COMMON = re.compile(
     "|given|let|does|do|can|an|or",
     re.IGNORECASE,
 )
-CHOICES = ("ABCD", "1234")
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
+LAST_OPTION = 80
+"""Characters of a numbered option; where more follows the last number it is a list of conditions."""
 
 
 def hyperlink(problem: Problem) -> bool:
@@ -44,11 +49,11 @@ def empty_answer(problem: Problem) -> bool:
 
 
 def multiple_choice(problem: Problem) -> bool:
-    """The last labels A, B, C, D (or 1 to 4) are all there and in order."""
-    return any(_in_order(problem.prompt, labels) for labels in CHOICES)
+    """The last labels A, B, C, D (or 1 to 4, with little after the last) are all there and in order."""
+    return _in_order(problem.prompt, "ABCD") or _in_order(problem.prompt, "1234", after=LAST_OPTION)
 
 
-def _in_order(text: str, labels: str) -> bool:
+def _in_order(text: str, labels: str, after: int | None = None) -> bool:
     places = []
     for label in labels:
         bare = rf"(?:^|\s){label}[).:]\s" if label.isalpha() else rf"^\s*{label}[).]\s"
@@ -56,7 +61,7 @@ def _in_order(text: str, labels: str) -> bool:
         if not found:
             return False
         places.append(found[-1])
-    return places == sorted(places)
+    return places == sorted(places) and (after is None or len(text) - places[-1] <= after)
 
 
 def proof(problem: Problem) -> bool:
@@ -70,14 +75,18 @@ def true_false(problem: Problem) -> bool:
 
 
 def yes_no(problem: Problem) -> bool:
-    """The answer is yes or no, or the last line begins as a question for one does (is, are, do, does, can)."""
-    last = problem.prompt.rstrip().rpartition("\n")[2]
-    return problem.answer.strip(" .").casefold() in ("yes", "no") or bool(_YES_NO_QUESTION.match(last) and last.endswith("?"))
+    """The answer is yes or no, or the last sentence begins as a question for one does (is, are, do, does, can)."""
+    if problem.answer.strip(" .").casefold() in ("yes", "no"):
+        return True
+    last = _SENTENCE_END.split(problem.prompt.rstrip())[-1]
+    return not _INTEGER.fullmatch(problem.answer.strip()) and bool(_YES_NO_QUESTION.match(last) and last.endswith("?"))
 
 
 def multi_part(problem: Problem) -> bool:
-    """(i) ... (ii), (a) ... (b), or numbered lines 1. ... 2., unless these are the options of a choice."""
-    return not multiple_choice(problem) and any(part.search(problem.prompt) for part in _PARTS)
+    """(i) ... (ii), (a) ... (b), or numbered lines 1. ... 2., of which two ask for something; conditions and rules are listed like this too."""
+    if multiple_choice(problem):
+        return False
+    return any(sum(bool(_ASKS.search(part)) for part in label.split(problem.prompt)[1:]) >= 2 for label in _PARTS)
 
 
 def foreign(problem: Problem) -> bool:

@@ -72,8 +72,8 @@ def test_containment_counts_shares_of_either_side() -> None:
     assert hits([item], [short], n=3, rule="containment", threshold=0.67) == [None]
 
 
-def test_hit_names_the_strongest_item_and_the_longest_shared_run() -> None:
-    index = Index(["one two three four", "zero one two three four five", "six seven eight"], DecontaminationSettings.model_validate(PLAIN | {"n": 3}))
+def test_hit_names_the_item_that_is_there_most_and_the_longest_shared_run() -> None:
+    index = Index(["one two three six", "zero one two three four five", "six seven eight nine"], DecontaminationSettings.model_validate(PLAIN | {"n": 3}))
     row = "so one two three four five stop six seven eight"
     assert index.hits([row]) == [Hit(1, "any", "one two three four five")]
 
@@ -164,6 +164,23 @@ def test_one_sign_symbol_or_word_of_number_makes_another_problem(item: str, row:
     assert other != item
     assert hits([item], [other], **SEARCH) == [None]
     assert hits([item], ["So: " + item], **SEARCH) == ["containment"]
+
+
+def test_a_rewording_with_another_number_for_an_answer_is_another_problem() -> None:
+    item = "Bob, Tom and Sally share 2 pizzas of 12 slices at dinner. How many slices does each of them get to eat?"
+    row = "Bob, Tom and Sally share 2 pizzas of 12 slices at dinner. How many slices are left when each has had 3 of them?"
+    near = row.replace(" when each has had 3 of them", " of them")
+    index = Index([item], DecontaminationSettings.model_validate(SEARCH | {"n": 13}), ["8"])
+    assert [hit and hit.rule for hit in index.hits([near, near, near, near], ["15", "8.0", "eight", ""])] == [None, "reworded", "reworded", "reworded"]
+
+
+def test_a_short_item_inside_a_row_must_be_there_wholly() -> None:
+    item = "What is the number of square centimeters in the area of this trapezoid?"
+    row = "A square has a diagonal of 10 centimeters. What is the number of square centimeters in the area of the square?"
+    assert hits([item], [row], **SEARCH) == [None] and hits([item], [row], n=8, rule="containment") == ["containment"]
+    assert hits([item], ["Look: 3 and 4. " + item], **SEARCH) == ["containment"]
+    letters = "Determine the number of ways to arrange the letters of the word {}."
+    assert hits([letters.format("ELLIPSE")], [letters.format("TARTAR")], **SEARCH) == [None]
 
 
 def test_the_item_that_is_no_sibling_counts_even_when_a_sibling_is_nearer() -> None:

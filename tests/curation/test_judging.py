@@ -24,7 +24,7 @@ def row(prompt: str, answer: str = "4", **fields: object) -> Problem:
 
 
 def client(url: str, replies: Replies | None = None) -> ChatClient:
-    return ChatClient(url, "wise", timeout=5.0, retries=1, pause=0.01, replies=replies)
+    return ChatClient(url, "wise", timeout=5.0, retries=1, pause=0.01, concurrency=1, replies=replies)
 
 
 def choice(prompt: str, letter: str = "C", **fields: object) -> Problem:
