@@ -59,6 +59,8 @@ _PROSE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\d+(?:\.\d+)?(?:/\d+(?![.\d]))?|[a-zA-Z]+|\\?%|[-+=<>]")
 _OPERAND = re.compile(r"[\s{($\\]*(?:\d|\\|[a-zA-Z](?![a-zA-Z]))")
 _WORDS_IN_FORMULAS = frozenset(["mod", "and", "if", "for", "or", "cm"])
+_FORM = re.compile(r"(?:\bthe (?:original )?answer is (?:in|of)|\bexpress (?:your|the) (?:final )?answer)\b.{0,250}\Z", re.IGNORECASE | re.DOTALL)
+"""How to write the answer, at the end of a problem: DAPO-17k asks for m + n of a fraction m/n where a benchmark asks for the fraction."""
 _NOT_SYMBOLS = frozenset("aAIstmd")
 """Single letters of prose: articles, the pronoun, what an apostrophe cuts off."""
 
@@ -76,6 +78,11 @@ def content(text: str) -> Content:
     for token, weight in _found(_plain(text)):
         weights[token].append(weight)
     return {(token, place): weight for token, all_ in weights.items() for place, weight in enumerate(sorted(all_, reverse=True))}
+
+
+def without_form(text: str) -> str:
+    """A problem without what its end says of the form of the answer."""
+    return _FORM.sub("", text)
 
 
 def signs(text: str) -> Counter[str]:

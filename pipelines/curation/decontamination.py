@@ -26,15 +26,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config.curation import DecontaminationSettings, ParaphraseSettings
-from pipelines.curation.content import NUMBER_WORDS, Against, content, signs
+from pipelines.curation.content import NUMBER_WORDS, Against, content, signs, without_form
 from pipelines.curation.normalise import canonical_answer, without_wrapper, without_wrappers
 from pipelines.curation.steps import Apply, Batch, Inputs, Passed, Rows
 from pipelines.curation.words import Grams, Words, shared_span, words_of
 
 SHORTEST = 8
 SHORTEST_PARAGRAPH = 3
-WHOLLY = 0.8
-"""Share from which on a text counts as contained in the other, or its content as that of the other."""
+WHOLLY, SAME = 0.8, 0.75
+"""Share of n-grams from which on a text counts as contained in the other, and of numbers and symbols from which on they have the same."""
 SPAN_CHARS = 300
 _NUMBER = re.compile(r"[-+]?\d{1,15}(?:\.\d{1,15})?")
 
@@ -87,7 +87,7 @@ class Index:
         short = {m: np.flatnonzero(self._words.lengths == m) for m in range(SHORTEST, settings.n)}
         self._short_items = [Grams(self._words, m, items) for m, items in short.items() if len(items)]
         self._inside = {m: Grams(self._words, m) for m in short}
-        self._contents = Against(self._texts)
+        self._contents = Against(self._texts), Against([without_form(text) for text in self._texts])
         self._paraphrases = None
         if settings.paraphrases:
             self._paraphrases = _Paraphrases(self._texts, answers or [""] * len(prompts), self._words, settings.paraphrases)
@@ -109,7 +109,7 @@ class Index:
         rows = Words(texts)
         found: dict[int, Hit] = {}
         self._same(found, texts, rows)
-        compared = _Compared(self._contents, texts)
+        compared = _Compared(*self._contents, texts)
         self._confirm(found, rows, compared, self._overlaps(rows), self._settings.rule, self._grams.n)
         for grams in self._short_items:
             self._confirm(found, rows, compared, _whole(grams.find(rows)), "whole", grams.n)
@@ -156,7 +156,7 @@ class Index:
                 continue
             if self._settings.siblings == "keep":
                 share, excess = compared[row]
-                items = items[(excess[items] < 1) & (np.maximum(share[items], scores) >= WHOLLY)]
+                items = items[(excess[items] < 1) & ((share[items] >= SAME) | (scores >= WHOLLY))]
             for item in items.tolist():
                 span = _longest_span(rows.of(row), self._items[item], n)
                 if span:
@@ -165,15 +165,24 @@ class Index:
 
 
 class _Compared:
-    """Row -> share and excess (`Against.compare`) with every item, computed when asked for."""
+    """Row -> share and excess (`Against.compare`) with every item, computed when asked for.
 
-    def __init__(self, items: Against, texts: pa.Array) -> None:
-        self._items, self._texts = items, texts
+    A row that ends with the form of its answer is also compared without it, with the items without theirs; the more alike counts.
+    """
+
+    def __init__(self, items: Against, bare: Against, texts: pa.Array) -> None:
+        self._items, self._bare, self._texts = items, bare, texts
         self._known: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         if self._known is None or self._known[0] != row:
-            self._known = row, self._items.compare(content(self._texts[row].as_py()))
+            text = self._texts[row].as_py()
+            share, excess = self._items.compare(content(text))
+            bare = without_form(text)
+            if bare != text:
+                others = self._bare.compare(content(bare))
+                share, excess = np.maximum(share, others[0]), np.minimum(excess, others[1])
+            self._known = row, (share, excess)
         return self._known[1]
 
 
@@ -200,7 +209,7 @@ class _Paraphrases:
         near = {row: items for row, items, _ in _by_row(by_row[likely], by_item[likely], score[likely]) if row not in found}
         reworded = set()
         for row, items in near.items():
-            same = items[self._same(compared[row], max(self._settings.content, WHOLLY))[items]]
+            same = items[self._same(compared[row], max(self._settings.content, SAME))[items]]
             same = [item for item in same.tolist() if not _contradict(answers[row], self._answers[item])]
             if same:
                 reworded.add(row)

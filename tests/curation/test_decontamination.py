@@ -174,6 +174,13 @@ def test_a_rewording_with_another_number_for_an_answer_is_another_problem() -> N
     assert [hit and hit.rule for hit in index.hits([near, near, near, near], ["15", "8.0", "eight", ""])] == [None, "reworded", "reworded", "reworded"]
 
 
+def test_the_form_of_the_answer_makes_no_other_problem() -> None:
+    item = "A set of three points is chosen randomly from the grid shown, and what is the probability that they lie on one line?"
+    row = item + " Express your answer in the form \\(\\frac{k}{m}\\) and find the value of \\(k + m\\)."
+    assert hits([item], [row.replace("chosen randomly", "randomly chosen")], **SEARCH) == ["containment"]
+    assert hits([row], [row.replace("answer", "anwser").replace("three", "3")], **SEARCH) == ["containment"]
+
+
 def test_a_short_item_inside_a_row_must_be_there_wholly() -> None:
     item = "What is the number of square centimeters in the area of this trapezoid?"
     row = "A square has a diagonal of 10 centimeters. What is the number of square centimeters in the area of the square?"
