@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config.curation import CurationSettings, DecontaminationSettings
-from pipelines.curation import curate_file
 from pipelines.curation.decontamination import Index
 from pipelines.curation.difficulty import decided
 from pipelines.curation.engines import Local
 from pipelines.curation.normalise import without_wrapper
+from pipelines.curation.run import curate_file
 from pipelines.curation.steps import Inputs
 from pipelines.curation.words import words_of
 from pipelines.models.embedding import installed

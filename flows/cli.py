@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from flows import command, tools
 from pipelines import paths
+from pipelines.stages import ON_CHANGE
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -30,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("run", run, "run every stage that is not current, then name the report")
     sub.add_argument("--until", metavar="STAGE", help="stop after this stage; only what it needs runs (rl means all RL stages)")
     sub.add_argument("--force", metavar="STAGE", action="append", default=[], help="run this stage though it is current; may be given again")
+    changed = sub.add_mutually_exclusive_group()
+    changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
+    changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
     add("up", up, "start a lasting Prefect server and the MLflow UI on loopback")
     add("down", down, "stop what `up` started")
     add("serve", serve, "serve the deployments of prefect.yaml until Ctrl-C, so that the Prefect UI or a schedule can start runs")
@@ -46,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     from tasks import locking, planning, services, settings
 
     project = settings.root()
+    if options.on_change:
+        os.environ["TOUCHSTONE_ON_CHANGE"] = options.on_change  # the stages are children
     with locking.single_run(project):
         plan = planning.make(project, options.until, options.force)
         if planning.all_current(project, plan):

@@ -21,7 +21,7 @@ from pipelines import graph, paths
 from pipelines.errors import UserError
 from pipelines.lineage.manifests import write_manifest
 from pipelines.progress import Journal
-from pipelines.stages import ENTRIES, Context
+from pipelines.stages import ENTRIES, ON_CHANGE, Context
 from pipelines.store import replacing, write_json
 
 PR_SET_PDEATHSIG = 1
@@ -37,10 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, help="this stage's resolved settings as JSON, instead of --params")
     parser.add_argument("--root", type=Path, default=Path(), help="project root")
     parser.add_argument("--device", default=os.environ.get("TOUCHSTONE_DEVICE", "cpu"), help="torch device")
+    changed = parser.add_mutually_exclusive_group()
+    changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
+    changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
+    parser.set_defaults(on_change=os.environ.get("TOUCHSTONE_ON_CHANGE", "refuse"))
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        run(options.stage, options.root.resolve(), load_settings(options), options.device)
+        run(options.stage, options.root.resolve(), load_settings(options), options.device, options.on_change)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -64,7 +68,7 @@ def load_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {"seed": params.seed, "settings": config.resolve(params, options.stage).model_dump(mode="json")}
 
 
-def run(stage: str, root: Path, given: dict[str, Any], device: str) -> dict[str, float]:
+def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: Any = "refuse") -> dict[str, float]:
     """Run `stage`, then write its metrics, its plot and its manifest. Returns the metrics."""
     module, settings_module, settings_class = ENTRIES[stage.partition("@")[0]]
     settings = getattr(importlib.import_module(settings_module), settings_class).model_validate(given["settings"])
@@ -72,14 +76,15 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str) -> dict[str,
     work = root / paths.WORK / slug
     work.mkdir(parents=True, exist_ok=True)
     journal = Journal(work / "journal.jsonl", stage)
-    summary = importlib.import_module(module).run(Context(stage, root, given["seed"], settings, work, journal, device))
+    context = Context(stage, root, given["seed"], settings, work, journal, device, on_change)
+    summary = importlib.import_module(module).run(context)
     for path in graph.records(stage):
         if path.suffix == ".json":
             write_json(root / path, summary)
         else:
             write_plot(root / path, journal.rows())
     inputs = graph.inputs(stage, *getattr(settings, "models", ()))
-    write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), modules=(module, settings_module))
+    write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), modules=(module, settings_module), accepted=context.accepted)
     return summary
 
 

@@ -1,7 +1,7 @@
 """What a running stage tells the world: a journal of metrics per step on disk, and one line (or a live bar) for people.
 
 The journal is JSON lines, so that whoever started the stage can follow it; on resume it is cut back to the step of the
-checkpoint, so a resumed run leaves the same file as one left alone (wall-clock figures apart).
+checkpoint, so a resumed run leaves the same file as one left alone. What the clock says is in a file beside it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,11 +20,12 @@ BAR = 24
 
 
 class Journal:
-    """Append-only metrics of one stage, `{"step": n, name: value, ...}` per line."""
+    """Append-only metrics of one stage, `{"step": n, name: value, ...}` per line; seconds and rates in <name>-clock.jsonl."""
 
     def __init__(self, path: Path, title: str, out: TextIO | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._clock = path.with_name(f"{path.stem}-clock.jsonl")
         self.title = title
         self._out = out or sys.stdout
         self._live = self._out.isatty()
@@ -33,21 +35,21 @@ class Journal:
 
     def cut(self, step: int) -> None:
         """Forget rows after `step`: they belong to work that is about to be done again."""
-        rows = [row for row in self.rows() if row["step"] <= step]
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for path in (self.path, self._clock):
+            rows = [row for row in _whole_lines(path) if row["step"] <= step]
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every whole line so far; a line torn by a crash is not one."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        """Every row so far, with what the clock said of its step."""
+        clock = {row["step"]: row for row in _whole_lines(self._clock)}
+        return [row | clock.get(row["step"], {}) for row in _whole_lines(self.path)]
 
-    def log(self, step: int, total: int, show: str = "", **metrics: float) -> None:
-        """Record `metrics` at `step` of `total`; `show` is what people read beside the bar."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+    def log(self, step: int, total: int, show: str = "", clock: Mapping[str, float] | None = None, **metrics: float) -> None:
+        """Record `metrics`, and what the `clock` says, at `step` of `total`; `show` is what people read beside the bar."""
+        for path, row in ((self._clock, clock or {}), (self.path, metrics)):
+            with path.open("a") as file:
+                file.write(json.dumps({"step": step, **row}) + "\n")
         self.show(step, total, show)
 
     def show(self, step: int, total: int, text: str = "") -> None:
@@ -60,7 +62,7 @@ class Journal:
             return
         self._spoke = now
         rate = (step - self._first) / max(now - self._started, 1e-9)
-        left = "" if done or rate <= 0 or step - self._first < 2 else f"  {_clock((total - step) / rate)} left"
+        left = "" if done or rate <= 0 or step - self._first < 2 else f"  {_minutes((total - step) / rate)} left"
         if self._live:
             filled = BAR * step // max(total, 1)
             columns = os.get_terminal_size(self._out.fileno()).columns
@@ -76,5 +78,10 @@ class Journal:
         self._out.flush()
 
 
-def _clock(seconds: float) -> str:
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; a line torn by a crash is not one."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -21,7 +21,7 @@ def curate(options: argparse.Namespace) -> int:
     from pipelines import chat
     from pipelines.config import load
     from pipelines.config.curation import CurationSettings
-    from pipelines.curation import curate_file
+    from pipelines.curation.run import curate_file
     from pipelines.curation.steps import Inputs
     from pipelines.stages.curation import waterfall, write_card
     from pipelines.stages.sources import MALFORMED, write_malformed
@@ -53,7 +53,7 @@ def _benchmark(path: Path) -> list[Problem]:
 
 def decontaminate(options: argparse.Namespace) -> int:
     from pipelines.config.curation import CurationSettings
-    from pipelines.curation import curate as run
+    from pipelines.curation.run import curate as run
 
     settings = CurationSettings.model_validate(
         {"steps": ["decontaminate"], "decontamination": {"paraphrases": {"embedding": _embedding(options.embedding)}}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,20 @@ TRACKED = ("pipelines", "params.yaml", "dvc.yaml", "requirements")
 """A change here that is not committed makes the work tree count as dirty."""
 
 
-def write_manifest(root: Path, stage: str, given: dict[str, Any], *, inputs: Iterable[Path], outputs: Iterable[Path], modules: Iterable[str]) -> None:
-    """Write the statement of `stage`. given: {seed, settings} as the stage got them; modules: where its code starts."""
+def write_manifest(
+    root: Path,
+    stage: str,
+    given: dict[str, Any],
+    *,
+    inputs: Iterable[Path],
+    outputs: Iterable[Path],
+    modules: Iterable[str],
+    accepted: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write the statement of `stage`. given: {seed, settings} as the stage got them; modules: where its code starts.
+
+    accepted: changes on the way that the user accepted; without them all of it was made by one code from one input.
+    """
     made = [file for folder in outputs for file in files_below(root / folder) if file != root / paths.manifest(stage)]
     statement = {
         "_type": STATEMENT,
@@ -40,7 +52,7 @@ def write_manifest(root: Path, stage: str, given: dict[str, Any], *, inputs: Ite
             "buildDefinition": {
                 "buildType": BUILD,
                 "externalParameters": {"stage": stage, **given},
-                "internalParameters": {"code": code_state(root, modules)},
+                "internalParameters": {"code": code_state(root, modules)} | ({"accepted_changes": list(accepted)} if accepted else {}),
                 "resolvedDependencies": dependencies(root, given["settings"], inputs),
             },
             "runDetails": {"builder": {"id": "touchstone", "version": versions()}},

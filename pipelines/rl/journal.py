@@ -28,9 +28,9 @@ def report(journal: Journal, step: int, total: int, made: Sequence[Rollout], bat
         working=sum(_has_working(r.response) for r in made) / n,
         informative_groups=sum(len(rewards) > 1 for rewards in per_group.values()) / len(per_group),
         advantage_abs=float(batch.advantage_BT.abs().sum() / batch.mask_BT.sum().clamp(min=1)) if batch.advantage_BT is not None else 0.0,
-        tokens_per_second=tokens / seconds, **figures,
+        **figures,
         **{f"outcome_{outcome.value}": outcomes[outcome] / n for outcome in Outcome},
-        **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
+        clock={"tokens_per_second": tokens / seconds} | {f"seconds_{phase}": value for phase, value in clock.seconds.items()},
     )  # fmt: skip
 
 

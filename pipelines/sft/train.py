@@ -47,7 +47,7 @@ def train(
         speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
         journal.log(
             step, total, f"loss {loss:.3f}  {speed:,.0f} tokens/s",
-            loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm, tokens_per_second=speed, scored_tokens=float(scored),
+            clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm, scored_tokens=float(scored),
         )  # fmt: skip
         if step % settings.checkpoint_every == 0 and step < total:
             checkpoints.save(step, model, optimiser)

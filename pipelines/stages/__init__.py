@@ -6,9 +6,9 @@ curates what it proposes). `ENTRIES` says where each lives, without importing it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.progress import Journal
 
@@ -27,12 +27,20 @@ ENTRIES = {
 """Stage -> its module, the module and the class of its settings."""
 
 
+ON_CHANGE = {
+    "accept": "continue interrupted work though settings, inputs or code have changed since; the manifest records it",
+    "discard": "begin again where interrupted work was made with other settings, inputs or code",
+}
+"""What becomes of interrupted work that was made otherwise; without a word it is refused."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage gets to know.
 
     stage: its address, such as `rl@math`. root: the project root that `pipelines.paths` is relative to. settings: its
-    section of params, resolved. work: folder for resumable state, outside the outputs. device: cpu, cuda, ...
+    section of params, resolved. work: folder for resumable state, outside the outputs. device: cpu, cuda, ... on_change: what
+    becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest.
     """
 
     stage: str
@@ -42,6 +50,8 @@ class Context:
     work: Path
     journal: Journal
     device: str = "cpu"
+    on_change: Literal["refuse", "accept", "discard"] = "refuse"
+    accepted: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:

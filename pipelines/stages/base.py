@@ -40,7 +40,9 @@ def run(context: Context) -> dict[str, float]:
     if not examples:
         raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
     checkpoints = Checkpoints(
-        context.work, {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split), "code": code_sha256(__name__)}
+        context.work,
+        {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split), "code": code_sha256(__name__)},
+        context.on_change,
     )
     if note := checkpoints.prepare():
         context.journal.say(note)
@@ -48,5 +50,6 @@ def run(context: Context) -> dict[str, float]:
         model, examples, settings.train, seed=context.seed, purpose="base", journal=context.journal, checkpoints=checkpoints
     )  # fmt: skip
     save_policy(target, model, tokenizer)
+    context.accepted.extend(checkpoints.accepted())
     checkpoints.clear()
     return summary | {"parameters": float(model.num_parameters()), "too_long": float(left_out)}

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from pipelines import chat, paths, seeding
 from pipelines.config.curation import CurationSettings
-from pipelines.curation import Ledger, curate_file
 from pipelines.curation.card import card, markdown
 from pipelines.curation.engines import BATCH
+from pipelines.curation.run import Ledger, curate_file
 from pipelines.curation.steps import Inputs
 from pipelines.errors import UserError
 from pipelines.records import PROBLEM_SCHEMA

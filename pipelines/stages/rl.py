@@ -51,6 +51,7 @@ def run(context: Context) -> dict[str, float]:
             "init": tree_sha256(init),
             "reference": tree_sha256(reference),
         },
+        context.on_change,
     )
     if note := checkpoints.prepare():
         context.journal.say(note)
@@ -63,6 +64,7 @@ def run(context: Context) -> dict[str, float]:
     with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:
         for path in sorted(rollouts.iterdir()):
             shutil.copyfile(path, folder / path.name)  # a kill right now must find them again
+    context.accepted.extend(checkpoints.accepted())
     checkpoints.clear()
     shutil.rmtree(rollouts)
     return summary | {"problems": float(len(problems))}

@@ -35,6 +35,7 @@ def run(context: Context) -> dict[str, float]:
             "data": tree_sha256(split),
             "base": tree_sha256(context.root / paths.BASE),
         },
+        context.on_change,
     )
     if note := checkpoints.prepare():
         context.journal.say(note)
@@ -42,5 +43,6 @@ def run(context: Context) -> dict[str, float]:
         model, examples, settings.train, seed=context.seed, purpose="sft", journal=context.journal, checkpoints=checkpoints
     )  # fmt: skip
     save_policy(context.root / paths.SFT, model, tokenizer)
+    context.accepted.extend(checkpoints.accepted())
     checkpoints.clear()
     return summary | {"too_long": float(left_out)}

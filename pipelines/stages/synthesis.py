@@ -10,8 +10,8 @@ from typing import Any
 
 from pipelines import chat, paths
 from pipelines.config.curation import CurationSettings, SynthesisSettings
-from pipelines.curation import Curated, curate
 from pipelines.curation.difficulty import wilson
+from pipelines.curation.run import Curated, curate
 from pipelines.errors import UserError
 from pipelines.sources import SOURCES
 from pipelines.stages import Context

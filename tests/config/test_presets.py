@@ -3,8 +3,8 @@
 import pytest
 
 from pipelines.config.curation import CurationSettings, DifficultySettings, presets
-from pipelines.curation import curate
 from pipelines.curation.difficulty import inside_band
+from pipelines.curation.run import curate
 from pipelines.records import Problem
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.chat import ChatClient
 from pipelines.config.curation import CurationSettings
-from pipelines.curation import curate
+from pipelines.curation.run import curate
 from pipelines.records import Dropped, Problem
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from one_step import alone
 
-from pipelines import curation, verifiers
+from pipelines import verifiers
 from pipelines.config.curation import CurationSettings, FilterSettings
-from pipelines.curation import curate
+from pipelines.curation import run as curation
 from pipelines.curation.filters import objection
+from pipelines.curation.run import curate
 from pipelines.curation.steps import Batch, Passed
 from pipelines.errors import InfrastructureError
 from pipelines.records import Dropped, Problem, problem_id

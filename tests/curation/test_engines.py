@@ -14,7 +14,8 @@ import pytest
 
 from pipelines import curation
 from pipelines.config.curation import CurationSettings
-from pipelines.curation import curate_file, engines, tables
+from pipelines.curation import engines, tables
+from pipelines.curation.run import curate_file
 from pipelines.curation.steps import Inputs
 from pipelines.records import Problem, problem_id
 from pipelines.store import write_problems

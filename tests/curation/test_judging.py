@@ -10,8 +10,8 @@ from one_step import alone
 
 from pipelines.chat import ChatClient, Replies
 from pipelines.config.curation import CurationSettings
-from pipelines.curation import curate
 from pipelines.curation.judging import KEYS
+from pipelines.curation.run import curate
 from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
 

@@ -8,8 +8,8 @@ import pytest
 from one_step import alone
 
 from pipelines.config.curation import CurationSettings, NearDuplicateSettings
-from pipelines.curation import curate
 from pipelines.curation.near_duplicates import NEIGHBOURS, Shingles, _within_buckets, sketched
+from pipelines.curation.run import curate
 from pipelines.curation.steps import Batch
 from pipelines.records import Problem, problem_id
 

@@ -152,15 +152,3 @@ def test_training_learns_and_a_killed_run_resumes_to_the_same_weights(tmp_path):
     resumed_rows, resumed = train(tmp_path / "cut")
     assert resumed_rows == rows
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
-
-
-def test_state_of_another_identity_is_never_continued(tmp_path):
-    model = tiny_model(TINY, TOKENIZER, 1)
-    optimiser = torch.optim.AdamW(model.parameters())
-    first = Checkpoints(tmp_path, {"data": "a", "seed": 1})
-    assert first.prepare() == ""
-    first.save(7, model, optimiser)
-    assert Checkpoints(tmp_path, {"data": "a", "seed": 1}).restore(model, optimiser) == 7
-    other = Checkpoints(tmp_path, {"data": "b", "seed": 1})
-    assert other.prepare() == "starting afresh: data changed since the interrupted run"
-    assert other.restore(model, optimiser) == 0
