@@ -51,6 +51,10 @@ class GenerationSettings(Section):
     """0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Nucleus mass; 1 keeps the whole distribution, which is what on-policy training assumes."""
+    top_k: Count = 0
+    """Likeliest tokens kept before top_p; 0 keeps all."""
+    stop: tuple[str, ...] = ()
+    """Strings at which a response ends; its text ends before the first of them."""
     batch_size: Positive = 256
     """Sequences that decode together; it changes speed and memory, not results."""
 

@@ -22,8 +22,8 @@ class Sample:
     """One response.
 
     token_ids: sampled ids, the end-of-turn token included when it was sampled. logp: log-probability of each under the
-    distribution it was sampled from (temperature and top-p applied), nats. finish_reason: `stop` (end of turn) or `length`.
-    text: decoded without special tokens. policy_version: of the weights that sampled it.
+    distribution it was sampled from (temperature, top-k and top-p applied), nats. finish_reason: `stop` (end of turn or a stop string)
+    or `length`. text: decoded without special tokens, up to a stop string. policy_version: of the weights that sampled it.
     """
 
     token_ids: list[int]

@@ -1,11 +1,12 @@
-"""Sampling in this process: prompts are prefilled once and shared by their samples, finished rows leave the batch.
+"""Sampling in this process: prompts are prefilled once and shared by their samples, finished rows make room for waiting ones.
 
 Every sample draws from its own stream of uniforms (inverse CDF), so what it says does not depend on its batch mates or on
-the order of requests. Log-probabilities are those of the distribution sampled from: after temperature and top-p.
+the order of requests. Log-probabilities are those of the distribution sampled from: after temperature, top-k and top-p.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +20,10 @@ from pipelines.errors import UserError
 from pipelines.generation.protocol import Request, Sample
 from pipelines.models.decoder import Decoder
 
-COMPACT = 0.75
-"""Rows are compacted when the share still running falls below this."""
+FULL = 0.75
+"""Share of rows that still run below which finished ones are replaced by waiting ones, or leave where none wait."""
+Item = tuple[int, int]
+"""Number of a request, and of its sample."""
 
 
 class TorchGenerator:
@@ -50,76 +53,145 @@ class TorchGenerator:
             raise UserError(f"a prompt of {longest} tokens and max_new_tokens {self.settings.max_new_tokens} exceed the model's context of {limit}")
         results: list[list[Sample | None]] = [[None] * r.samples for r in requests]
         # Prompts of like length decode together, which wastes the least padding.
-        todo = sorted(((i, s) for i, r in enumerate(requests) for s in range(r.samples)), key=lambda item: (len(requests[item[0]].prompt_ids), item))
-        done = 0
-        for start in range(0, len(todo), self.settings.batch_size):
-            wave = todo[start : start + self.settings.batch_size]
-            for (i, s), sample in zip(wave, self._wave([requests[i] for i, _ in wave], [s for _, s in wave]), strict=True):
-                results[i][s] = sample
-            done += len(wave)
-            if progress:
-                progress(done, len(todo))
+        items = ((i, s) for i, r in enumerate(requests) for s in range(r.samples))
+        waiting = deque(sorted(items, key=lambda item: (len(requests[item[0]].prompt_ids), item)))
+        total, done = len(waiting), 0
+        rows = _Rows(self, requests, min(self.settings.batch_size, total), longest)
+        rows.fill(waiting)
+        while len(rows):
+            rows.pick()
+            if rows.running() < FULL * len(rows):
+                for (i, s), sample in rows.finished():
+                    results[i][s] = sample
+                    done += 1
+                if progress:
+                    progress(done, total)
+                rows.step()
+                rows.fill(waiting)
+            else:
+                rows.step()
         return results  # type: ignore[return-value]  # every slot is filled above
 
-    def _wave(self, requests: Sequence[Request], indices: Sequence[int]) -> list[Sample]:
-        """Decode one batch of samples to their ends."""
-        settings, device = self.settings, self._device
-        budget = settings.max_new_tokens
-        uniform = torch.from_numpy(
-            np.stack([seeding.generator(*r.key, r.first + i).random(budget) for r, i in zip(requests, indices, strict=True)])
-        ).to(device)
-        logits, length, cache = self._prefill(requests)
-        rows = torch.arange(len(requests), device=device)
-        ends = torch.tensor(self._ends, device=device)
-        tokens = torch.full((len(requests), budget), -1, device=device)
-        logps = torch.zeros((len(requests), budget), device=device)
-        alive = torch.ones(len(requests), dtype=torch.bool, device=device)
-        for t in range(budget):
-            chosen, logp = pick(logits, uniform[rows, t], settings.temperature, settings.top_p)
-            tokens[rows[alive], t], logps[rows[alive], t] = chosen[alive], logp[alive]
-            alive = alive & ~torch.isin(chosen, ends)
-            running = int(alive.sum())
-            if running == 0 or t == budget - 1:
-                break
-            if running < COMPACT * len(rows):
-                keep = alive.nonzero()[:, 0]
-                rows, chosen, length, alive = rows[keep], chosen[keep], length[keep], alive[keep]
-                cache = [(k[keep], v[keep]) for k, v in cache]
-            logits = self._decoder.step(chosen, length, cache, span=int(length.max()) + 1)
-            length = length + 1
-        return self._samples(tokens.tolist(), logps.tolist())
+    def sample_of(self, ids: list[int], logp: list[float]) -> Sample:
+        """A response that ended."""
+        stopped = ids[-1] in self._ends
+        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+        where = min((place for stop in self.settings.stop if (place := text.find(stop)) >= 0), default=-1)
+        stopped = stopped or where >= 0
+        return Sample(ids, logp, "stop" if stopped else "length", text[:where] if where >= 0 else text, self.version)
 
-    def _prefill(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Each distinct prompt once, then its cache and logits copied to every sample of it."""
-        distinct = list({r.prompt_ids: None for r in requests})
-        where = {prompt: i for i, prompt in enumerate(distinct)}
-        source = torch.tensor([where[r.prompt_ids] for r in requests], device=self._device)
-        longest = max(map(len, distinct))
-        ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in distinct], device=self._device)
-        length = torch.tensor([len(p) for p in distinct], device=self._device)
-        cache = self._decoder.new_cache(len(distinct), longest + self.settings.max_new_tokens)
+    def stops(self, ids: list[int]) -> bool:
+        """Whether the response so far holds a stop string; only its end can be new."""
+        longest = max(map(len, self.settings.stop))
+        tail = self.tokenizer.decode(ids[-longest - 1 :], skip_special_tokens=True)  # a token has at least one character, but for parts of one
+        return any(stop in tail for stop in self.settings.stop)
+
+
+class _Rows:
+    """The samples that decode together, each in a row of the cache. A row whose sample ended (`alive` false) waits to be taken."""
+
+    def __init__(self, engine: TorchGenerator, requests: Sequence[Request], rows: int, longest: int) -> None:
+        self._engine, self._requests, self._settings = engine, requests, engine.settings
+        self._decoder, device, budget = engine._decoder, engine._device, engine.settings.max_new_tokens
+        self._ends = torch.tensor(engine._ends, device=device)
+        self._items: list[Item | None] = [None] * rows
+        self._uniform_BT = torch.zeros((rows, budget), dtype=torch.float64, device=device)
+        self._ids_BT = torch.zeros((rows, budget), dtype=torch.long, device=device)
+        self._logp_BT = torch.zeros((rows, budget), device=device)
+        self._count_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self._length_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self._alive_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._chosen_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self._logits_BV: Tensor = torch.zeros((rows, 0), device=device)
+        self._cache = self._decoder.new_cache(rows, longest + budget)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def running(self) -> int:
+        return int(self._alive_B.sum())
+
+    def fill(self, waiting: deque[Item]) -> None:
+        """Waiting samples into the rows that are free; free rows that are left over go."""
+        free = (~self._alive_B).nonzero()[:, 0]
+        items = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
+        if items:
+            self._start(free[: len(items)], items)
+        if len(items) < len(free):
+            self._keep(self._alive_B.nonzero()[:, 0])
+
+    def pick(self) -> None:
+        """One token for every row."""
+        rows, count, settings = torch.arange(len(self), device=self._count_B.device), self._count_B, self._settings
+        uniform = self._uniform_BT[rows, count.clamp(max=self._uniform_BT.shape[1] - 1)]
+        self._chosen_B, logp_B = pick(self._logits_BV, uniform, settings.temperature, settings.top_p, settings.top_k)
+        alive = self._alive_B.nonzero()[:, 0]
+        self._ids_BT[alive, count[alive]], self._logp_BT[alive, count[alive]] = self._chosen_B[alive], logp_B[alive]
+        self._count_B = count + self._alive_B
+        self._alive_B = self._alive_B & ~torch.isin(self._chosen_B, self._ends) & (self._count_B < settings.max_new_tokens)
+        if settings.stop:
+            for row in self._alive_B.nonzero()[:, 0].tolist():
+                if self._engine.stops(self._ids_BT[row, : self._count_B[row]].tolist()):
+                    self._alive_B[row] = False
+
+    def step(self) -> None:
+        """Run the picked tokens of the rows that go on; the others are computed along and not looked at."""
+        if self.running():
+            self._logits_BV = self._decoder.step(self._chosen_B, self._length_B, self._cache, span=int(self._length_B.max()) + 1)
+            self._length_B = self._length_B + self._alive_B
+
+    def finished(self) -> list[tuple[Item, Sample]]:
+        """The samples that ended since the last call."""
+        found = []
+        for row in (~self._alive_B).nonzero()[:, 0].tolist():
+            item, count = self._items[row], int(self._count_B[row])
+            if item is not None:
+                self._items[row] = None
+                found.append((item, self._engine.sample_of(self._ids_BT[row, :count].tolist(), self._logp_BT[row, :count].tolist())))
+        return found
+
+    def _start(self, rows: Tensor, items: list[Item]) -> None:
+        """Put samples into rows: each distinct prompt runs once, and its cache and logits are copied to every sample of it."""
+        requests = [self._requests[i] for i, _ in items]
+        prompts = list({r.prompt_ids: None for r in requests})
+        where = {prompt: place for place, prompt in enumerate(prompts)}
+        source = torch.tensor([where[r.prompt_ids] for r in requests], device=rows.device)
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=rows.device)
+        length = torch.tensor([len(p) for p in prompts], device=rows.device)
+        cache = self._decoder.new_cache(len(prompts), longest)
         logits = self._decoder.prefill(ids, length, cache)
-        return logits[source], length[source], [(k[source], v[source]) for k, v in cache]
+        for (keys, values), (new_keys, new_values) in zip(self._cache, cache, strict=True):
+            keys[rows, :, :longest], values[rows, :, :longest] = new_keys[source], new_values[source]
+        if not self._logits_BV.shape[1]:
+            self._logits_BV = logits.new_zeros((len(self), logits.shape[1]))
+        self._logits_BV[rows], self._length_B[rows] = logits[source], length[source]
+        self._count_B[rows], self._alive_B[rows] = 0, True
+        budget = self._settings.max_new_tokens
+        drawn = [seeding.generator(*r.key, r.first + s).random(budget) for r, (_, s) in zip(requests, items, strict=True)]
+        self._uniform_BT[rows] = torch.from_numpy(np.stack(drawn)).to(rows.device)
+        for row, item in zip(rows.tolist(), items, strict=True):
+            self._items[row] = item
 
-    def _samples(self, tokens: list[list[int]], logps: list[list[float]]) -> list[Sample]:
-        samples = []
-        for row, logp in zip(tokens, logps, strict=True):
-            ids = [token for token in row if token >= 0]
-            stopped = ids[-1] in self._ends
-            text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
-            samples.append(Sample(ids, logp[: len(ids)], "stop" if stopped else "length", text, self.version))
-        return samples
+    def _keep(self, rows: Tensor) -> None:
+        self._items = [self._items[row] for row in rows.tolist()]
+        for name in ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_length_B", "_alive_B", "_chosen_B", "_logits_BV"):
+            setattr(self, name, getattr(self, name)[rows])
+        self._cache = [(keys[rows], values[rows]) for keys, values in self._cache]
 
 
-def pick(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def pick(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int = 0) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF, and its log-probability under the distribution sampled from.
 
-    temperature 0 takes the likeliest token, with log-probability 0. top_p keeps the smallest set of likeliest tokens whose
-    mass reaches it (the token that crosses is kept) and renormalises.
+    temperature 0 takes the likeliest token, with log-probability 0. top_k keeps the so many likeliest (and what ties with the last), 0 all;
+    then top_p keeps the smallest set of likeliest tokens whose mass reaches it (the token that crosses is kept). What is kept is renormalised.
     """
     if temperature == 0:
         return logits_BV.argmax(-1), logits_BV.new_zeros(len(logits_BV), dtype=torch.float32)
     logp = torch.log_softmax(logits_BV.float() / temperature, -1)
+    if 0 < top_k < logp.shape[-1]:
+        least = logp.topk(top_k, -1).values[:, -1:]
+        logp = torch.log_softmax(logp.masked_fill(logp < least, float("-inf")), -1)
     if top_p < 1:
         ordered, index = logp.sort(-1, descending=True)
         before = ordered.exp().cumsum(-1) - ordered.exp()

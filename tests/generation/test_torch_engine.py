@@ -108,3 +108,50 @@ def test_finish_reasons_and_limits():
         assert len(sample.logp) == len(sample.token_ids) <= 30
     with pytest.raises(UserError, match="exceed the model's context of 256"):
         generator.generate([Request(tuple(range(5, 240)), 1, ("k",))])
+
+
+def test_finished_rows_make_room_for_waiting_ones(monkeypatch):
+    from pipelines.models.decoder import Decoder
+
+    widths = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, ids_B, *arguments, **named: widths.append(len(ids_B)) or step(self, ids_B, *arguments, **named))
+    settings = GenerationSettings(max_new_tokens=30, batch_size=8)
+    refilled = respond(TorchGenerator(model(), TOKENIZER, settings), PROBLEMS, 4, ("f",))
+    tokens = sum(len(s.token_ids) for group in refilled for s in group)
+    assert len({len(s.token_ids) for group in refilled for s in group}) > 5  # responses of many lengths
+    assert sum(widths) < 1.5 * tokens and widths.count(8) > 0.8 * len(widths)  # rows hold little that has ended
+    widths.clear()
+    whole = respond(TorchGenerator(model(), TOKENIZER, GenerationSettings(max_new_tokens=30, batch_size=1000)), PROBLEMS, 4, ("f",))
+    assert [[s.token_ids for s in group] for group in whole] == [[s.token_ids for s in group] for group in refilled]
+
+
+def test_top_k_keeps_the_likeliest_and_their_log_probabilities():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(20000, 1)
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen, logp = pick(logits, uniform, 1.0, 1.0, 2)
+    assert set(chosen.tolist()) == {1, 2}
+    expected = torch.softmax(torch.tensor([1.0, 2.0]), 0)
+    torch.testing.assert_close(logp.exp(), expected[chosen - 1])
+    assert abs(float((chosen == 2).float().mean()) - float(expected[1])) < 0.02
+    both, logp = pick(logits, uniform, 1.0, 0.7, 2)  # 2 alone has a mass of 0.73 of what top_k left
+    assert set(both.tolist()) == {2} and float(logp.abs().max()) < 1e-6
+    torch.testing.assert_close(pick(logits, uniform, 1.0, 1.0, 9), pick(logits, uniform, 1.0, 1.0))
+
+
+def test_stop_strings_end_a_response_and_its_text():
+    policy = model()
+    free = [s for group in respond(TorchGenerator(policy, TOKENIZER, GenerationSettings(max_new_tokens=30)), PROBLEMS[:10], 4, ("f",)) for s in group]
+    stop = next(s.text[5:8] for s in free if len(s.text) > 40 and s.text[5:8].strip())
+    settings = GenerationSettings(max_new_tokens=30, stop=(stop, "never to be said"))
+    stopped = [s for group in respond(TorchGenerator(policy, TOKENIZER, settings), PROBLEMS[:10], 4, ("f",)) for s in group]
+    cut = 0
+    for one, other in zip(free, stopped, strict=True):
+        assert other.token_ids == one.token_ids[: len(other.token_ids)]
+        where = one.text.find(stop)
+        if where >= 0:
+            assert other.text == one.text[:where] and other.finish_reason == "stop"
+            cut += len(other.token_ids) < len(one.token_ids)
+        else:
+            assert (other.text, other.finish_reason) == (one.text, one.finish_reason)
+    assert cut > 0
