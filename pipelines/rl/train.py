@@ -245,21 +245,21 @@ def minibatch_rows(group_B: Tensor, minibatches: int) -> list[Tensor]:
 
 
 def length_buckets(score_BT: Tensor, micro_batch: int) -> list[Tensor]:
-    """Row indices of each micro-batch: sequences of like length together, which wastes the least padding."""
-    return list(_ends(score_BT).argsort(stable=True).split(micro_batch))
+    """Row indices of each micro-batch: responses of like length together, which wastes the least padding where prompts are shared."""
+    return list(_stretch(score_BT).argsort(stable=True).split(micro_batch))
 
 
-def _ends(score_BT: Tensor) -> Tensor:
-    """Place of each row's last token."""
-    return (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1)
+def _stretch(score_BT: Tensor) -> Tensor:
+    """Tokens from each row's first to its last scored one."""
+    return (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1) - score_BT.int().argmax(-1)
 
 
 def group_buckets(group_B: Tensor, score_BT: Tensor, micro_batch: int) -> list[Tensor]:
     """Row indices of each micro-batch: whole groups of like longest row, as many as fit (at least one)."""
-    ends_B = _ends(score_BT)
+    stretch_B = _stretch(score_BT)
     groups = [(group_B == group).nonzero()[:, 0] for group in torch.unique(group_B)]
     buckets: list[Tensor] = []
-    for rows in sorted(groups, key=lambda rows: int(ends_B[rows].max())):
+    for rows in sorted(groups, key=lambda rows: int(stretch_B[rows].max())):
         if buckets and len(buckets[-1]) + len(rows) <= micro_batch:
             buckets[-1] = torch.cat([buckets[-1], rows])
         else:
