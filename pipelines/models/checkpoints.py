@@ -59,7 +59,7 @@ class Checkpoints:
             step = int(_NAME.fullmatch(self._all()[-1].name)[1])  # type: ignore[index]
             if self.on_change == "refuse":
                 raise UserError(
-                    f"an interrupted run stands at step {step} that was made otherwise: {'; '.join(changed)}. "
+                    f"{self.folder.name}: an interrupted run stands at step {step} that was made otherwise: {'; '.join(changed)}. "
                     "Undo that, or continue all the same with --accept-changes, or begin again with --discard"
                 )
             if self.on_change == "accept":

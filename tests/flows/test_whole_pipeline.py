@@ -63,13 +63,16 @@ def finished(tmp_path_factory):
     process.communicate()
     done = mini_project.touchstone(project, "run", "--until", "synthesis")
     assert (done.returncode, done.stdout) == (0, "everything is current\n")
-    done = mini_project.touchstone(shortened(project), "run")
+    refused = mini_project.touchstone(shortened(project), "run")
+    assert refused.returncode == 2
+    assert "rl-math: an interrupted run stands at step" in refused.stderr and "settings.steps: 400 -> 4. Undo that, or" in refused.stderr
+    done = mini_project.touchstone(project, "run", "--discard")
     assert done.returncode == 0, done.stderr
     return project, done.stdout
 
 
 def shortened(project):
-    """The same project with a math stage that ends soon, so that the test does too; its settings differ, so it starts afresh."""
+    """The same project with a math stage that ends soon, so that the test does too; its settings differ, so what was interrupted is refused and then discarded."""
     params = copy.deepcopy(TINY)
     params["rl"]["stages"]["math"]["steps"] = 4
     mini_project.write_params(project, params)
@@ -79,7 +82,7 @@ def shortened(project):
 def test_the_second_run_does_what_was_left_and_nothing_twice(finished):
     project, printed = finished
     assert [line.split(":")[0] for line in printed.splitlines() if ": runs (" in line] == STAGES[6:]
-    assert "starting afresh: settings changed since the interrupted run" in printed
+    assert "starting afresh: settings.steps: 400 -> 4" in printed
     assert printed.splitlines()[-1] == f"report: {project / paths.PAGE}"
 
 

@@ -37,7 +37,7 @@ import torch
 import pipelines.stages.rl
 from pipelines import paths, verifiers
 from pipelines.__main__ import run
-from pipelines.generation import TorchGenerator
+from pipelines.generation import torch_engine
 from pipelines.models import checkpoints
 from pipelines.rl import train as loop
 
@@ -65,7 +65,7 @@ def half(state, path):
 
 save = torch.save
 TARGETS = {
-    "generation": lambda: at_call(TorchGenerator, "_wave", 4),
+    "generation": lambda: at_call(torch_engine._Rows, "pick", 40),
     "verification": lambda: at_call(verifiers.VerifierPool, "verify_batch", 3),
     "update": lambda: at_call(loop, "update", 5),
     "checkpoint": lambda: at_call(torch, "save", 2, half),
