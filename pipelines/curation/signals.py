@@ -29,8 +29,8 @@ _YES_NO_QUESTION = re.compile(r"\A\W*(?:is|are|do|does|can)\b", re.IGNORECASE)
 _INTEGER = re.compile(r"[-+]?\d+")
 _WORD = re.compile(r"[^\W\d_]+")
 _COMMON = re.compile(
-    "the|of|and|a|to|in|is|that|for|it|as|with|on|at|by|be|are|what|how|many|find|if|he|she|his|her|from|each|has|have|this|which|there|all|value"
-    "|given|let|does|do|can|an|or",
+    "the|of|and|a|to|in|is|that|for|it|as|with|on|at|by|be|are|what|how|many|find|he|she|his|her|from|each|has|have|this|which|there|all|value"
+    "|given|let|does|do|can|an|or|did|was|were|they|their|will|who|more|than|then|when|while|after|if|not|its|per|into|out",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")

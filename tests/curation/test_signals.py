@@ -58,6 +58,7 @@ def row(prompt: str, answer: str = "1", solution: str | None = None, **fields: o
         ("foreign", row("Ein Bäcker backt jeden Morgen zwölf Brote und verkauft davon drei an seine besten Kunden aus dem Nachbardorf"), True),
         ("foreign", row(r"$x^2+y^2=1$"), False),
         ("foreign", row("Compute sin 60"), False),
+        ("foreign", row("Yesterday Sarah collected 50 aluminum cans while Lara collected 30. How many fewer cans did they collect today?"), False),
         ("figure", row("In the figure below, find x."), True),
         ("figure", row("[asy] draw((0,0)--(1,1)); [/asy]"), True),
         ("figure", row("Figure out how many there are."), False),
