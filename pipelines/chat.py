@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pipelines.errors import UserError
@@ -159,11 +159,23 @@ class ChatClient:
         return _content(raw)
 
 
-def teacher(model: str, *, timeout: float, retries: int, replies: Path | None = None) -> ChatClient | None:
+class Asked(Protocol):
+    """Settings of params that say how an endpoint is asked; timeout in seconds."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def retries(self) -> int: ...
+
+
+def teacher(asked: Asked, replies: Path) -> ChatClient | None:
     """The endpoint that TEACHER_URL names, None without one. replies: a file that keeps what it answers."""
     url = os.environ.get(TEACHER_URL)
-    kept = Replies(replies) if url and replies else None
-    return ChatClient(url, model, os.environ.get(TEACHER_KEY), timeout=timeout, retries=retries, replies=kept) if url else None
+    if not url:
+        return None
+    return ChatClient(url, asked.model, os.environ.get(TEACHER_KEY), timeout=asked.timeout, retries=asked.retries, replies=Replies(replies))
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:

@@ -57,7 +57,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     if not tables(connection):
         raise UserError(f"{root}: nothing to query yet: run `touchstone run` first")
     folder = (root / "data").resolve().as_posix()
-    connection.execute(f"set allowed_directories = ['{_quoted(folder)}/']; set enable_external_access = false; set lock_configuration = true")
+    connection.execute(f"set allowed_directories = ['{quoted(folder)}/']; set enable_external_access = false; set lock_configuration = true")
     return connection
 
 
@@ -85,13 +85,13 @@ def _over(root: Path, where: Path, pattern: str, columns: dict[str, int]) -> str
     if not (any(target.glob(pattern)) if pattern else target.is_file()):
         return None
     parts = "".join(f", regexp_replace(string_split(filename, '/')[-{place}], '\\.parquet$', '') as {name}" for name, place in columns.items())
-    source = _quoted((target / pattern if pattern else target).as_posix())
+    source = quoted((target / pattern if pattern else target).as_posix())
     return f"select * exclude (filename){parts} from read_parquet('{source}', filename = true, union_by_name = true)"
 
 
 def _union(root: Path, files: dict[str, Path], column: str) -> str | None:
     parts = [
-        f"select *, '{name}' as {column} from read_parquet('{_quoted((root.resolve() / path).as_posix())}')"
+        f"select *, '{name}' as {column} from read_parquet('{quoted((root.resolve() / path).as_posix())}')"
         for name, path in files.items()
         if (root / path).is_file()
     ]
@@ -121,5 +121,6 @@ def _steps(account: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"step": "difficulty", "input": account["input"], "kept": kept, "dropped": account["input"] - kept, "reasons": account["reasons"]}]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Text for a literal of SQL."""
     return text.replace("'", "''")

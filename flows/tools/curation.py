@@ -31,8 +31,7 @@ def curate(options: argparse.Namespace) -> int:
     read = [(path.stem, *rows.read(path)) for path in options.inputs]
     benchmarks = {path.stem: _benchmark(path) for path in options.against}
     bad = [(name, row) for name, _, malformed in read for row in malformed]
-    asked = settings.endpoint
-    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=paths.REPLIES)
+    client = chat.teacher(settings.endpoint, paths.REPLIES)
     with replacing_folder(options.out) as folder, tempfile.TemporaryDirectory() as temporary:
         given, scratch, kept = Path(temporary) / "given.parquet", Path(temporary) / "scratch", folder / paths.PROBLEMS.name
         write_problems(given, (problem for _, problems, _ in read for problem in problems))

@@ -122,13 +122,12 @@ class Index:
 
     def _same(self, found: dict[int, Hit], texts: pa.Array, rows: Words) -> None:
         """Rows with the words of an item, then rows of which a paragraph has them; a text without words equals nothing."""
-        parts = rows.paragraphs()
-        for owners, lengths, hashes in ((np.arange(len(rows)), rows.lengths, rows.wholes()), parts):
+        for whole, (owners, lengths, hashes) in ((True, (np.arange(len(rows)), rows.lengths, rows.wholes())), (False, rows.paragraphs())):
             at = np.minimum(np.searchsorted(self._wholes, hashes), len(self._wholes) - 1)
             same = np.flatnonzero((self._wholes[at] == hashes) & (lengths >= 1)) if len(self._wholes) else []
             for place in same:
                 row, item = int(owners[place]), int(self._order[at[place]])
-                if row not in found and self._repeats(texts[row].as_py(), item, whole=lengths is not parts[1]):
+                if row not in found and self._repeats(texts[row].as_py(), item, whole=whole):
                     found[row] = Hit(item, "exact", " ".join(self._items[item]))
 
     def _repeats(self, text: str, item: int, *, whole: bool) -> bool:

@@ -96,13 +96,11 @@ def consensus(rows: Rows, inputs: Inputs) -> Apply:
     client, settings = _client(inputs), inputs.settings.consensus
     goes: dict[int, Reason] = {}
     for chosen in _chosen(rows, lambda problem: problem.verifier in VOTED):
-        replies = _ask(client, inputs, [SOLVE.format(prompt=problem.prompt) for _, problem in chosen for _ in range(settings.votes)])
-        for place, (row, problem) in enumerate(chosen):
-            mine = replies[place * settings.votes : (place + 1) * settings.votes]
-            found = parties(problem, [answer for answer in (boxed_answer(reply.text) for reply in mine) if answer])
+        for row, problem, replies in _polled(client, inputs, chosen, SOLVE, settings.votes):
+            found = parties(problem, [answer for answer in (boxed_answer(reply.text) for reply in replies) if answer])
             against = _against(problem, found, settings.agree)
             if against:
-                goes[row] = against if found else ("no_votes", next((reply.error for reply in mine if reply.error), "no solution has a boxed answer"))
+                goes[row] = against if found else ("no_votes", _first_error(replies) or "no solution has a boxed answer")
     return Decided(goes)
 
 
@@ -118,12 +116,10 @@ def grade(rows: Rows, inputs: Inputs) -> Apply:
     becomes: dict[int, Problem] = {}
     low, high = settings.band
     for chosen in _chosen(rows):
-        replies = _ask(client, inputs, [RATE.format(prompt=problem.prompt) for _, problem in chosen for _ in range(settings.samples)])
-        for place, (row, problem) in enumerate(chosen):
-            mine = replies[place * settings.samples : (place + 1) * settings.samples]
-            ratings = [rating for rating in (_rating(reply) for reply in mine) if rating is not None]
+        for row, problem, replies in _polled(client, inputs, chosen, RATE, settings.samples):
+            ratings = [rating for rating in (_rating(reply) for reply in replies) if rating is not None]
             if not ratings:
-                goes[row] = "not_rated", next((reply.error for reply in mine if reply.error), "no reply holds a rating from 1 to 10 in half steps")
+                goes[row] = "not_rated", _first_error(replies) or "no reply holds a rating from 1 to 10 in half steps"
                 continue
             mean = sum(ratings) / len(ratings)
             if not low <= mean <= high:
@@ -153,6 +149,19 @@ def _ask(client: ChatClient, inputs: Inputs, questions: Sequence[str]) -> list[R
     if replies and all(reply.text is None for reply in replies):
         raise UserError(f"curation: the endpoint answered none of {len(replies)} requests; the first failed with: {replies[0].error}")
     return replies
+
+
+def _polled(
+    client: ChatClient, inputs: Inputs, chosen: Sequence[tuple[int, Problem]], question: str, times: int
+) -> Iterator[tuple[int, Problem, list[Reply]]]:
+    """(row number, row, replies) of rows that are each asked the same question `times` times."""
+    replies = _ask(client, inputs, [question.format(prompt=problem.prompt) for _, problem in chosen for _ in range(times)])
+    for place, (row, problem) in enumerate(chosen):
+        yield row, problem, replies[place * times : (place + 1) * times]
+
+
+def _first_error(replies: Sequence[Reply]) -> str:
+    return next((reply.error for reply in replies if reply.error), "")
 
 
 def _object(reply: Reply, keys: Sequence[str]) -> dict[str, str] | str:

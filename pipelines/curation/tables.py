@@ -20,6 +20,7 @@ from pipelines.curation.engines import BATCH, FAST, SHARD, Engine, Local
 from pipelines.curation.steps import Apply, Batch
 from pipelines.records import DROPPED_SCHEMA, PROBLEM_SCHEMA, Problem
 from pipelines.store import replacing, to_problems
+from pipelines.views import quoted
 
 SCHEMA = DROPPED_SCHEMA.append(pa.field("row", pa.int64(), nullable=False))
 MEMORY = "600MB"
@@ -120,17 +121,13 @@ def write_sorted(path: Path, files: Sequence[Path], schema: pa.Schema, where: st
 
 def connect(scratch: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
-    connection.execute(f"set memory_limit = '{MEMORY}'; set temp_directory = '{quoted(scratch / 'duckdb')}'")
+    connection.execute(f"set memory_limit = '{MEMORY}'; set temp_directory = '{quoted((scratch / 'duckdb').as_posix())}'")
     return connection
 
 
 def listed(files: Sequence[Path]) -> str:
     """The files as a table expression."""
-    return "read_parquet([{}])".format(", ".join(f"'{quoted(file)}'" for file in files))
-
-
-def quoted(path: Path) -> str:
-    return path.as_posix().replace("'", "''")
+    return "read_parquet([{}])".format(", ".join(f"'{quoted(file.as_posix())}'" for file in files))
 
 
 def _cut(reader: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:

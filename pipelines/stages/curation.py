@@ -40,9 +40,7 @@ def run(context: Context) -> dict[str, float]:
     """
     settings: CurationSettings = context.settings
     benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
-    asked = settings.endpoint
-    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=context.root / paths.REPLIES)
-    inputs = Inputs(settings, benchmarks, client=client)
+    inputs = Inputs(settings, benchmarks, client=chat.teacher(settings.endpoint, context.root / paths.REPLIES))
     context.work.mkdir(parents=True, exist_ok=True)
     with replacing_folder(context.root / paths.CURATION) as folder, tempfile.TemporaryDirectory(dir=context.work) as temporary:
         kept, scratch = Path(temporary) / "kept.parquet", Path(temporary) / "scratch"

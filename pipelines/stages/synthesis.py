@@ -34,8 +34,7 @@ def run(context: Context) -> dict[str, float]:
     known = [row for path in paths.SPLITS.values() for row in read_problems(context.root / path)]
     benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
     given = settings.curation or CurationSettings()
-    asked = given.endpoint
-    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=context.root / paths.REPLIES)
+    client = chat.teacher(given.endpoint, context.root / paths.REPLIES)
     curated = curate(proposals.problems, benchmarks, given, known=known, client=client)
     with replacing_folder(context.root / paths.SYNTHESIS) as folder:
         write_problems(folder / paths.SYNTHESISED.name, curated.kept)
@@ -55,7 +54,7 @@ def _propose(context: Context, weak: list[Topic]) -> Proposals:
     if settings.method == "procedural":
         return procedural.propose(weak, settings.budget, settings.generators or {}, SOURCES, context.seed, context.root)
     asked = settings.teacher
-    client = chat.teacher(asked.model, timeout=asked.timeout, retries=asked.retries, replies=context.root / paths.REPLIES)
+    client = chat.teacher(asked, context.root / paths.REPLIES)
     if not client:
         raise UserError(
             f"synthesis: method 'teacher' needs the address of an OpenAI-compatible endpoint in the environment variable {chat.TEACHER_URL}"
