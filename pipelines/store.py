@@ -96,6 +96,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def forget_torn(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in `folder`; nobody else may be writing there."""
+    for torn in folder.glob(".*.part"):
+        torn.unlink()
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block succeeds, else is removed."""

@@ -18,7 +18,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.lineage.digests import file_sha256
-from pipelines.store import read_json, replacing, write_json
+from pipelines.store import forget_torn, read_json, replacing, write_json
 
 KEEP = 2
 """Newest checkpoints kept: the last, and the one before it in case the disk lies."""
@@ -50,8 +50,7 @@ class Checkpoints:
             UserError: there is state of another identity, and nobody said what to do with it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(".*.part"):  # what a kill left
-            torn.unlink()
+        forget_torn(self.folder)
         old = read_json(self._marker) if self._marker.exists() else self.identity
         changed = differences(old, self.identity)
         said = ""

@@ -37,7 +37,7 @@ from pipelines.rl.journal import report, summary
 from pipelines.rl.objective import aggregates, objective, route, weigh, with_advantages
 from pipelines.rl.ranks import add_up
 from pipelines.rl.recipe import Recipe
-from pipelines.store import write_rollouts
+from pipelines.store import forget_torn, write_rollouts
 from pipelines.verifiers import VerifierPool
 
 HELD = ("entropy_anchor", "special_anchor")
@@ -288,6 +288,7 @@ def _forget_rollouts(folder: Path, step: int) -> None:
     """Remove rollouts of steps that are about to be done again."""
     if step == 0:
         shutil.rmtree(folder, ignore_errors=True)
+    forget_torn(folder)
     for path in folder.glob("step-*.parquet"):
         if int(path.stem.removeprefix("step-")) > step:
             path.unlink()

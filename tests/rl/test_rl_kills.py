@@ -35,7 +35,7 @@ import io, json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 import pipelines.stages.rl
-from pipelines import paths, verifiers
+from pipelines import paths, store, verifiers
 from pipelines.__main__ import run
 from pipelines.generation import torch_engine
 from pipelines.models import checkpoints
@@ -63,6 +63,10 @@ def half(state, path):
     save(state, whole)
     Path(path).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
 
+def begun(path, table):
+    """Write the beginning of a file of rollouts."""
+    Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part").write_bytes(b"PAR1")
+
 save = torch.save
 TARGETS = {
     "generation": lambda: at_call(torch_engine._Rows, "pick", 40),
@@ -71,6 +75,7 @@ TARGETS = {
     "checkpoint": lambda: at_call(torch, "save", 2, half),
     "renamed": lambda: at_call(checkpoints, "write_json", 4),
     "rollouts": lambda: at_call(loop, "write_rollouts", 3),
+    "torn rollouts": lambda: at_call(store, "write_table", 3, begun),
     "end": lambda: at_call(pipelines.stages.rl, "save_policy", 1),
     "cleared": lambda: at_call(checkpoints.Checkpoints, "clear", 1),
 }
@@ -92,7 +97,7 @@ def start(target=None):
 
 print("ready", flush=True)
 for line in sys.stdin:
-    kind, value = line.split()
+    kind, value = line.strip().split(" ", 1)
     began = time.monotonic()
     child = start(value if kind == "target" else None)
     if kind == "after":
@@ -196,7 +201,7 @@ def test_killed_at_twenty_random_instants(project, alone):
     assert made(root) == first
 
 
-@pytest.mark.parametrize("place", ["generation", "verification", "update", "checkpoint", "renamed", "rollouts", "end", "cleared"])
+@pytest.mark.parametrize("place", ["generation", "verification", "update", "checkpoint", "renamed", "rollouts", "torn rollouts", "end", "cleared"])
 def test_killed_in_the_middle_of(project, alone, place):
     root, harness = project
     forget(root)
