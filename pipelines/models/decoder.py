@@ -1,7 +1,7 @@
-"""Incremental decoding for the Llama family with a static key-value cache.
+"""The Llama family's forward pass: incremental decoding with a static key-value cache, and packed sequences with gradient.
 
-Reads the weights of the Hugging Face module it is given, in place, so that training steps are seen at once. Rows are
-left-aligned: row b keeps its keys at 0 .. length_b - 1, so no row attends to padding and positions need no shift.
+Reads the weights of the Hugging Face module it is given, in place, so that training steps are seen at once. In the cache rows
+are left-aligned: row b keeps its keys at 0 .. length_b - 1, so no row attends to padding and positions need no shift.
 Shapes: B rows, P prompt positions, S cache positions, H heads, K key-value heads, D head size, E hidden size, V vocabulary.
 """
 
@@ -12,24 +12,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pipelines.errors import UserError
+from pipelines.models.packing import Packing
+from pipelines.models.sharding import within
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Decoder:
-    """Prefill and single-token steps of one model."""
+    """Prefill, single-token steps and packed forward of one model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        if model.config.model_type not in SUPPORTED:
-            raise UserError(f"generation.engine torch decodes {', '.join(SUPPORTED)} models, got '{model.config.model_type}'")
+        if reason := unsupported(model):
+            raise UserError(f"generation.engine torch {reason}")
         config: Any = model.config
-        if getattr(config, "use_sliding_window", False) or (config.model_type == "mistral" and config.sliding_window):
-            raise UserError("generation.engine torch has no sliding-window attention, which this model's config asks for")
-        self.body: Any = model.model
-        self.head: Any = model.lm_head
+        self.body: Any = model.base_model
+        self.head: Any = model.get_output_embeddings()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -45,10 +46,10 @@ class Decoder:
         x = self.body.embed_tokens(ids_BP)
         cos, sin = self.body.rotary_emb(x, positions)
         for layer, (keys, values) in zip(self.body.layers, cache, strict=True):
-            q, k, v = self._project(layer, x, cos, sin)
+            q, k, v = (part.transpose(1, 2) for part in self._project(layer, x, cos, sin))
             keys[:, :, : k.shape[2]], values[:, :, : v.shape[2]] = k, v
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
-            x = self._rest(layer, x, attended)
+            x = self._rest(layer, x, attended.transpose(1, 2).flatten(2))
         last = x[torch.arange(len(x), device=x.device), length_B - 1]
         return self.head(self.body.norm(last))
 
@@ -60,32 +61,56 @@ class Decoder:
         visible = (torch.arange(span, device=ids_B.device) <= length_B[:, None])[:, None, None]
         for layer, (keys, values) in zip(self.body.layers, cache, strict=True):
             q, k, v = self._project(layer, x, cos, sin)
-            keys[rows, :, length_B], values[rows, :, length_B] = k[:, :, 0], v[:, :, 0]
+            keys[rows, :, length_B], values[rows, :, length_B] = k[:, 0], v[:, 0]
             attended = F.scaled_dot_product_attention(
-                q, keys[:, :, :span], values[:, :, :span], attn_mask=visible, enable_gqa=self.heads != self.kv_heads
+                q.transpose(1, 2), keys[:, :, :span], values[:, :, :span], attn_mask=visible, enable_gqa=self.heads != self.kv_heads
             )
-            x = self._rest(layer, x, attended)
+            x = self._rest(layer, x, attended.transpose(1, 2).flatten(2))
         return self.head(self.body.norm(x[:, 0]))
 
+    def packed(self, packing: Packing, *, recompute: bool = False) -> Tensor:
+        """Hidden states (N, E) that the head sees. With `recompute` a layer's activations are computed again in the backward pass."""
+        x = self.body.embed_tokens(packing.ids_N)[None]
+        cos, sin = self.body.rotary_emb(x, packing.position_N[None])
+        for layer in self.body.layers:
+            if recompute:
+                x = checkpoint(within, layer, self._packed_layer, x, cos, sin, packing, use_reentrant=False)
+            else:
+                x = within(layer, self._packed_layer, x, cos, sin, packing)
+        return self.body.norm(x)[0]
+
+    def _packed_layer(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> Tensor:
+        q, k, v = self._project(layer, x, cos, sin)
+        return self._rest(layer, x, packing.attend(q[0], k[0], v[0])[None])
+
     def _project(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (B, H, P, D), rotated keys and values (B, K, P, D)."""
+        """Rotated queries (B, P, H, D), rotated keys and values (B, P, K, D)."""
         attention = layer.self_attn
         normed = layer.input_layernorm(x)
         shape = (*x.shape[:2], -1, self.head_size)
-        q, k = attention.q_proj(normed).view(shape), attention.k_proj(normed).view(shape)
+        q, k, v = attention.q_proj(normed).view(shape), attention.k_proj(normed).view(shape), attention.v_proj(normed).view(shape)
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm(q), attention.k_norm(k)
-        v = attention.v_proj(normed).view(shape).transpose(1, 2)
-        return _rotate(q.transpose(1, 2), cos, sin), _rotate(k.transpose(1, 2), cos, sin), v
+        return _rotate(q, cos, sin).to(v.dtype), _rotate(k, cos, sin).to(v.dtype), v
 
     def _rest(self, layer: Any, x: Tensor, attended: Tensor) -> Tensor:
-        """Output projection and MLP, with their residuals."""
-        x = x + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
+        """Output projection and MLP, with their residuals; attended: (B, P, H * D)."""
+        x = x + layer.self_attn.o_proj(attended)
         return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
+def unsupported(model: PreTrainedModel) -> str:
+    """Why `Decoder` cannot run the model; '' where it can."""
+    config: Any = model.config
+    if config.model_type not in SUPPORTED:
+        return f"decodes {', '.join(SUPPORTED)} models, got '{config.model_type}'"
+    if getattr(config, "use_sliding_window", False) or (config.model_type == "mistral" and config.sliding_window):
+        return "has no sliding-window attention, which this model's config asks for"
+    return ""
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), half-split layout."""
+    """Rotary position embedding (arXiv 2104.09864) of (B, P, H, D), half-split layout."""
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos[:, None] + turned * sin[:, None]
+    return x * cos[:, :, None] + turned * sin[:, :, None]

@@ -1,4 +1,4 @@
-"""What a policy says of given tokens, computed only where it is needed.
+"""What a policy says of given tokens, computed only where it is needed: no padding, each shared prompt once.
 
 Shapes: B sequences, T tokens of the padded sequence, N scored positions, E hidden size, V vocabulary. Only the N scored
 positions meet the vocabulary, `CHUNK` logits at a time, so (B, T, V) never exists.
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
+
+from pipelines.models.decoder import Decoder, unsupported
+from pipelines.models.packing import pack
+from pipelines.models.sharding import within
 
 CHUNK = 2**24
 """Logits (positions x vocabulary) held at once; more are computed in chunks and recomputed in the backward pass."""
-
-SHARING = 1.25
-"""Tokens of whole rows over tokens with shared prompts from which on prompts are shared."""
 
 Score = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 """(log-probabilities (N, V), what is known of each position (N, ...)) -> (N,) or (N, K)."""
@@ -65,10 +65,21 @@ def token_scores(
     Rows are right-padded and attention is causal, so padding needs no mask. `score_BT[:, 0]` must be false: nothing
     predicts the first token.
     """
-    hidden_BTE = hidden_states(model, ids_BT, score_BT)
-    at_BT = score_BT[:, 1:]
-    hidden_NE = hidden_BTE[:, :-1][at_BT]
-    at = {"target": ids_BT[score_BT], **{name: value[score_BT] for name, value in (along or {}).items()}}
+    return within(model, _token_scores, ids_BT, score_BT, wanted, temperature, along or {}, on_hidden or {}, after)
+
+
+def _token_scores(
+    model: Any,
+    ids_BT: Tensor,
+    score_BT: Tensor,
+    wanted: Mapping[str, Score],
+    temperature: float | Tensor,
+    along: Mapping[str, Tensor],
+    on_hidden: Mapping[str, Callable[[Tensor], Tensor]],
+    after: tuple[str, int] | None,
+) -> dict[str, Tensor]:
+    hidden_NE, ends_BE = hidden_states(model, ids_BT, score_BT, ends=after is not None)
+    at = {"target": ids_BT[score_BT], **{name: value[score_BT] for name, value in along.items()}}
     if isinstance(temperature, Tensor):
         at["temperature"] = temperature[:, None].expand(score_BT.shape)[score_BT][:, None]
     else:
@@ -84,57 +95,26 @@ def token_scores(
             for i in starts
         ]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    scores = dict(zip(wanted, columns, strict=True)) | {name: function(hidden_NE) for name, function in (on_hidden or {}).items()}
+    scores = dict(zip(wanted, columns, strict=True)) | {name: function(hidden_NE) for name, function in on_hidden.items()}
     made = {name: _scatter(value, score_BT) for name, value in scores.items()}
     if after:
-        last_B = (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1)
-        ends_BE = hidden_BTE[torch.arange(len(last_B), device=last_B.device), last_B]
         made[after[0]] = torch.log_softmax(head(ends_BE).float(), -1)[:, after[1]]
     return made
 
 
-def hidden_states(model: Any, ids_BT: Tensor, score_BT: Tensor) -> Tensor:
-    """What the head sees at every position up to the last scored one of its row (B, T, E).
+def hidden_states(model: Any, ids_BT: Tensor, score_BT: Tensor, *, ends: bool = False) -> tuple[Tensor, Tensor | None]:
+    """What the head sees where it predicts the scored tokens (N, E), and with `ends` after each row's last scored token (B, E).
 
-    What stands before the first scored token of a row is its prompt; where rows share prompts and that saves enough, each prompt runs once
-    and the responses attend to its keys and values, gradients included.
+    Runs packed, each prompt once where rows share it, on what `Decoder` supports. Other models run as they are, on padded rows.
     """
-    shared = _shared(model, ids_BT, score_BT) if score_BT.any(1).all() else None
-    if shared is None:
-        return model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    prompt_UP, of_B, prompt_length_B, most = shared
-    rows, width = torch.arange(len(ids_BT), device=ids_BT.device), ids_BT.shape[1]
-    cache = DynamicCache(config=model.config)
-    first_UPE = model.base_model(input_ids=prompt_UP, past_key_values=cache, use_cache=True).last_hidden_state
-    cache.batch_select_indices(of_B)
-    longest = prompt_UP.shape[1]
-    place_BR = prompt_length_B[:, None] + torch.arange(most, device=ids_BT.device)
-    response_BR = ids_BT[rows[:, None], place_BR.clamp(max=width - 1)]
-    seen_BS = torch.ones((len(rows), longest + most), dtype=torch.long, device=ids_BT.device)
-    seen_BS[:, :longest] = torch.arange(longest, device=ids_BT.device) < prompt_length_B[:, None]
-    rest_BRE = model.base_model(
-        input_ids=response_BR, past_key_values=cache, use_cache=True, attention_mask=seen_BS, position_ids=place_BR
-    ).last_hidden_state  # fmt: skip
-    both = torch.cat([first_UPE.flatten(0, 1), rest_BRE.flatten(0, 1)])
-    position_BT = torch.arange(width, device=ids_BT.device).expand_as(ids_BT)
-    in_prompt = of_B[:, None] * longest + position_BT
-    in_response = first_UPE.shape[0] * longest + rows[:, None] * most + (position_BT - prompt_length_B[:, None]).clamp(max=most - 1)
-    return both[torch.where(position_BT < prompt_length_B[:, None], in_prompt, in_response)]
-
-
-def _shared(model: Any, ids_BT: Tensor, score_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, int] | None:
-    """(distinct prompts (U, P) right-padded, which is each row's (B,), its length by row (B,), longest stretch from the first to the last scored
-    token), None where running rows whole is as good."""
-    config = model.config
-    if getattr(config, "use_sliding_window", False) or (config.model_type == "mistral" and config.sliding_window):
-        return None
-    length_B = score_BT.int().argmax(1)
-    longest = int(length_B.max())
-    most = int(((score_BT * torch.arange(1, score_BT.shape[1] + 1, device=ids_BT.device)).amax(1) - length_B).max())
-    prompt_BP = ids_BT[:, :longest].masked_fill(torch.arange(longest, device=ids_BT.device) >= length_B[:, None], -1)
-    prompt_UP, of_B = prompt_BP.unique(dim=0, return_inverse=True)
-    apart = len(prompt_UP) * longest + len(ids_BT) * most
-    return (prompt_UP.clamp(min=0), of_B, length_B, most) if apart * SHARING <= ids_BT.numel() else None
+    if not score_BT.any(1).all() or unsupported(model) or (model.training and getattr(model.config, "attention_dropout", 0.0)):
+        hidden_BTE = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        last_B = (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1)
+        at_end = hidden_BTE[torch.arange(len(last_B), device=last_B.device), last_B] if ends else None
+        return hidden_BTE[:, :-1][score_BT[:, 1:]], at_end
+    packing = pack(ids_BT, score_BT, ends=ends)
+    hidden_NE = Decoder(model).packed(packing, recompute=model.is_gradient_checkpointing and torch.is_grad_enabled())
+    return hidden_NE[packing.read_M], hidden_NE[packing.end_B] if ends else None
 
 
 def token_logp(model: Any, ids_BT: Tensor, score_BT: Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+"""Weights spread over the processes of `torchrun` (FSDP2): each keeps its share of weights, gradients and optimiser state.
+
+Hooks gather a layer's weights when it runs and free them after, so what runs pieces of a module by itself goes through `within`.
+Gradients of the processes are summed, not averaged: a rank's loss is its share of the loss of all rows.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+
+def within(module: Any, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """`function(module, ...)` as if it were the module's forward pass: with its weights gathered where they are sharded."""
+    return module.call_within(function, *arguments, **named) if isinstance(module, FSDPModule) else function(module, *arguments, **named)
+
+
+def shard(model: Any) -> None:
+    """Spread `model` over all processes, in place: each decoder layer a unit, the rest another. Needs torch.distributed."""
+    mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
+    for module in (*model.base_model.layers, model):
+        fully_shard(module, mesh=mesh)
+        module.call_within = types.MethodType(_call, module)
+        register_fsdp_forward_method(module, "call_within")
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def _call(module: Any, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    return function(module, *arguments, **named)
+
+
+@contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """Whole weights on every process meanwhile, without gradient: any number of forward passes, which need not be the same on each."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that a sharded one is part of. Every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    """The state dict, of whole tensors. Every process must ask."""
+    return {name: whole(value) for name, value in model.state_dict().items()}
