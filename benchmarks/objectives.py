@@ -46,7 +46,8 @@ from pipelines.progress import Journal
 from pipelines.records import Problem
 from pipelines.rl import RECIPES, inputs, online, route, with_advantages
 from pipelines.rl.data import Clock, judged, rollouts
-from pipelines.rl.train import frozen_roles, make_actor, make_step, optimise, train
+from pipelines.rl.train import frozen_roles, make_actor, make_step, minibatches, train
+from pipelines.rl.update import optimise
 from pipelines.store import read_problems
 from pipelines.verifiers import VerifierPool
 
@@ -179,7 +180,7 @@ class Bench:
         """Row -> time of score and update, as a ratio to grpo's of the same run."""
         generator = TorchGenerator(self.sft, self.tokenizer, self.settings.generation)
         with VerifierPool() as pool:
-            made = rollouts(generator, pool, self.problems[:16], 8, self.seed, "cost", 1, Clock())
+            made = rollouts(generator, pool, self.problems[:16], 8, (self.seed, "cost", "rollout"), 1, Clock())
         found: dict[str, dict[str, float]] = {}
         for name in names:
             pairs = [(self.cost("grpo", made), self.cost(name, made)) for _ in range(repeats)]
@@ -192,7 +193,7 @@ class Bench:
         recipe, settings = RECIPES[name], self.stage(name)
         policy = copy.deepcopy(self.sft).requires_grad_(True).eval()
         try:
-            actor = make_actor(policy, self.tokenizer, recipe, self.frozen(name))
+            actor = make_actor(policy, self.tokenizer, recipe, settings, self.frozen(name))
         except UserError as error:
             sys.exit(str(error))
         optimiser = make_optimiser(policy, settings.optimiser)
@@ -203,7 +204,7 @@ class Bench:
         now = make_step(actor, recipe, settings, judged(made), by_id, history, {}, (1, "cost"), 1)
         batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
         clock.lap("score")
-        optimise(actor, optimiser, recipe, settings, 1.0, now.ids_BT, now.score_BT, batch)
+        optimise(actor, optimiser, recipe, settings, 1.0, now.ids_BT, now.score_BT, batch, minibatches(made, settings.minibatches))
         clock.lap("update")
         return clock.seconds
 

@@ -10,12 +10,13 @@ import argparse
 import csv
 import ctypes
 import importlib
+import io
 import json
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipelines import graph, paths
 from pipelines.errors import UserError
@@ -42,9 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
     parser.set_defaults(on_change=os.environ.get("TOUCHSTONE_ON_CHANGE", "refuse"))
     options = parser.parse_args(argv)
+    given = load_settings(options)
+    if (processes := given["settings"].get("processes", 1)) > 1 and "RANK" not in os.environ:
+        become_torchrun(processes, sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        run(options.stage, options.root.resolve(), load_settings(options), options.device, options.on_change)
+        run(options.stage, options.root.resolve(), given, options.device, options.on_change)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -75,9 +79,12 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
     slug = paths.slug(stage)
     work = root / paths.WORK / slug
     work.mkdir(parents=True, exist_ok=True)
-    journal = Journal(work / "journal.jsonl", stage)
+    rank = int(os.environ.get("RANK", "0"))
+    journal = Journal(work / f"rank-{rank}.jsonl", stage, io.StringIO()) if rank else Journal(work / "journal.jsonl", stage)
     context = Context(stage, root, given["seed"], settings, work, journal, device, on_change)
     summary = importlib.import_module(module).run(context)
+    if rank:
+        return summary  # the first process writes for all
     for path in graph.records(stage):
         if path.suffix == ".json":
             write_json(root / path, summary)
@@ -86,6 +93,13 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
     inputs = graph.inputs(stage, *getattr(settings, "models", ()))
     write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), modules=(module, settings_module), accepted=context.accepted)
     return summary
+
+
+def become_torchrun(processes: int, arguments: list[str]) -> NoReturn:
+    """Replace this process by torchrun, which starts this command `processes` times on this machine."""
+    os.environ["TOUCHSTONE_CHILD"] = str(os.getpid())  # the children end with it
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "pipelines"]
+    os.execv(sys.executable, [*launcher, *arguments])
 
 
 def write_plot(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -97,9 +97,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def forget_torn(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in `folder`; nobody else may be writing there."""
+    """Remove the temporary files and folders that a killed process left in `folder`; nobody else may be writing there."""
     for torn in folder.glob(".*.part"):
-        torn.unlink()
+        shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
 
 
 @contextmanager

@@ -8,7 +8,10 @@ from pipelines.models import packing
 from pipelines.models.packing import pack
 from pipelines.models.scoring import chosen, entropy_detached, pad, token_scores
 
-COMMON = dict(vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64)
+COMMON = {
+    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 64,
+}  # fmt: skip
 CONFIGS = {
     "llama": LlamaConfig(**COMMON, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**COMMON),

@@ -6,10 +6,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Section
+from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Section
+from pipelines.config.training import LoraSettings
 
 RESERVED = ("base", "sft", "merged")
 """Model names an RL stage may not take."""
+
+
+class ValidationSettings(Section):
+    """The policy measured on problems held out of the stage's own, never on a benchmark."""
+
+    every: Positive = 10
+    """Steps between two measurements; the last step is measured too."""
+    problems: Positive = 32
+    """Problems held out, drawn at random."""
+    samples: Positive = 4
+    """Responses to each, sampled as in training."""
+    patience: Positive | None = None
+    """The stage stops after so many measurements in a row without a new best; null never."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the stage's model; the others are kept in the stage's working folder."""
 
 
 class RlStage(Section):
@@ -38,6 +54,22 @@ class RlStage(Section):
     """Passes over a batch of rollouts."""
     micro_batch: Positive = 64
     """Sequences per forward and backward; changes memory, not the loss."""
+    processes: Positive = 1
+    """Data-parallel processes (torchrun): each answers its share of the problems, weights and optimiser state are sharded (FSDP2)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the update's matrix products (autocast); weights, gradients and optimiser state are float32."""
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass: less memory, about a third more time."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters; they are merged into the stage's model. Null trains all weights."""
+    asynchronous: bool = False
+    """Answer the next step's problems while this step's update runs: rollouts are one update old."""
+    max_staleness: Count | None = None
+    """Oldest rollouts that train, in updates since they were sampled; null has no bound. What is older is counted."""
+    stale: Literal["drop", "mask"] = "drop"
+    """What becomes of older ones: the response is left out, or its tokens are masked and keep their part in the group's statistics."""
+    validation: ValidationSettings | None = None
+    """Null measures nothing and keeps the last weights."""
     generation: GenerationSettings = GenerationSettings()
     optimiser: OptimiserSettings = OptimiserSettings(lr=2e-4, warmup=0.05, schedule="constant", weight_decay=0.0)
     checkpoint_every: Positive = 5
@@ -47,8 +79,18 @@ class RlStage(Section):
 
     @property
     def on_policy(self) -> bool:
-        """Whether every rollout trains the policy that sampled it."""
+        """Whether the policy that a batch trains is the one before its update: one optimiser step per batch."""
         return self.minibatches == self.epochs == 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RlStage:
+        if self.asynchronous and self.max_staleness == 0:
+            raise ValueError("max_staleness 0 leaves nothing to train on: asynchronous rollouts are one update old")
+        if self.processes > 1 and self.optimiser.name == "muon":
+            raise ValueError("optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
+        if self.prompts_per_step < self.processes:
+            raise ValueError(f"prompts_per_step {self.prompts_per_step} must be at least processes ({self.processes})")
+        return self
 
     @property
     def models(self) -> tuple[str, str]:

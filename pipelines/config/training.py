@@ -29,6 +29,16 @@ class ArchitectureSettings(Section):
         return self
 
 
+class LoraSettings(Section):
+    """Low-rank adapters in place of full training."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    """Updates are scaled by alpha / rank."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Names of the modules that get one; `all-linear` means every linear layer but the head."""
+
+
 class LanguageModellingSettings(Section):
     """Next-token training over shuffled examples."""
 

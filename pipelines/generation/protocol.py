@@ -38,6 +38,10 @@ class Generator(Protocol):
 
     tokenizer: Any
 
+    def push(self, model: Any, version: int) -> None:
+        """Serve the weights of `model`, a module of the served architecture, from now on; samples carry `version`."""
+        ...
+
     def generate(self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[list[Sample]]:
         """Responses to each request, in order; `progress(done, total)` counts finished samples."""
         ...

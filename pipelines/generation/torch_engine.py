@@ -19,6 +19,7 @@ from pipelines.config.common import GenerationSettings
 from pipelines.errors import UserError
 from pipelines.generation.protocol import Request, Sample
 from pipelines.models.decoder import Decoder
+from pipelines.models.sharding import gathered
 
 FULL = 0.75
 """Share of rows that still run below which finished ones are replaced by waiting ones, or leave where none wait."""
@@ -32,15 +33,16 @@ class TorchGenerator:
     def __init__(self, model: Any, tokenizer: Any, settings: GenerationSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self.version = 0
-        self._model = model
-        self._decoder = Decoder(model)
+        self.push(model, 0)
         self._device = model.device
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})
 
-    @torch.inference_mode()
+    def push(self, model: Any, version: int) -> None:
+        """See `Generator.push`. The weights are read in place, so they must not change while samples are made."""
+        self._model, self._decoder, self._version = model, Decoder(model), version
+
     def generate(self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[list[Sample]]:
         """See `Generator.generate`.
 
@@ -51,6 +53,10 @@ class TorchGenerator:
         longest = max((len(r.prompt_ids) for r in requests), default=0)
         if longest + self.settings.max_new_tokens > limit:
             raise UserError(f"a prompt of {longest} tokens and max_new_tokens {self.settings.max_new_tokens} exceed the model's context of {limit}")
+        with gathered(self._model), torch.inference_mode():
+            return self._generate(requests, longest, progress)
+
+    def _generate(self, requests: Sequence[Request], longest: int, progress: Callable[[int, int], None] | None) -> list[list[Sample]]:
         results: list[list[Sample | None]] = [[None] * r.samples for r in requests]
         # Prompts of like length decode together, which wastes the least padding.
         items = ((i, s) for i, r in enumerate(requests) for s in range(r.samples))
@@ -78,7 +84,7 @@ class TorchGenerator:
         text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
         where = min((place for stop in self.settings.stop if (place := text.find(stop)) >= 0), default=-1)
         stopped = stopped or where >= 0
-        return Sample(ids, logp, "stop" if stopped else "length", text[:where] if where >= 0 else text, self.version)
+        return Sample(ids, logp, "stop" if stopped else "length", text[:where] if where >= 0 else text, self._version)
 
     def stops(self, ids: list[int]) -> bool:
         """Whether the response so far holds a stop string; only its end can be new."""

@@ -18,6 +18,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.lineage.digests import file_sha256
+from pipelines.models.sharding import load_optimiser, load_weights, optimiser_state, weights
 from pipelines.store import forget_torn, read_json, replacing, write_json
 
 KEEP = 2
@@ -42,6 +43,8 @@ class Checkpoints:
     folder: Path
     identity: dict[str, Any]
     on_change: OnChange = "refuse"
+    writes: bool = True
+    """False in all but the first of several processes."""
 
     def prepare(self) -> str:
         """Make the folder ready for this identity. Returns a sentence when state of another identity was accepted or discarded, else ''.
@@ -55,7 +58,7 @@ class Checkpoints:
         changed = differences(old, self.identity)
         said = ""
         if changed and self._all():
-            step = int(_NAME.fullmatch(self._all()[-1].name)[1])  # type: ignore[index]
+            step = _step(self._all()[-1])
             if self.on_change == "refuse":
                 raise UserError(
                     f"{self.folder.name}: an interrupted run stands at step {step} that was made otherwise: {'; '.join(changed)}. "
@@ -75,15 +78,36 @@ class Checkpoints:
         return read_json(self._accepted) if self._accepted.exists() else []
 
     def save(self, step: int, model: Any, optimiser: torch.optim.Optimizer, others: Mapping[str, Stateful] | None = None) -> None:
-        """Write the state after `step`. If that fails (a full disk), what was there before is untouched."""
-        state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
-        path = self.folder / f"step-{step:08d}.pt"
-        with replacing(path) as temporary:
-            torch.save(state | {"others": {name: other.state_dict() for name, other in (others or {}).items()}}, temporary)
-            write_json(_digest_of(path), file_sha256(temporary))
-        for old in self._all()[:-KEEP]:
-            old.unlink()
-            _digest_of(old).unlink(missing_ok=True)
+        """Write the state after `step`. If that fails (a full disk), what was there before is untouched.
+
+        Of several processes all must call, and the first writes.
+        """
+        state = {"step": step, "model": weights(model), "optimiser": optimiser_state(model, optimiser)}
+        state |= {"others": {name: other.state_dict() for name, other in (others or {}).items()}}
+        if self.writes:
+            self._write(self.folder / f"step-{step:08d}.pt", state)
+            for old in self._all()[:-KEEP]:
+                self._remove(old)
+            oldest = f"best-{_step(self._all()[0]):08d}.pt"
+            for old in [path for path in self._bests() if path.name <= oldest][:-1]:  # no checkpoint names them any more
+                self._remove(old)
+
+    def save_best(self, step: int, model: Any) -> None:
+        """Keep the weights after `step` as the best so far; earlier ones stay while a checkpoint names them."""
+        state = {"step": step, "model": weights(model)}
+        if self.writes:
+            self._write(self.folder / f"best-{step:08d}.pt", state)
+
+    def best(self, step: int) -> dict[str, Any]:
+        """The weights that `save_best` kept after `step`.
+
+        Raises:
+            UserError: they are not there, or not whole.
+        """
+        path = self.folder / f"best-{step:08d}.pt"
+        if not path.exists() or not _whole(path):
+            raise UserError(f"{path}: the best weights, of step {step}, are damaged or gone; begin the stage again with --discard")
+        return torch.load(path, weights_only=True)["model"]
 
     def restore(self, model: Any, optimiser: torch.optim.Optimizer, others: Mapping[str, Stateful] | None = None) -> int:
         """Load the newest checkpoint that is whole; returns its step, 0 when there is none."""
@@ -91,8 +115,8 @@ class Checkpoints:
         if path is None:
             return 0
         state = torch.load(path, weights_only=True, map_location=model.device)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        load_weights(model, state["model"])
+        load_optimiser(model, optimiser, state["optimiser"])
         for name, other in (others or {}).items():
             other.load_state_dict(state["others"][name])
         return int(state["step"])
@@ -104,9 +128,19 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def _forget(self) -> None:
-        for path in self._all():
-            path.unlink()
-            _digest_of(path).unlink(missing_ok=True)
+        for path in (*self._all(), *self._bests()):
+            self._remove(path)
+
+    @staticmethod
+    def _write(path: Path, state: dict[str, Any]) -> None:
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+            write_json(_digest_of(path), file_sha256(temporary))
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        path.unlink()
+        _digest_of(path).unlink(missing_ok=True)
 
     @property
     def _marker(self) -> Path:
@@ -119,6 +153,9 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
 
+    def _bests(self) -> list[Path]:
+        return sorted(self.folder.glob("best-*.pt"))
+
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """What differs between two identities: `settings.optimiser.lr: 0.001 -> 0.01`; digests only as `code`."""
@@ -129,6 +166,10 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         return []
     digest = any(isinstance(value, str) and len(value) == 64 for value in (old, new)) or isinstance(new, list)
     return [name if digest else f"{name}: {old} -> {new}"]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
 
 
 def _digest_of(path: Path) -> Path:

@@ -7,20 +7,28 @@ Gradients of the processes are summed, not averaged: a rank's loss is its share 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+_WHOLE = StateDictOptions(full_state_dict=True)
+
+
+def is_sharded(module: Any) -> bool:
+    """Whether `shard` has been here."""
+    return isinstance(module, FSDPModule)
+
 
 def within(module: Any, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """`function(module, ...)` as if it were the module's forward pass: with its weights gathered where they are sharded."""
-    return module.call_within(function, *arguments, **named) if isinstance(module, FSDPModule) else function(module, *arguments, **named)
+    return module.call_within(function, *arguments, **named) if is_sharded(module) else function(module, *arguments, **named)
 
 
 def shard(model: Any) -> None:
@@ -41,7 +49,7 @@ def _call(module: Any, function: Callable[..., Any], *arguments: Any, **named: A
 @contextmanager
 def gathered(model: Any) -> Iterator[None]:
     """Whole weights on every process meanwhile, without gradient: any number of forward passes, which need not be the same on each."""
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         yield
         return
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -56,11 +64,27 @@ def gathered(model: Any) -> Iterator[None]:
             unit.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor that a sharded one is part of. Every process must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def weights(model: Any) -> dict[str, Tensor]:
     """The state dict, of whole tensors. Every process must ask."""
-    return {name: whole(value) for name, value in model.state_dict().items()}
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in model.state_dict().items()}
+
+
+def load_weights(model: Any, state: Mapping[str, Any]) -> None:
+    """Whole tensors into a model that may be sharded."""
+    if is_sharded(model):
+        set_model_state_dict(model, dict(state), options=_WHOLE)
+    else:
+        model.load_state_dict(state)
+
+
+def optimiser_state(model: Any, optimiser: torch.optim.Optimizer) -> Any:
+    """The optimiser's state dict, of whole tensors. Every process must ask."""
+    return get_optimizer_state_dict(model, optimiser, options=_WHOLE) if is_sharded(model) else optimiser.state_dict()
+
+
+def load_optimiser(model: Any, optimiser: torch.optim.Optimizer, state: Any) -> None:
+    """What `optimiser_state` gave."""
+    if is_sharded(model):
+        set_optimizer_state_dict(model, optimiser, state, options=_WHOLE)
+    else:
+        optimiser.load_state_dict(state)

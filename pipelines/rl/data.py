@@ -17,12 +17,17 @@ from pipelines.records import Outcome, Problem, Rollout, Verdict
 from pipelines.rl.batch import Batch
 from pipelines.verifiers import VerifierPool
 
+GUIDE = "guide"
+"""Name of the policy of a response that is not the trained one's."""
+
 
 class Clock:
     """Seconds of each phase of a step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.beside: dict[str, float] = {}
+        """Likewise, of phases that ran beside an earlier step."""
         self._last = time.monotonic()
 
     def lap(self, phase: str) -> None:
@@ -54,14 +59,22 @@ def draw(
 
 
 def rollouts(
-    generator: Generator, pool: VerifierPool, problems: Sequence[Problem], group_size: int, seed: int, stage: str, step: int, clock: Clock
+    generator: Generator,
+    pool: VerifierPool,
+    problems: Sequence[Problem],
+    group_size: int,
+    seed: tuple[Any, ...],
+    step: int,
+    clock: Clock,
+    numbers: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Rollout]:
-    """Groups of `group_size` judged responses."""
-    groups = respond(generator, problems, group_size, (seed, stage, "rollout", step))
+    """Groups of `group_size` judged responses, with ids 0, 1, ... or `numbers`. seed: (seed, stage, purpose)."""
+    groups = respond(generator, problems, group_size, (*seed, step), progress)
     clock.lap("generate")
     verdicts = iter(pool.verify_batch([(problem, s.text) for problem, samples in zip(problems, groups, strict=True) for s in samples]))
     made = []
-    for group_id, (problem, samples) in enumerate(zip(problems, groups, strict=True)):
+    for group_id, problem, samples in zip(numbers or range(len(problems)), problems, groups, strict=True):
         prompt = prompting.prompt_ids(generator.tokenizer, problem)
         for sample_id, sample in enumerate(samples):
             verdict = next(verdicts)
@@ -71,7 +84,7 @@ def rollouts(
                     group_id=group_id,
                     sample_id=sample_id,
                     step=step,
-                    policy=stage,
+                    policy=seed[1],
                     prompt_ids=prompt,
                     **answered(sample, verdict),
                 )
@@ -108,17 +121,41 @@ def judged(made: Sequence[Rollout]) -> list[Rollout]:
     return kept
 
 
-def tensors(kept: Sequence[Rollout], device: torch.device, step: int, response_limit: int) -> tuple[Tensor, Tensor, Batch]:
-    """(ids_BT, score_BT, batch): prompt + response ids, where response tokens stand, and the batch on the same axis T."""
+def lag(rollout: Rollout, step: int) -> list[int]:
+    """By token, how many updates the weights that sampled it are behind those that `step` updates; what a guide wrote has no age."""
+    return [0 if rollout.policy == GUIDE else step - 1 - version for version in rollout.policy_version]
+
+
+def fresh(kept: Sequence[Rollout], step: int, bound: int | None, action: str) -> tuple[list[Rollout], dict[str, float]]:
+    """Without what was sampled more than `bound` updates ago, and what to log: share of such responses, and the lag of the tokens that train.
+
+    With action `mask` they stay, and `tensors` masks their tokens.
+
+    Raises:
+        InfrastructureError: nothing is left.
+    """
+    old = [bound is not None and max(lag(r, step), default=0) > bound for r in kept]
+    left = [r for r, stale in zip(kept, old, strict=True) if not stale or action == "mask"]
+    lags = [value for r in left for value in lag(r, step) if bound is None or value <= bound]
+    if not lags:
+        raise InfrastructureError(f"step {step}: every response is older than max_staleness {bound}")
+    return left, {"stale": sum(old) / len(kept), "staleness": sum(lags) / max(len(lags), 1), "staleness_max": float(max(lags, default=0))}
+
+
+def tensors(kept: Sequence[Rollout], device: torch.device, step: int, response_limit: int, bound: int | None = None) -> tuple[Tensor, Tensor, Batch]:
+    """(ids_BT, score_BT, batch): prompt + response ids, where response tokens stand, and the batch on the same axis T. The mask leaves out
+    tokens whose lag is above `bound`."""
     ids = pad([r.prompt_ids + r.response_ids for r in kept], device=device)
     score = torch.zeros_like(ids, dtype=torch.bool)
-    roll = torch.zeros(ids.shape, device=device)
+    roll, age = torch.zeros(ids.shape, device=device), torch.zeros_like(ids)
     for row, r in enumerate(kept):
         start, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.response_ids)
         score[row, start:end] = True
         roll[row, start:end] = torch.tensor(r.behaviour_logp, device=device)
+        age[row, start:end] = torch.tensor(lag(r, step), device=device)
+    trained = score if bound is None else score & (age <= bound)
     batch = Batch(
-        mask_BT=score.float(),
+        mask_BT=trained.float(),
         reward_B=torch.tensor([r.reward for r in kept], dtype=torch.float32, device=device),
         group_B=torch.tensor([r.group_id for r in kept], device=device),
         logp_old_BT=roll,

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipelines import seeding
 from pipelines.generation import Generator, respond
 from pipelines.records import Outcome, Problem, Rollout
-from pipelines.rl.data import answered
+from pipelines.rl.data import GUIDE, answered
 from pipelines.store import read_rollouts
 from pipelines.verifiers import VerifierPool
 
@@ -27,13 +27,10 @@ class History:
     outcomes: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     rewards_by_part: list[dict[str, float]] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, folder: Path) -> History:
-        """Read back from the files of a run that was interrupted."""
-        history = cls(folder)
-        for path in sorted(folder.glob("step-*.parquet")):
-            history.add(int(path.stem.removeprefix("step-")), read_rollouts(path))
-        return history
+    def read(self) -> None:
+        """Read back the files of a run that was interrupted."""
+        for path in sorted(self.folder.glob("step-*.parquet")):
+            self.add(int(path.stem.removeprefix("step-")), read_rollouts(path))
 
     def add(self, step: int, made: Sequence[Rollout]) -> None:
         """The rollouts of a step; what was replayed in it has been counted before."""
@@ -108,7 +105,7 @@ def inject(made: list[Rollout], at: Recomposition, *, at_most: float = 0.25, tri
         right = next(((sample, verdict) for sample, verdict in judged if verdict.correct), None)
         wrong = next((row for row in by_group[group] if made[row].outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
         if right and wrong is not None:
-            out[wrong] = replace(made[wrong], policy="guide", **answered(*right))
+            out[wrong] = replace(made[wrong], policy=GUIDE, **answered(*right))
     return out
 
 

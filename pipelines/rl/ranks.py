@@ -1,13 +1,16 @@
-"""Statistics over data-parallel ranks: what `advantages` and `weigh` take of a batch, they take of all ranks' rows together.
+"""Data-parallel ranks: what `advantages` and `weigh` take of a batch, they take of all ranks' rows together.
 
 Where torch.distributed is initialised every rank calls them with its own rows (whole groups) and gets its own rows back, so that
-the losses and gradients of the ranks add up to those of one process with all rows.
+the losses and gradients of the ranks add up to those of one process with all rows. Every rank must make the same calls in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,10 +18,77 @@ from torch import Tensor
 
 from pipelines.rl.batch import Batch, is_by_row
 
+T = TypeVar("T")
+
+
+@contextmanager
+def joined(device: str) -> Iterator[str]:
+    """Meet the other processes of `torchrun`, if there are any, and part at the end. Yields this process' device."""
+    if "RANK" not in os.environ:
+        yield device
+        return
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def collect(items: Sequence[T]) -> list[T]:
+    """Item i of the whole, of which this rank has items rank, rank + world, rank + 2 world, ...: all of them, on every rank."""
+    if world() == 1:
+        return list(items)
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, list(items))
+    return [part[place] for place in range(max(map(len, parts))) for part in parts if place < len(part)]
+
+
+def total(figures: Mapping[str, float]) -> dict[str, float]:
+    """Sums over ranks."""
+    return _reduced(figures, dist.ReduceOp.SUM)
+
+
+def largest(figures: Mapping[str, float]) -> dict[str, float]:
+    """The largest of all ranks."""
+    return _reduced(figures, dist.ReduceOp.MAX)
+
+
+def most(count: int) -> int:
+    """The largest count of all ranks."""
+    return int(largest({"count": count})["count"])
+
+
+def _reduced(figures: Mapping[str, float], operation: Any) -> dict[str, float]:
+    if world() == 1:
+        return dict(figures)
+    names = sorted(figures)
+    values = torch.tensor([figures[name] for name in names], dtype=torch.float64)
+    dist.all_reduce(values, operation)
+    return dict(zip(names, values.tolist(), strict=True))
+
 
 def over_ranks(function: Callable[[Batch], Batch], batch: Batch) -> Batch:
     """`function` of all ranks' rows, cut back to this rank's."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world() == 1:
         return function(batch)
     whole, mine = gather(batch)
     made = function(whole).rows(mine).narrow(batch.mask_BT.shape[1])

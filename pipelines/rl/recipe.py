@@ -63,6 +63,11 @@ class Recipe:
         return "component_weight_K" in self.slots["inputs"]
 
     @property
+    def follows_advantage(self) -> bool:
+        """Whether a response all of whose advantages are 0 has no gradient: every clip is homogeneous in them, and nothing else is added."""
+        return self.policy_gradient and not (self.by_component or self.lists["regularisers"] or self.lists["auxiliary"])
+
+    @property
     def grouped(self) -> bool:
         """Whether a micro-batch must hold whole groups."""
         return self.slots["objective"]["name"] in GROUPED

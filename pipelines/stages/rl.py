@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import tree_sha256
+from pipelines.models.adapters import add_adapters, merged
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
-from pipelines.rl.recipe import recipe
+from pipelines.models.sharding import weights
+from pipelines.records import Problem
+from pipelines.rl import ranks
+from pipelines.rl.recipe import Recipe, recipe
 from pipelines.rl.train import frozen_roles, train
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder
@@ -32,15 +37,24 @@ def run(context: Context) -> dict[str, float]:
             f"there are {', '.join(domains) or 'none at all'}"
         )
     require_sandbox_for(problems)
+    with ranks.joined(context.device) as device:
+        return _run(context, chosen, problems, sources, device)
+
+
+def _run(context: Context, chosen: Recipe, problems: list[Problem], sources: list[Path], device: str) -> dict[str, float]:
+    settings: RlStage = context.settings
     init = context.root / paths.model(settings.init)
-    policy, tokenizer = load_policy(init, context.device)
+    policy, tokenizer = load_policy(init, device)
+    if settings.lora:
+        add_adapters(policy, settings.lora)
     reference = context.root / paths.model(settings.reference)
     sources_of = {"init": init, "reference": reference}
     frozen = {
-        role: load_policy(sources_of[source], context.device)[0].eval().requires_grad_(False)
+        role: load_policy(sources_of[source], device)[0].eval().requires_grad_(False)
         for role, source in frozen_roles(chosen).items()
         if source != "copy"
     }
+    first = ranks.rank() == 0
     checkpoints = Checkpoints(
         context.work,
         {
@@ -52,19 +66,32 @@ def run(context: Context) -> dict[str, float]:
             "reference": tree_sha256(reference),
         },
         context.on_change,
+        writes=first,
     )
-    if note := checkpoints.prepare():
+    if first and (note := checkpoints.prepare()):
         context.journal.say(note)
+    ranks.wait()
     rollouts = context.work / "rollouts"
-    summary = train(
+    trained = train(
         policy, tokenizer, problems, chosen, settings,
         stage=context.stage, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
     )  # fmt: skip
-    save_policy(context.root / paths.model(context.name), policy, tokenizer)
+    last = weights(policy)
+    if not first:
+        return trained.summary
+    plain = load_policy(init)[0]
+    if settings.lora:
+        add_adapters(plain, settings.lora)
+    model = context.root / paths.model(context.name)
+    for name, state in {"last": last, "best": trained.best}.items():
+        if state is not None:
+            kept = settings.validation is None or settings.validation.keep == name
+            plain.load_state_dict(state, strict=False)  # a value head is no part of the model
+            save_policy(model if kept else context.work / name, merged(plain), tokenizer)
     with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:
-        for path in sorted(rollouts.iterdir()):
+        for path in sorted(rollouts.glob("step-*.parquet")):
             shutil.copyfile(path, folder / path.name)  # a kill right now must find them again
     context.accepted.extend(checkpoints.accepted())
     checkpoints.clear()
     shutil.rmtree(rollouts)
-    return summary | {"problems": float(len(problems))}
+    return trained.summary | {"problems": float(len(problems))}

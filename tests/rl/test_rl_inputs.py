@@ -21,7 +21,8 @@ from pipelines.rl import RECIPES, inputs, recipe, with_advantages
 from pipelines.rl.data import tensors
 from pipelines.rl.inputs import Step, facts, probes, scores, teacher
 from pipelines.rl.online import History, Recomposition, dynamic_sampling, inject, replay
-from pipelines.rl.train import make_actor, optimise
+from pipelines.rl.train import make_actor
+from pipelines.rl.update import optimise
 from pipelines.sft.examples import document
 from pipelines.sources.arithmetic import problems as arithmetic
 from pipelines.store import write_rollouts
@@ -61,10 +62,10 @@ MADE = [
 def step_of(row="grpo", made=MADE, frozen=("ref",), **changes) -> Step:
     policy = tiny_model(TINY, TOKENIZER, 1).eval()
     models = {role: tiny_model(TINY, TOKENIZER, 2 + number).eval() for number, role in enumerate(frozen)}
-    actor = make_actor(policy, TOKENIZER, recipe(row), models)
+    stage = settings(**changes)
+    actor = make_actor(policy, TOKENIZER, recipe(row), stage, models)
     actor.frozen.update(models)
     ids, score, batch = tensors(made, torch.device("cpu"), 1, 24)
-    stage = settings(**changes)
     rows = [BY_ID[r.problem_id] for r in made]
     return Step(1, actor, stage, (1, "t"), rows, made, ids, score, batch, [])
 
@@ -253,7 +254,7 @@ def test_a_value_head_learns_the_returns():
         assert batch.return_BT is not None and batch.value_old_BT is not None
         gap = (batch.return_BT - batch.value_old_BT) * batch.mask_BT
         frozen = replace(batch, advantage_BT=torch.zeros_like(batch.mask_BT))  # the policy itself stays
-        optimise(step.actor, optimiser, row, step.settings, 1.0, step.ids_BT, step.score_BT, frozen)
+        optimise(step.actor, optimiser, row, step.settings, 1.0, step.ids_BT, step.score_BT, frozen, [[0, 1]])
         return float((gap**2).sum() / batch.mask_BT.sum())
 
     measured = [errors() for _ in range(40)]

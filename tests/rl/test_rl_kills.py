@@ -39,7 +39,7 @@ from pipelines import paths, store, verifiers
 from pipelines.__main__ import run
 from pipelines.generation import torch_engine
 from pipelines.models import checkpoints
-from pipelines.rl import train as loop
+from pipelines.rl import train as loop, update
 
 root, given = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
 
@@ -71,7 +71,7 @@ save = torch.save
 TARGETS = {
     "generation": lambda: at_call(torch_engine._Rows, "pick", 40),
     "verification": lambda: at_call(verifiers.VerifierPool, "verify_batch", 3),
-    "update": lambda: at_call(loop, "update", 5),
+    "update": lambda: at_call(update, "update", 5),
     "checkpoint": lambda: at_call(torch, "save", 2, half),
     "renamed": lambda: at_call(checkpoints, "write_json", 4),
     "rollouts": lambda: at_call(loop, "write_rollouts", 3),

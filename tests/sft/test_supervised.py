@@ -8,7 +8,6 @@ import torch
 from pipelines.config.common import OptimiserSettings
 from pipelines.config.sources import ArithmeticSource, FunctionsSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
-from pipelines.models import scoring
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import Muon, make_optimiser, orthogonal, schedule
 from pipelines.models.scoring import chosen, entropy_detached, pad, token_scores

@@ -15,13 +15,23 @@ from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.inputs.teacher import TEACHER
 
 if TYPE_CHECKING:
+    from pipelines.config.rl import RlStage
     from pipelines.rl.batch import Batch
     from pipelines.rl.recipe import Recipe
 
-__all__ = ["INPUTS", "OLD_OF", "Actor", "Step", "fill", "live"]
+__all__ = ["INPUTS", "OLD_OF", "Actor", "Step", "anchored_to_behaviour", "fill", "live"]
 
 _AFTER_SCORES: dict[str, Callable[..., Any]] = {**FACTS, **FROZEN, **PROBES, **TEACHER, "special_anchor": special_anchor}
 INPUTS: dict[str, Callable[..., Any]] = {**LIVE_SCORES, **BEFORE, **_AFTER_SCORES, "special_B": reserved}
+
+
+def anchored_to_behaviour(recipe: Recipe, settings: RlStage) -> bool:
+    """Whether ratios are to the policy that sampled, by its own log-probabilities: rollouts are stale, and the recipe corrects no mismatch.
+
+    With a correction the ratio is to the policy before the update, and the correction weighs its distance to the one that sampled
+    (the decoupled objective, arXiv 2505.24298).
+    """
+    return settings.asynchronous and not recipe.lists["mismatch"]
 
 
 def fill(recipe: Recipe, step: Step) -> Batch:
@@ -29,10 +39,13 @@ def fill(recipe: Recipe, step: Step) -> Batch:
     inputs = recipe.slots["inputs"]
     early = {name for name in (*BEFORE, *BESIDE) if name in recipe.before}
     if not step.settings.on_policy:  # else the update's own forward pass gives them
-        early |= {name for name in ("logp_old_BT", *OLD_OF) if name in recipe.needs}
-        early.add("logp_old_BT")
+        early |= {name for name in OLD_OF if name in recipe.needs} | {"logp_old_BT"}
+    if anchored_to_behaviour(recipe, step.settings):
+        early -= {"logp_old_BT"}
+    elif early:
+        early |= {"logp_old_BT"}
     if early:
-        step.batch = replace(step.batch, **before(step, {*early, "logp_old_BT"}, inputs))
+        step.batch = replace(step.batch, **before(step, early, inputs))
     for name, function in _AFTER_SCORES.items():
         if name in recipe.needs and getattr(step.batch, name) is None:
             bound = methods.bind("inputs", {name: function}, name, inputs.get(name))

@@ -1,0 +1,123 @@
+"""Where rollouts come from: the step's problems, answered by every process its share, judged, in one order for all.
+
+With one step of asynchrony the next step's problems are answered in a thread while this step's update runs. What they are sampled from
+are the weights before that update, whatever the clock does, so a run is as reproducible as one that waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from pipelines.config.rl import RlStage
+from pipelines.generation import Generator
+from pipelines.models.sharding import weights
+from pipelines.records import Problem, Rollout
+from pipelines.rl import ranks
+from pipelines.rl.data import Clock, draw, rollouts
+from pipelines.verifiers import VerifierPool
+
+
+class Stopped(Exception):
+    """Nobody waits for these rollouts any more."""
+
+
+class Sampler:
+    """Answers problems with what `generator` serves: `policy`, or, where the stage is asynchronous, `behaviour`, a copy of it that is never
+    trained. eligible: which problems may be drawn, None for all."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        pool: VerifierPool,
+        problems: Sequence[Problem],
+        settings: RlStage,
+        seed: tuple[int, str],
+        policy: Any,
+        behaviour: Any = None,
+        eligible: Callable[[Problem], bool] | None = None,
+    ) -> None:
+        self.generator, self.pool = generator, pool
+        self._problems, self._settings, self._seed, self._eligible = problems, settings, seed, eligible
+        self._policy, self._behaviour = policy, behaviour
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="rollouts") if behaviour is not None else None
+        self._under_way: tuple[Clock, Future[list[list[Rollout]]]] | None = None
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+
+    def take(self, step: int, clock: Clock) -> list[Rollout]:
+        """The rollouts of `step`. With asynchrony the thread has them; at the start of a run, and of a resumed one, it begins here."""
+        if self._behaviour is None:
+            self.generator.push(self._policy, step - 1)
+            return self.draw(step, clock)
+        if self._under_way is None:
+            self._begin(step)
+        assert self._under_way is not None
+        beside, future = self._under_way
+        mine = future.result()
+        self._under_way = None
+        clock.lap("wait")
+        clock.beside = beside.seconds
+        return _flat(ranks.collect(mine))
+
+    def ahead(self, step: int) -> None:
+        """Begin `step` with the policy as it stands, if the stage is asynchronous."""
+        if self._behaviour is not None:
+            self._behaviour.load_state_dict(weights(self._policy), strict=False)  # a value head is no part of it
+            self._begin(step)
+
+    def draw(self, step: int, clock: Clock, number: int = 0) -> list[Rollout]:
+        """Judged responses to the problems of the step's further draw 1, 2, ..., of what is served now."""
+        return _flat(ranks.collect(self._answer(self._chosen(step, number), step, clock)))
+
+    def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
+        """Share of right responses of the policy as it stands after `step`."""
+        if self._under_way:
+            self._under_way[1].result()
+        self.generator.push(self._policy, step)
+        clock = Clock()
+        mine = [problems[place] for place in range(ranks.rank(), len(problems), ranks.world())]
+        made = rollouts(self.generator, self.pool, mine, samples, (*self._seed, "validation"), step, clock) if mine else []
+        figures = ranks.total({"right": sum(r.reward == 1.0 for r in made), "all": len(made)})
+        if self._behaviour is not None:
+            self.generator.push(self._behaviour, max(step - 1, 0))
+        return figures["right"] / figures["all"]
+
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint must keep to answer again what is under way."""
+        return {} if self._behaviour is None else {"behaviour": self._behaviour}
+
+    def _begin(self, step: int) -> None:
+        assert self._threads is not None
+        clock, chosen = Clock(), self._chosen(step)  # chosen now: what may be drawn depends on the steps before
+        self.generator.push(self._behaviour, max(step - 2, 0))
+        self._under_way = clock, self._threads.submit(self._answer, chosen, step, clock)
+
+    def _chosen(self, step: int, number: int = 0) -> list[Problem]:
+        seed, stage = self._seed
+        key = (stage, f"draw {number}") if number else stage
+        return draw(self._problems, self._settings.prompts_per_step, seed, key, step, self._eligible)
+
+    def _answer(self, chosen: Sequence[Problem], step: int, clock: Clock) -> list[list[Rollout]]:
+        """This process' groups: every `world`-th of `chosen`, numbered as there."""
+        numbers = range(ranks.rank(), len(chosen), ranks.world())
+        mine = [chosen[number] for number in numbers]
+        made = rollouts(self.generator, self.pool, mine, self._settings.group_size, (*self._seed, "rollout"), step, clock, numbers, self._beat)
+        return [[r for r in made if r.group_id == number] for number in numbers]
+
+    def _beat(self, done: int, total: int) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+
+def _flat(groups: Sequence[Sequence[Rollout]]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group]

@@ -1,0 +1,162 @@
+"""From a batch with advantages to new weights: optimiser steps over whole groups, in micro-batches of rows of like length.
+
+Denominators are of the whole optimiser step, over all ranks, so neither the size of a micro-batch nor the number of processes
+changes a loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pipelines.config.rl import RlStage
+from pipelines.models.optimisation import update
+from pipelines.models.precision import autocast
+from pipelines.rl import inputs, ranks
+from pipelines.rl.batch import LIVE, Batch, present
+from pipelines.rl.inputs import Actor
+from pipelines.rl.objective import aggregates, objective, weigh
+from pipelines.rl.recipe import Recipe
+
+BY_TOKEN = ("ratio", "clipped", "entropy", "kl_reference", "mismatch_k1", "mismatch_k3", "mismatch_outside")
+"""Figures that are sums over tokens."""
+
+
+def optimise(
+    actor: Actor,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    settings: RlStage,
+    share: float,
+    ids_BT: Tensor,
+    score_BT: Tensor,
+    batch: Batch,
+    groups: Sequence[Sequence[int]],
+) -> dict[str, float]:
+    """`epochs` passes over `groups`, the ids of each optimiser step's groups on all ranks, of which `batch` holds this rank's.
+
+    Returns what to log: means over tokens, over optimiser steps, the largest difference between the engines.
+    """
+    updates = len(groups) * settings.epochs
+    sums: dict[str, float] = defaultdict(float, dict.fromkeys((*BY_TOKEN, "tokens", "loss"), 0.0))
+    largest = {"mismatch_max": 0.0}
+    norm = peak = 0.0
+    for some in [*groups] * settings.epochs:
+        rows = torch.isin(batch.group_B, torch.tensor(some, device=batch.group_B.device)).nonzero()[:, 0]
+        part = weigh(recipe, batch.rows(rows))
+        forward = functools.partial(_forward, actor, recipe, settings, ids_BT=ids_BT[rows], score_BT=score_BT[rows], idle=(ids_BT[:1], score_BT[:1]))
+        if recipe.aggregates:
+            with torch.no_grad():
+                totals = [aggregates(recipe, piece, live) for piece, live in forward(part)]
+            part = replace(part, **ranks.add_up(recipe.aggregates, totals, part.mask_BT))
+            if part.peak_sum is not None and part.peak_count is not None:
+                peak += float(part.peak_sum / part.peak_count.clamp(min=1)) / updates
+        for piece, live in forward(part):
+            entropy, logp_BT = live["entropy_BT"].detach(), live.pop("logp_BT")
+            loss, figures = objective(recipe, piece, logp_BT, live)
+            if loss.requires_grad:
+                loss.backward()
+            figures |= {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())}
+            before_BT = logp_BT.detach() if inputs.anchored_to_behaviour(recipe, settings) else piece.logp_old_BT
+            apart, furthest = gaps(piece, before_BT)
+            for name, value in (figures | apart).items():
+                sums[name] += value
+            largest["mismatch_max"] = max(largest["mismatch_max"], furthest)
+        norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm) / updates
+    sums, largest = ranks.total(sums), ranks.largest(largest)
+    tokens = max(sums["tokens"], 1.0)
+    means = {name: sums[name] / tokens for name in BY_TOKEN if name != "kl_reference" or batch.logp_ref_BT is not None}
+    return means | largest | {"loss": sums["loss"] / updates, "grad_norm": norm} | ({"peak_entropy": peak} if "peak_sum" in recipe.aggregates else {})
+
+
+def _forward(
+    actor: Actor, recipe: Recipe, settings: RlStage, part: Batch, *, ids_BT: Tensor, score_BT: Tensor, idle: tuple[Tensor, Tensor]
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """(slice, its live tensors) of each micro-batch in turn, cut to its longest response. Rows that do not train are left out.
+
+    Rows whose loss has no gradient, for want of an advantage, run without one: they count in the figures alone. Sharded weights need
+    every rank at every pass, so a rank that has fewer runs the `idle` row, to no effect.
+    """
+    wanted = {name for name in LIVE if name in recipe.needs} | {"logp_BT"}
+    live = functools.partial(inputs.live, actor, inputs=recipe.slots["inputs"], temperature=settings.generation.temperature)
+    for rows, graph in zip(_moving(recipe, part), (contextlib.nullcontext, torch.no_grad), strict=True):
+        micros = _micro_batches(recipe, part, rows, score_BT, settings.micro_batch)
+        for micro in micros:
+            width = int(score_BT[micro].nonzero()[:, 1].max()) + 1
+            piece = part.rows(micro).narrow(width)
+            along = {} if piece.topk_BTK is None else {"topk_BTK": piece.topk_BTK}
+            with graph(), autocast(ids_BT.device, settings.precision):
+                made = live(wanted, ids_BT=ids_BT[micro, :width], score_BT=score_BT[micro, :width], along=along)
+            if settings.on_policy:
+                kept = {*recipe.before, *(["logp_old_BT"] if inputs.anchored_to_behaviour(recipe, settings) else [])}
+                piece = replace(piece, **{old: made[new].detach() for old, new in inputs.OLD_OF.items() if old not in kept and new in made})
+            yield piece, made
+        for _ in range(ranks.most(len(micros)) - len(micros)):
+            with graph(), autocast(ids_BT.device, settings.precision):
+                logp_BT = live({"logp_BT"}, ids_BT=idle[0], score_BT=idle[1], along={})["logp_BT"]
+            if logp_BT.requires_grad:
+                (0 * logp_BT.sum()).backward()
+
+
+def _moving(recipe: Recipe, part: Batch) -> tuple[Tensor, Tensor]:
+    """Indices of the rows that train: (those whose loss may have a gradient, those whose advantage is 0 where nothing else has one)."""
+    rows = present(part.mask_BT)
+    if not recipe.follows_advantage or part.advantage_BT is None:
+        return rows.nonzero()[:, 0], rows.new_zeros(0, dtype=torch.long)
+    moves = ((part.advantage_BT * part.mask_BT) != 0).any(1)
+    return (rows & moves).nonzero()[:, 0], (rows & ~moves).nonzero()[:, 0]
+
+
+def _micro_batches(recipe: Recipe, part: Batch, rows: Tensor, score_BT: Tensor, size: int) -> list[Tensor]:
+    """Of `rows`, the indices of each micro-batch: those of like length, or whole groups where the loss couples them."""
+    if not len(rows):
+        return []
+    buckets = group_buckets(part.group_B[rows], score_BT[rows], size) if recipe.grouped else length_buckets(score_BT[rows], size)
+    return [rows[bucket] for bucket in buckets]
+
+
+def length_buckets(score_BT: Tensor, micro_batch: int) -> list[Tensor]:
+    """Row indices of each micro-batch: responses of like length together, so that attention meets little padding."""
+    return list(_stretch(score_BT).argsort(stable=True).split(micro_batch))
+
+
+def _stretch(score_BT: Tensor) -> Tensor:
+    """Tokens from each row's first to its last scored one."""
+    return (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1) - score_BT.int().argmax(-1)
+
+
+def group_buckets(group_B: Tensor, score_BT: Tensor, micro_batch: int) -> list[Tensor]:
+    """Row indices of each micro-batch: whole groups of like longest row, as many as fit (at least one)."""
+    stretch_B = _stretch(score_BT)
+    groups = [(group_B == group).nonzero()[:, 0] for group in torch.unique(group_B)]
+    buckets: list[Tensor] = []
+    for rows in sorted(groups, key=lambda rows: int(stretch_B[rows].max())):
+        if buckets and len(buckets[-1]) + len(rows) <= micro_batch:
+            buckets[-1] = torch.cat([buckets[-1], rows])
+        else:
+            buckets.append(rows)
+    return buckets
+
+
+def gaps(piece: Batch, before_BT: Tensor) -> tuple[dict[str, float], float]:
+    """Sums over tokens of how far the generation engine is from the training engine, d = log pi - log mu with pi = `before_BT`, and the policy
+    from its reference (estimator k3, Schulman 2020); and the largest |d|."""
+    mask = piece.mask_BT.bool()
+    assert piece.logp_roll_BT is not None
+    d = (before_BT - piece.logp_roll_BT)[mask]
+    ratio = d.exp()
+    made = {
+        "mismatch_k1": float(-d.sum()),
+        "mismatch_k3": float((ratio - 1 - d).sum()),
+        "mismatch_outside": float(((ratio < 0.5) | (ratio > 2)).sum()),
+    }
+    if piece.logp_ref_BT is not None:
+        away = (piece.logp_ref_BT - before_BT)[mask]
+        made["kl_reference"] = float((away.exp() - 1 - away).sum())
+    return made, float(d.abs().max()) if len(d) else 0.0
