@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import seeding
@@ -23,6 +24,8 @@ from pipelines.models.sharding import gathered
 
 FULL = 0.75
 """Share of rows that still run below which finished ones are replaced by waiting ones, or leave where none wait."""
+ROOM = 24
+"""Positions by which the cache grows: most responses are much shorter than they may be."""
 Item = tuple[int, int]
 """Number of a request, and of its sample."""
 
@@ -109,7 +112,8 @@ class _Rows:
         self._alive_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self._chosen_B = torch.zeros(rows, dtype=torch.long, device=device)
         self._logits_BV: Tensor = torch.zeros((rows, 0), device=device)
-        self._cache = self._decoder.new_cache(rows, longest + budget)
+        self._longest = longest + budget
+        self._cache = self._decoder.new_cache(rows, min(longest + ROOM, self._longest))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -143,7 +147,11 @@ class _Rows:
     def step(self) -> None:
         """Run the picked tokens of the rows that go on; the others are computed along and not looked at."""
         if self.running():
-            self._logits_BV = self._decoder.step(self._chosen_B, self._length_B, self._cache, span=int(self._length_B.max()) + 1)
+            span = int(self._length_B.max()) + 1
+            if span > self._cache[0][0].shape[2]:
+                more = (0, 0, 0, min(span + ROOM, self._longest) - self._cache[0][0].shape[2])
+                self._cache = [(F.pad(keys, more), F.pad(values, more)) for keys, values in self._cache]
+            self._logits_BV = self._decoder.step(self._chosen_B, self._length_B, self._cache, span=span)
             self._length_B = self._length_B + self._alive_B
 
     def finished(self) -> list[tuple[Item, Sample]]:
@@ -182,8 +190,8 @@ class _Rows:
     def _keep(self, rows: Tensor) -> None:
         self._items = [self._items[row] for row in rows.tolist()]
         for name in ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_length_B", "_alive_B", "_chosen_B", "_logits_BV"):
-            setattr(self, name, getattr(self, name)[rows])
-        self._cache = [(keys[rows], values[rows]) for keys, values in self._cache]
+            setattr(self, name, getattr(self, name).index_select(0, rows))
+        self._cache = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self._cache]
 
 
 def pick(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int = 0) -> tuple[Tensor, Tensor]:
@@ -203,7 +211,7 @@ def pick(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float,
         before = ordered.exp().cumsum(-1) - ordered.exp()
         kept = torch.empty_like(logp, dtype=torch.bool).scatter(-1, index, before < top_p)
         logp = torch.log_softmax(logp.masked_fill(~kept, float("-inf")), -1)
-    cumulative = logp.double().exp().cumsum(-1)
+    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
     # Scaling by the last entry keeps a uniform near 1 from falling past the end by rounding.
     chosen = torch.searchsorted(cumulative, (uniform_B * cumulative[:, -1])[:, None], right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
     return chosen, logp.gather(-1, chosen[:, None])[:, 0]

@@ -52,16 +52,25 @@ def gathered(model: Any) -> Iterator[None]:
     if not is_sharded(model):
         yield
         return
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for unit in units:
+    for unit in _units(model):
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
     try:
         yield
     finally:
-        for unit in units:
+        for unit in _units(model):
             unit.set_reshard_after_forward(unit is not model, recurse=False)
-            unit.reshard()
+        spread(model)
+
+
+def spread(model: Any) -> None:
+    """Free whole weights that a pass without gradient left behind: parameters are the shards again."""
+    for unit in _units(model):
+        unit.reshard()
+
+
+def _units(model: Any) -> list[Any]:
+    return [module for module in model.modules() if is_sharded(module)]
 
 
 def weights(model: Any) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipelines.config.rl import RlStage
 from pipelines.models.optimisation import update
 from pipelines.models.precision import autocast
+from pipelines.models.sharding import spread
 from pipelines.rl import inputs, ranks
 from pipelines.rl.batch import LIVE, Batch, present
 from pipelines.rl.inputs import Actor
@@ -68,6 +69,10 @@ def optimise(
             for name, value in (figures | apart).items():
                 sums[name] += value
             largest["mismatch_max"] = max(largest["mismatch_max"], furthest)
+        spread(actor.policy)
+        for p in actor.policy.parameters():
+            if p.requires_grad and p.grad is None:  # no row had a gradient: it is 0, which momentum does not stop at
+                p.grad = torch.zeros_like(p)
         norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm) / updates
     sums, largest = ranks.total(sums), ranks.largest(largest)
     tokens = max(sums["tokens"], 1.0)
@@ -87,6 +92,7 @@ def _forward(
     live = functools.partial(inputs.live, actor, inputs=recipe.slots["inputs"], temperature=settings.generation.temperature)
     for rows, graph in zip(_moving(recipe, part), (contextlib.nullcontext, torch.no_grad), strict=True):
         micros = _micro_batches(recipe, part, rows, score_BT, settings.micro_batch)
+        missing = ranks.most(len(micros)) - len(micros)
         for micro in micros:
             width = int(score_BT[micro].nonzero()[:, 1].max()) + 1
             piece = part.rows(micro).narrow(width)
@@ -97,7 +103,7 @@ def _forward(
                 kept = {*recipe.before, *(["logp_old_BT"] if inputs.anchored_to_behaviour(recipe, settings) else [])}
                 piece = replace(piece, **{old: made[new].detach() for old, new in inputs.OLD_OF.items() if old not in kept and new in made})
             yield piece, made
-        for _ in range(ranks.most(len(micros)) - len(micros)):
+        for _ in range(missing):
             with graph(), autocast(ids_BT.device, settings.precision):
                 logp_BT = live({"logp_BT"}, ids_BT=idle[0], score_BT=idle[1], along={})["logp_BT"]
             if logp_BT.requires_grad:

@@ -15,19 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import paths
-from pipelines.config.common import GenerationSettings, OptimiserSettings
-from pipelines.config.rl import RlStage
-from pipelines.config.sources import ArithmeticSource
-from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
-from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.loading import save_policy
-from pipelines.models.tiny import tiny_model
-from pipelines.models.tokenizer import train_tokenizer
-from pipelines.progress import Journal
-from pipelines.sft import train as supervised
-from pipelines.sft.examples import chat_examples, document
-from pipelines.sources.arithmetic import problems as arithmetic
-from pipelines.store import read_json, write_problems
+from pipelines.store import read_json
 
 KILLS = 20
 HARNESS = '''
@@ -136,25 +124,10 @@ class Harness:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(rl_project, tmp_path_factory):
     """A project in which the RL stage `t` can run, and the harness."""
-    root = tmp_path_factory.mktemp("project")
-    problems = list(arithmetic(ArithmeticSource(kind="arithmetic", count=120, levels={1: 1}, styles={"direct": 1}), 1, "a", Path()))
-    tokenizer = train_tokenizer([document(p) for p in problems], 400)
-    model = tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128), tokenizer, 1)
-    examples, _ = chat_examples(tokenizer, problems, 128)
-    supervised.train(
-        model, examples, LanguageModellingSettings(epochs=15, batch_size=16, optimiser=OptimiserSettings(name="muon", lr=5e-3)),
-        seed=1, purpose="t", journal=Journal(root / "j.jsonl", "sft"), checkpoints=Checkpoints(root / "sft", {}),
-    )  # fmt: skip
-    save_policy(root / paths.SFT, model, tokenizer)
-    write_problems(root / paths.SELECTED, problems[:12])
-    write_problems(root / paths.SYNTHESISED, problems[12:14])
-    stage = RlStage(
-        init="sft", reference="sft", domains=("math",), steps=7, prompts_per_step=4, group_size=4, checkpoint_every=2, micro_batch=5, recipe="remix",
-        generation=GenerationSettings(max_new_tokens=12, batch_size=6), optimiser=OptimiserSettings(lr=1e-3, schedule="constant"),
-    )  # fmt: skip
-    (root / "given.json").write_text('{"seed": 1, "settings": ' + stage.model_dump_json() + "}")
+    root = tmp_path_factory.mktemp("project") / "p"
+    shutil.copytree(rl_project, root)
     harness = Harness(root)
     yield root, harness
     harness.close()

@@ -1,86 +1,18 @@
-"""The loop with real parts: a tiny policy that has learnt a little, the real verifier pool, real files."""
+"""The loop with real parts (loops.py): resume, files, recipes, learning, and the order of problems."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from loops import PROBLEMS, Killed, run
 
-from pipelines.config.common import GenerationSettings, OptimiserSettings
-from pipelines.config.rl import RlStage
-from pipelines.config.sources import ArithmeticSource
-from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
 from pipelines.errors import InfrastructureError
-from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.tiny import tiny_model
-from pipelines.models.tokenizer import train_tokenizer
-from pipelines.progress import Journal
 from pipelines.records import Outcome, Rollout
-from pipelines.rl import RECIPES, recipe
+from pipelines.rl import RECIPES
 from pipelines.rl.data import draw, judged, tensors
-from pipelines.rl.train import frozen_roles, minibatches, train
+from pipelines.rl.train import minibatches
 from pipelines.rl.update import group_buckets, length_buckets
-from pipelines.sft import train as supervised
-from pipelines.sft.examples import chat_examples, document
-from pipelines.sources.arithmetic import problems as arithmetic
-
-PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=200, levels={1: 1}, styles={"direct": 1}), 1, "a", Path()))
-TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 400)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Weights of a policy that answers in the right form and is sometimes right."""
-    folder = tmp_path_factory.mktemp("start")
-    model = tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128), TOKENIZER, 1)
-    settings = LanguageModellingSettings(epochs=20, batch_size=16, optimiser=OptimiserSettings(name="muon", lr=5e-3))
-    examples, _ = chat_examples(TOKENIZER, PROBLEMS, 128)
-    supervised.train(
-        model, examples, settings, seed=1, purpose="t", journal=Journal(folder / "j.jsonl", "sft"), checkpoints=Checkpoints(folder, {})
-    )  # fmt: skip
-    return model.state_dict()
-
-
-def settings(**changes) -> RlStage:
-    return RlStage(**{
-        "init": "sft", "reference": "sft", "domains": ("math",), "steps": 6, "prompts_per_step": 4, "group_size": 4, "checkpoint_every": 2, "micro_batch": 5,
-        "generation": GenerationSettings(max_new_tokens=12), "optimiser": OptimiserSettings(lr=1e-3, schedule="constant"), **changes,
-    })  # fmt: skip
-
-
-class Killed(Exception):
-    pass
-
-
-def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **changes):
-    model = tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128), TOKENIZER, 1)
-    model.load_state_dict(weights)
-    frozen = {}
-    for role, source in frozen_roles(recipe(row)).items():
-        if source != "copy":
-            frozen[role] = tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128), TOKENIZER, 1)
-            frozen[role].load_state_dict(weights)
-    journal = Journal(folder / "journal.jsonl", "rl")
-    if stop_at:
-        log = journal.log
-
-        def dying(step, *args, **kwargs):
-            log(step, *args, **kwargs)
-            if step == stop_at:
-                raise Killed
-
-        journal.log = dying
-    checkpoints = Checkpoints(folder / "checkpoints", {"a": 1})
-    checkpoints.prepare()
-    train(
-        model, TOKENIZER, PROBLEMS[:10], recipe(row), settings(**changes),
-        stage="rl@t", seed=1, journal=journal, checkpoints=checkpoints, rollout_folder=folder / "rollouts", frozen=frozen,
-    )  # fmt: skip
-    rows = [json.loads(line) for line in journal.path.read_text().splitlines()]  # without what the clock says
-    return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}
-
 
 STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
 """grpo, and rows with state of their own: further draws, a value head, a teacher, an earlier policy, held statistics, histories."""

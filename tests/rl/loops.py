@@ -1,0 +1,85 @@
+"""The loop with real parts: a tiny policy that has learnt a little, the real verifier pool, real files."""
+
+import json
+from pathlib import Path
+
+from pipelines.config.common import GenerationSettings, OptimiserSettings
+from pipelines.config.rl import RlStage
+from pipelines.config.sources import ArithmeticSource
+from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.progress import Journal
+from pipelines.rl import recipe
+from pipelines.rl.train import frozen_roles, train
+from pipelines.sft import train as supervised
+from pipelines.sft.examples import chat_examples, document
+from pipelines.sources.arithmetic import problems as arithmetic
+
+PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=200, levels={1: 1}, styles={"direct": 1}), 1, "a", Path()))
+TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 400)
+TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128)
+
+
+def cold_start(folder: Path):
+    """A policy that answers in the right form and is sometimes right."""
+    model = tiny_model(TINY, TOKENIZER, 1)
+    settings = LanguageModellingSettings(epochs=20, batch_size=16, optimiser=OptimiserSettings(name="muon", lr=5e-3))
+    examples, _ = chat_examples(TOKENIZER, PROBLEMS, 128)
+    supervised.train(
+        model, examples, settings, seed=1, purpose="t", journal=Journal(folder / "j.jsonl", "sft"), checkpoints=Checkpoints(folder, {})
+    )  # fmt: skip
+    return model
+
+
+def settings(**changes) -> RlStage:
+    return RlStage(**{
+        "init": "sft", "reference": "sft", "domains": ("math",), "steps": 6, "prompts_per_step": 4, "group_size": 4, "checkpoint_every": 2, "micro_batch": 5,
+        "generation": GenerationSettings(max_new_tokens=12), "optimiser": OptimiserSettings(lr=1e-3, schedule="constant"), **changes,
+    })  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+def policy_of(weights):
+    model = tiny_model(TINY, TOKENIZER, 1)
+    model.load_state_dict(weights)
+    return model
+
+
+def prepared(folder: Path, stop_at: int | None = None) -> tuple[Journal, Checkpoints]:
+    """The journal, which raises Killed after step `stop_at`, and the checkpoints of a run in `folder`."""
+    journal = Journal(folder / "journal.jsonl", "rl")
+    if stop_at:
+        log = journal.log
+
+        def dying(step, *args, **kwargs):
+            log(step, *args, **kwargs)
+            if step == stop_at:
+                raise Killed
+
+        journal.log = dying
+    checkpoints = Checkpoints(folder / "checkpoints", {"a": 1})
+    checkpoints.prepare()
+    return journal, checkpoints
+
+
+def trained(folder: Path, model, stop_at: int | None = None, row: str = "grpo", frozen=None, **changes):
+    """What `train` gives of `model` on ten problems, and the rows of its journal without what the clock says."""
+    journal, checkpoints = prepared(folder, stop_at)
+    made = train(
+        model, TOKENIZER, PROBLEMS[:10], recipe(row), settings(**changes),
+        stage="rl@t", seed=1, journal=journal, checkpoints=checkpoints, rollout_folder=folder / "rollouts", frozen=frozen,
+    )  # fmt: skip
+    return made, [json.loads(line) for line in journal.path.read_text().splitlines()]
+
+
+def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **changes):
+    """Weights, journal and rollout files of a run that starts from `weights`."""
+    model = policy_of(weights)
+    frozen = {role: policy_of(weights) for role, source in frozen_roles(recipe(row)).items() if source != "copy"}
+    _, rows = trained(folder, model, stop_at, row, frozen, **changes)
+    return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}

@@ -1,0 +1,172 @@
+"""What a stage can be told beside its recipe: asynchrony, staleness, validation, adapters, precision, recomputation, rows without gradient."""
+
+import copy
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from loops import PROBLEMS, Killed, policy_of, prepared, run, settings, trained
+
+from pipelines.config.rl import RlStage, ValidationSettings
+from pipelines.config.training import LoraSettings
+from pipelines.errors import InfrastructureError, UserError
+from pipelines.models import precision
+from pipelines.models.adapters import add_adapters, merged
+from pipelines.models.scoring import pad, token_logp
+from pipelines.records import Rollout
+from pipelines.rl.data import fresh, tensors
+from pipelines.rl.recipe import Recipe
+
+
+def equal(ours, theirs) -> bool:
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("row", ["grpo", "tis", "scale_rl"])
+def test_rollouts_made_ahead_are_one_update_old_and_resume_exactly(tmp_path, start, row):
+    weights, rows, files = run(tmp_path / "whole", start, row=row, asynchronous=True)
+    assert [entry["staleness_max"] for entry in rows] == [0, 1, 1, 1, 1, 1]
+    versions = [{v for r in pq.read_table(tmp_path / "whole" / "rollouts" / name).to_pylist() for v in r["policy_version"]} for name in files]
+    assert versions == [{0}, {0}, {1}, {2}, {3}, {4}]
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", start, stop_at=5, row=row, asynchronous=True)
+    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start, row=row, asynchronous=True)
+    assert equal(weights, resumed) and resumed_rows == rows and resumed_files == files
+    _, waiting, theirs = run(tmp_path / "sync", start, row=row)
+    assert files["step-000001.parquet"] == theirs["step-000001.parquet"] and files["step-000004.parquet"] != theirs["step-000004.parquet"]
+    assert waiting[1]["staleness_max"] == 0 and abs(waiting[1]["mismatch_k3"]) < 1e-6 < rows[1]["mismatch_k3"]
+
+
+def test_without_a_correction_stale_ratios_are_to_the_policy_that_sampled(tmp_path, start):
+    _, plain, _ = run(tmp_path / "grpo", start, asynchronous=True)
+    _, corrected, _ = run(tmp_path / "tis", start, row="tis", asynchronous=True)
+    assert plain[0]["ratio"] == pytest.approx(1) and abs(plain[1]["ratio"] - 1) > 1e-3
+    assert corrected[1]["ratio"] == pytest.approx(1, abs=1e-6)  # to the policy before the update; the correction weighs the rest
+
+
+def of(versions: list[int], policy: str = "rl@t") -> Rollout:
+    return Rollout("p", 0, 0, 9, policy, [1, 2], [3] * len(versions), [-0.5] * len(versions), versions, "stop", outcome="wrong")
+
+
+def test_what_is_older_than_the_bound_never_trains():
+    rows = [of([8, 8, 8]), of([6, 8]), of([5]), of([0], policy="guide")]
+    left, figures = fresh(rows, 9, 1, "drop")
+    assert left == [rows[0], rows[3]]
+    assert figures == {"stale": 0.5, "staleness": 0.0, "staleness_max": 0.0}
+    left, figures = fresh(rows, 9, 1, "mask")
+    assert left == rows and figures == {"stale": 0.5, "staleness": 0.0, "staleness_max": 0.0}
+    _, score, batch = tensors(left, torch.device("cpu"), 9, 8, bound=1)
+    assert score.sum(1).tolist() == [3, 2, 1, 1]
+    assert batch.mask_BT[:, 2:].tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
+    assert fresh(rows, 9, None, "drop")[1] == {"stale": 0.0, "staleness": pytest.approx(5 / 7), "staleness_max": 3.0}
+    with pytest.raises(InfrastructureError, match="step 9: every response is older than max_staleness 1"):
+        fresh([of([5])], 9, 1, "mask")
+    with pytest.raises(ValueError, match="max_staleness 0 leaves nothing"):
+        settings(asynchronous=True, max_staleness=0)
+
+
+@pytest.mark.parametrize("action", ["drop", "mask"])
+def test_replayed_responses_meet_the_bound_too(tmp_path, start, action):
+    _, free, _ = run(tmp_path / "free", start, row="remix")
+    _, bound, _ = run(tmp_path / "bound", start, row="remix", max_staleness=0, stale=action)
+    assert max(entry["staleness_max"] for entry in free) == 2 and all(entry["stale"] == 0 for entry in free)
+    assert all(entry["staleness_max"] == 0 for entry in bound) and max(entry["stale"] for entry in bound) > 0
+
+
+VALIDATED = {"validation": ValidationSettings(every=1, problems=3, samples=4, patience=2), "steps": 12}
+
+
+def test_validation_stops_early_and_knows_the_best_weights(tmp_path, start):
+    policy = policy_of(start)
+    made, rows = trained(tmp_path / "whole", policy, **VALIDATED)
+    rates = [entry["validation"] for entry in rows]
+    best = rates.index(max(rates)) + 1
+    assert made.summary["best_step"] == best and made.summary["best_validation"] == max(rates)
+    assert len(rows) == best + 2 < 12  # two measurements without a new best
+    sampled = {r["problem_id"] for path in (tmp_path / "whole" / "rollouts").iterdir() for r in pq.read_table(path).to_pylist()}
+    held_out = {p.problem_id for p in PROBLEMS[:10]} - sampled
+    assert len(held_out) >= 3
+    to_best = policy_of(start)
+    shorter, _ = trained(tmp_path / "best", to_best, **(VALIDATED | {"steps": best}))
+    assert equal(made.best, to_best.state_dict()) and not equal(made.best, policy.state_dict())
+    assert equal(shorter.best, made.best)
+
+    again = policy_of(start)
+    with pytest.raises(Killed):
+        trained(tmp_path / "cut", policy_of(start), stop_at=len(rows) - 1, **VALIDATED)
+    resumed, resumed_rows = trained(tmp_path / "cut", again, **VALIDATED)
+    assert resumed_rows == rows and equal(resumed.best, made.best) and equal(again.state_dict(), policy.state_dict())
+
+
+def test_best_weights_that_are_damaged_are_not_taken(tmp_path, start):
+    made, _ = trained(tmp_path, policy_of(start), **(VALIDATED | {"steps": 1}))
+    _, checkpoints = prepared(tmp_path)
+    assert equal(checkpoints.best(1), made.best)
+    path = tmp_path / "checkpoints" / "best-00000001.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="best-00000001.pt: the best weights, of step 1, are damaged or gone"):
+        checkpoints.best(1)
+
+
+def test_as_many_problems_held_out_as_there_are_is_refused(tmp_path, start):
+    with pytest.raises(UserError, match=r"rl@t: validation.problems 10 must be less than the 10 problems of the stage"):
+        trained(tmp_path, policy_of(start), validation=ValidationSettings(problems=10))
+
+
+def test_rows_without_an_advantage_need_no_backward_pass(tmp_path, start, monkeypatch):
+    weights, rows, _ = run(tmp_path / "skipped", start, steps=4)
+    assert any(0 < entry["informative_groups"] < 1 for entry in rows)
+    monkeypatch.setattr(Recipe, "follows_advantage", False)
+    all_weights, all_rows, _ = run(tmp_path / "all", start, steps=4)
+    for ours, theirs in zip(rows, all_rows, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, all_weights[name], rtol=0, atol=1e-4)  # AdamW's first steps magnify rounding
+
+
+def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path, start):
+    policy = policy_of(start)
+    add_adapters(policy, LoraSettings(rank=4, alpha=8))
+    before = copy.deepcopy(policy.state_dict())
+    ids = pad([[5, 6, 7, 8, 9], [10, 11, 12]])
+    score = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0]]).bool()
+    torch.testing.assert_close(token_logp(policy, ids, score), token_logp(policy_of(start), ids, score))  # no change at the start
+    _, rows = trained(tmp_path, policy)
+    assert all(abs(entry["mismatch_k3"]) < 1e-6 for entry in rows)  # what was sampled from has the adapters too
+    changed = {name for name, value in policy.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all("lora_" in name for name in changed)
+    plain = merged(policy)
+    assert set(plain.state_dict()) == set(start)
+    torch.testing.assert_close(token_logp(plain, ids, score), token_logp(policy, ids, score), rtol=0, atol=1e-5)
+    assert not torch.allclose(token_logp(plain, ids, score), token_logp(policy_of(start), ids, score), atol=1e-3)
+    with pytest.raises(UserError, match=r"lora.targets \['nonsense'\]"):
+        add_adapters(policy_of(start), LoraSettings(targets=("nonsense",)))
+
+
+def test_recomputed_activations_change_nothing(tmp_path, start):
+    weights, rows, _ = run(tmp_path / "kept", start, steps=3)
+    again, again_rows, _ = run(tmp_path / "again", start, steps=3, gradient_checkpointing=True)
+    assert equal(weights, again) and rows == again_rows
+
+
+def test_bfloat16_where_the_hardware_has_it_and_nowhere_else(tmp_path, start, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(UserError, match="precision bfloat16: this cpu has no units for it; use float32"):
+        precision.require("cpu", "bfloat16")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # it is emulated here if need be
+    weights, (row,), _ = run(tmp_path / "half", start, steps=1, precision="bfloat16")
+    _, (whole,), _ = run(tmp_path / "whole", start, steps=1)
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    assert row["grad_norm"] == pytest.approx(whole["grad_norm"], rel=0.1) and row["grad_norm"] != whole["grad_norm"]
+    assert 1e-7 < row["mismatch_k3"] < 1e-2  # sampled in float32, scored in bfloat16: measured
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    base = json.loads(settings().model_dump_json())
+    for changes, said in (
+        ({"processes": 2, "optimiser": {"name": "muon"}}, "optimiser.name muon needs whole matrices"),
+        ({"processes": 5}, "prompts_per_step 4 must be at least processes"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            RlStage.model_validate(base | changes)
