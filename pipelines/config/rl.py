@@ -6,11 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Section
+from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Rate, Section
 from pipelines.config.training import LoraSettings
 
 RESERVED = ("base", "sft", "merged")
 """Model names an RL stage may not take."""
+
+
+class KlControl(Section):
+    """Steers the coefficients of a recipe's KL terms to the reference (arXiv 1909.08593): after each step they are multiplied by
+    1 + rate * clip(KL / target - 1, -0.2, 0.2)."""
+
+    target: Rate
+    """KL to the reference that is aimed at, nats per token (estimator k3)."""
+    rate: Rate = 0.1
 
 
 class ValidationSettings(Section):
@@ -37,6 +46,8 @@ class RlStage(Section):
     """Likewise: the frozen policy of KL terms. For `rto` it is the one trained on preferences, for `npo` the later checkpoint that guides."""
     reset_reference: tuple[Positive, ...] = ()
     """After each of these steps the reference becomes the policy."""
+    kl_control: KlControl | None = None
+    """Null keeps the recipe's coefficients."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)]
     """Only problems of these domains are sampled."""
     recipe: str = "grpo"

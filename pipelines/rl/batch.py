@@ -116,6 +116,9 @@ class Batch:
     special_anchor: Tensor | None = None
     """Expected log-probability of the reserved token under the reference: a scalar."""
 
+    kl_scale: Tensor | None = None
+    """Factor on the coefficients of KL terms to the reference, which `kl_control` moves: a scalar."""
+
     return_BT: Tensor | None = None
     component_advantage_BK: Tensor | None = None
     coefficient_B: Tensor | None = None
@@ -192,3 +195,8 @@ def present(mask_BT: Tensor) -> Tensor:
 def token_mean(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Per row (B,): the mean over its trainable tokens, 0 without any."""
     return (value_BT * mask_BT).sum(-1) / mask_BT.sum(-1).clamp(min=1)
+
+
+def scaled(coefficient: float, kl_scale: Tensor | None) -> float | Tensor:
+    """The coefficient of a KL term to the reference, under `kl_control` if there is one."""
+    return coefficient if kl_scale is None else coefficient * kl_scale

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipelines import methods
-from pipelines.config.rl import RlStage
+from pipelines.config.rl import KlControl, RlStage
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Generator, TorchGenerator
 from pipelines.models import precision
@@ -135,6 +135,9 @@ def train(
             if "peak_entropy" in figures:
                 held.setdefault("entropy_anchor", figures["peak_entropy"])
             follow(actor, recipe, settings, step)
+            if settings.kl_control:
+                figures["kl_scale"] = held.get("kl_scale", 1.0)
+                held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
             clock.lap("update")
             if validation:
                 figures |= validation.measure(step, settings.steps, sampler, policy)
@@ -195,6 +198,8 @@ def share_of(kept: Sequence[Rollout], groups: Sequence[Sequence[int]]) -> list[R
 
 def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: RlStage, frozen: Mapping[str, Any]) -> Actor:
     """The policy with what the recipe needs beside it: frozen policies, copies that follow it, a value head that starts at 0."""
+    if settings.kl_control and "kl_scale" not in recipe.read:
+        raise UserError(f"kl_control steers KL terms to the reference, and recipe '{recipe.name}' has none: add one, or leave kl_control out")
     precision.require(str(policy.device), settings.precision)
     if settings.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
@@ -226,6 +231,11 @@ def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
         actor.frozen["ref"].load_state_dict(weights(actor.policy), strict=False)
 
 
+def kl_factor(control: KlControl, kl: float) -> float:
+    """What the coefficients of KL terms are multiplied by after a step whose KL was that."""
+    return 1.0 + control.rate * min(max(kl / control.target - 1.0, -0.2), 0.2)
+
+
 def make_step(
     actor: Actor,
     recipe: Recipe,
@@ -239,7 +249,8 @@ def make_step(
 ) -> Step:
     """What the step knows, as tensors."""
     ids_BT, score_BT, batch = tensors(kept, actor.policy.device, step, settings.generation.max_new_tokens, settings.max_staleness)
-    anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in HELD if name in held and name in recipe.read}
+    names = [name for name in (*HELD, "kl_scale") if name in held and name in recipe.read]
+    anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in names}
     rows = [by_id[r.problem_id] for r in kept]
     return Step(step, actor, settings, seed, rows, kept, ids_BT, score_BT, replace(batch, **anchors), history.rewards_by_part)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from loops import PROBLEMS, Killed, policy_of, prepared, run, settings, trained
 
-from pipelines.config.rl import RlStage, ValidationSettings
+from pipelines.config.rl import KlControl, RlStage, ValidationSettings
 from pipelines.config.training import LoraSettings
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.models import precision
@@ -17,6 +17,7 @@ from pipelines.models.scoring import pad, token_logp
 from pipelines.records import Rollout
 from pipelines.rl.data import fresh, tensors
 from pipelines.rl.recipe import Recipe
+from pipelines.rl.train import kl_factor
 
 
 def equal(ours, theirs) -> bool:
@@ -170,3 +171,23 @@ def test_settings_that_contradict_each_other_are_refused():
     ):
         with pytest.raises(ValueError, match=said):
             RlStage.model_validate(base | changes)
+
+
+def test_kl_control_raises_the_coefficient_above_its_target_and_lowers_it_below(tmp_path, start):
+    assert kl_factor(KlControl(target=0.1), 0.5) == pytest.approx(1.02) and kl_factor(KlControl(target=0.1), 0.0) == pytest.approx(0.98)
+    assert kl_factor(KlControl(target=0.1), 0.11) == pytest.approx(1.01)
+    control = {"row": "grpo_kl", "kl_control": KlControl(target=1e-6, rate=1.0)}
+    weights, rows, _ = run(tmp_path / "whole", start, **control)
+    expected = 1.0
+    for entry in rows:
+        assert entry["kl_scale"] == pytest.approx(expected)
+        expected *= kl_factor(control["kl_control"], entry["kl_reference"])
+    assert rows[-1]["kl_scale"] > 1.5  # 1.2 a step, but for the first
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", start, stop_at=5, **control)
+    resumed, resumed_rows, _ = run(tmp_path / "cut", start, **control)
+    assert resumed_rows == rows and equal(weights, resumed)
+    _, free, _ = run(tmp_path / "free", start, row="grpo_kl")
+    assert free[0]["loss"] == rows[0]["loss"] and free[5]["loss"] != rows[5]["loss"]
+    with pytest.raises(UserError, match="kl_control steers KL terms to the reference, and recipe 'grpo' has none"):
+        run(tmp_path / "none", start, kl_control=KlControl(target=0.1))

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import token_mean
+from pipelines.rl.batch import scaled, token_mean
 
 Estimator = Literal["k1", "k2", "k3", "k3plus"]
 
@@ -32,6 +32,7 @@ def kl(
     logp_BT: Tensor,
     logp_ref_BT: Tensor,
     logp_old_BT: Tensor,
+    kl_scale: Tensor | None = None,
     *,
     coefficient: float,
     estimator: Estimator = "k3",
@@ -41,7 +42,7 @@ def kl(
     """coefficient * KL(pi, ref); `importance` multiplies by the ratio to the old policy, for rollouts that are off-policy."""
     term = divergence(logp_BT, logp_ref_BT, estimator, limit)
     ratio = (logp_BT - logp_old_BT).clamp(-20, 20).exp()
-    return coefficient * term * ((ratio.detach() if estimator in ("k2", "k3plus") else ratio) if importance else 1.0)
+    return scaled(coefficient, kl_scale) * term * ((ratio.detach() if estimator in ("k2", "k3plus") else ratio) if importance else 1.0)
 
 
 def kl_old(logp_BT: Tensor, logp_old_BT: Tensor, *, coefficient: float, estimator: Estimator = "k3") -> Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipelines.rl.batch import scaled
+
 
 def overlong(
     shaped_B: Tensor,
@@ -38,9 +40,11 @@ def clamp(shaped_B: Tensor, *, low: float, high: float) -> Tensor:
     return shaped_B.clamp(low, high)
 
 
-def sequence_kl(shaped_B: Tensor, logp_old_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor, *, coefficient: float) -> Tensor:
+def sequence_kl(
+    shaped_B: Tensor, logp_old_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor, kl_scale: Tensor | None = None, *, coefficient: float
+) -> Tensor:
     """R - coefficient * sum_t (log pi_old - log ref): the k1 estimate of the whole response's KL, inside the reward."""
-    return shaped_B - coefficient * ((logp_old_BT - logp_ref_BT) * mask_BT).sum(-1)
+    return shaped_B - scaled(coefficient, kl_scale) * ((logp_old_BT - logp_ref_BT) * mask_BT).sum(-1)
 
 
 def brier(correct_B: Tensor, confidence_B: Tensor, format_B: Tensor | None = None, *, form: str = "paper") -> Tensor:
@@ -91,9 +95,9 @@ def format_and_accuracy(shaped_B: Tensor, format_B: Tensor, *, share: float = 0.
     return share * format_B + (1 - share) * shaped_B
 
 
-def token_kl(logp_old_BT: Tensor, logp_ref_BT: Tensor, *, coefficient: float) -> Tensor:
+def token_kl(logp_old_BT: Tensor, logp_ref_BT: Tensor, kl_scale: Tensor | None = None, *, coefficient: float) -> Tensor:
     """-coefficient (log pi_old - log ref): KL in the reward, whose gradient is that of the reverse KL."""
-    return -coefficient * (logp_old_BT - logp_ref_BT)
+    return -scaled(coefficient, kl_scale) * (logp_old_BT - logp_ref_BT)
 
 
 def token_kl_sft(logp_old_BT: Tensor, logp_sft_BT: Tensor, *, coefficient: float) -> Tensor:
