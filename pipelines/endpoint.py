@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 from pipelines.errors import UserError
 
 TRANSIENT = (408, 409, 429)
-LARGEST = 8 << 20
 LONGEST_PAUSE = 30.0
 T = TypeVar("T")
 
@@ -42,7 +41,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class Endpoint:
     """A server: `url` is what paths are added to.
 
-    timeout: seconds for one try. retries: further tries. pause: seconds before the first of them, doubled each time.
+    timeout: seconds for one try. retries: further tries. pause: seconds before the first of them, doubled each time. largest: bytes of
+    an answer.
     """
 
     url: str
@@ -50,6 +50,7 @@ class Endpoint:
     timeout: float = 60.0
     retries: int = 3
     pause: float = 0.5
+    largest: int = 8 << 20
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -81,7 +82,7 @@ class Endpoint:
         deadline = time.monotonic() + self.timeout
         try:
             with urllib.request.build_opener(_NoRedirects).open(request, timeout=self.timeout) as response:
-                return _read(response, deadline)
+                return _read(response, deadline, self.largest)
         except urllib.error.HTTPError as error:
             with error:
                 after = error.headers.get("Retry-After", "")
@@ -96,13 +97,13 @@ class Endpoint:
             raise Failed(f"broken off: {type(error).__name__}", True) from None
 
 
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
+def _read(response: http.client.HTTPResponse, deadline: float, largest: int) -> bytes:
     parts, size = [], 0
     while part := response.read1(65536):
         parts.append(part)
         size += len(part)
-        if size > LARGEST:
-            raise Failed(f"answer larger than {LARGEST} bytes")
+        if size > largest:
+            raise Failed(f"answer larger than {largest} bytes")
         if time.monotonic() > deadline:
             raise TimeoutError
     if response.length:  # read1 does not complain of an early end

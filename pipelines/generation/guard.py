@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 VARIABLE = "TOUCHSTONE_ENGINE"
-PATIENCE = 5.0
+PATIENCE = 3.0
 """Seconds between the request to end and the kill."""
 QUIET = 3
 """Searches in a row that must find nothing: a process that is just being made is in none of them for a moment."""

@@ -37,6 +37,8 @@ UNFINISHED = "unfinished"
 """Label of weights that are being replaced."""
 WHOLE = ("stop", "length")
 """Finish reasons of responses that were not broken off."""
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""A forked process would keep the guard's pipe open, and none of its new environment would show."""
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
@@ -198,8 +200,11 @@ def engine_arguments(settings: GenerationSettings, device: str) -> dict[str, Any
         "enable_prefix_caching": True,
         "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
         "max_model_len": given.max_model_len,
+        # The draw of a seeded request whose prompt is split has to be taken back, at which 0.32 fails on CPUs.
+        "enable_chunked_prefill": False if cpu else None,
         "block_size": 32 if cpu else None,  # 128 else: the samples of a prompt share whole blocks only
         "enable_sleep_mode": sleeps(settings, device),
+        "use_tqdm_on_load": False,
     }
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -249,7 +254,7 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
     """Variables that the processes started meanwhile inherit. What vLLM sets besides (LD_PRELOAD among it) is no business of other processes."""
     resource_tracker.ensure_running()  # this process's own, which goes when it goes and removes its shared memory
     before = dict(os.environ)
-    os.environ.update({**QUIET, **before, **more})
+    os.environ.update({**QUIET, **before, **SPAWN, **more})
     try:
         yield
     finally:

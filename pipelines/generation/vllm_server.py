@@ -30,6 +30,8 @@ from pipelines.generation.vllm_engine import QUIET, UNFINISHED, WHOLE, Answer, e
 URL, KEY = "TOUCHSTONE_GENERATION_URL", "TOUCHSTONE_GENERATION_KEY"
 """Environment variables with the server that samples, and its key."""
 FLAGS = "VLLM_SERVER_DEV_MODE=1 in its environment, --enable-scale-out and --logprobs-mode processed_logprobs"
+LARGEST = 1 << 28
+"""Bytes of an answer; a token of a response takes some 200."""
 SLOWEST_START = 1800.0
 """Seconds after which a server that has neither answered nor ended is given up."""
 
@@ -47,15 +49,14 @@ class ServedVllm:
     @classmethod
     def at(cls, url: str, settings: GenerationSettings) -> ServedVllm:
         """A server that runs already."""
-        return cls(Endpoint(url.rstrip("/").removesuffix("/v1"), os.environ.get(KEY), settings.server.timeout, settings.server.retries), settings)
+        return cls(_endpoint(url.rstrip("/").removesuffix("/v1"), os.environ.get(KEY), settings), settings)
 
     @classmethod
     def started(cls, model: Path | str, settings: GenerationSettings, device: str) -> ServedVllm:
         """A server of our own, on loopback."""
         server = Server(model, settings, device)
         try:
-            endpoint = Endpoint(server.url, server.key, settings.server.timeout, settings.server.retries)
-            return cls(endpoint, settings, server, sleeps(settings, device))
+            return cls(_endpoint(server.url, server.key, settings), settings, server, sleeps(settings, device))
         except BaseException:
             server.close()
             raise
@@ -148,12 +149,13 @@ class Server:
                 time.sleep(0.2)
 
     def last_words(self) -> str:
-        """For an error message: whether it has ended, and with what last line."""
+        """For an error message: whether it has ended, and with what error."""
         if self._process.poll() is None:
             return ""
         self._log.seek(0)
-        said = self._log.read().decode(errors="replace").split("\n")
-        return f"; it ended with code {self._process.returncode}: {next((line.strip() for line in reversed(said) if line.strip()), '')}"
+        said = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        error = next((line for line in reversed(said) if "Error:" in line), said[-1] if said else "")
+        return f"; it ended with code {self._process.returncode}: {error}"
 
     def close(self) -> None:
         """End it and all that it started."""
@@ -162,15 +164,16 @@ class Server:
         self._log.close()
 
 
+def _endpoint(url: str, key: str | None, settings: GenerationSettings) -> Endpoint:
+    return Endpoint(url, key, settings.server.timeout, settings.server.retries, largest=LARGEST)
+
+
 def _options(arguments: dict[str, Any]) -> list[str]:
     """EngineArgs as options of the command line."""
     made = []
     for name, value in arguments.items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            made += [option] if value else []
-        else:
-            made += [option, str(value)]
+        option = name.replace("_", "-")
+        made += [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
     return made
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from pipelines.config.common import GenerationSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.generation import Request, TorchGenerator, create, guard, respond, serving
+from pipelines.generation import Request, Sample, TorchGenerator, create, guard, serving
 from pipelines.generation.vllm_engine import LocalVllm, write_weights
-from pipelines.generation.vllm_server import URL
+from pipelines.generation.vllm_server import KEY, URL
 from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
@@ -166,60 +167,64 @@ def test_finish_reasons_stop_strings_and_room(engine):
         engine.generate([Request(tuple(range(5, 240)), 1, ("k",))])
 
 
+def test_more_prompt_tokens_than_fit_a_step_of_the_engine(engine):
+    asked = [Request((5 + i, *LONG.prompt_ids), 1, ("many", i)) for i in range(60)]
+    assert worst(OLD, asked, engine.generate(asked)) < 1e-3
+
+
 def test_weights_that_someone_else_pushed_are_refused(engine):
     engine._backend.relabel("another run's")
     with pytest.raises(InfrastructureError, match="another run's"):
         engine.generate(requests(1))
 
 
-def test_an_engine_for_a_model_on_disk_and_a_server_at_an_address(engine, tmp_path, monkeypatch):
+def test_a_server_at_an_address_gets_the_weights(engine, tmp_path, monkeypatch):
+    if isinstance(engine._backend, LocalVllm):
+        pytest.skip("it has no address")
     save_policy(tmp_path / "model", NEW, TOKENIZER)
-    if isinstance(engine._backend, LocalVllm):  # one start of another engine is enough
-        made = create(settings("vllm"), tmp_path / "model")
-        asked = requests()
-        assert worst(NEW, asked, made.generate(asked)) < 1e-3
-        with pytest.raises(ValueError, match="does not change"):
-            made.push(OLD, 1)
-        made.close()
-        return
     server = engine._backend._server
     monkeypatch.setenv(URL, server.url + "/v1")
-    monkeypatch.setenv("TOUCHSTONE_GENERATION_KEY", server.key)
+    monkeypatch.setenv(KEY, server.key)
     made = create(settings("vllm_server"), tmp_path / "model")
-    samples = respond(made, PROBLEMS[:5], 2, ("s",))
-    assert {s.policy_version for g in samples for s in g} == {0}
+    asked = requests(5, 2)
+    assert worst(NEW, asked, made.generate(asked)) < 1e-3
     made.close()
     with pytest.raises(InfrastructureError, match="another run"):
-        engine.generate(requests(1))  # it now holds the weights of the other
-    monkeypatch.setenv("TOUCHSTONE_GENERATION_KEY", "wrong")
+        engine.generate(asked)
+    monkeypatch.setenv(KEY, "wrong")
     with pytest.raises(InfrastructureError, match=r"HTTP 401 on /v1/models; it must run with VLLM_SERVER_DEV_MODE=1"):
         create(settings("vllm_server"), tmp_path / "model")
 
 
 HANGING = """
-import sys, time
+import json, sys, time
 from pathlib import Path
-from pipelines.generation import create
+from pipelines.generation import Request, create
 from pipelines.config.common import GenerationSettings
 if __name__ == "__main__":
     made = create(GenerationSettings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
-    print(getattr(made._backend, "_server", made._backend)._guard.environment, flush=True)
+    (sample,), = made.generate([Request(tuple(json.loads(sys.argv[3])), 1, ("k",))])
+    mark, = getattr(made._backend, "_server", made._backend)._guard.environment.values()
+    try:
+        made.push(None, 1)
+    except ValueError as error:
+        print(json.dumps([mark, sample.token_ids, sample.logp, str(error)]), flush=True)
     time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm_server"])
-def test_a_killed_parent_leaves_no_process(name, tmp_path):
+def test_a_model_on_disk_is_served_and_a_killed_parent_leaves_no_process(name, tmp_path):
     save_policy(tmp_path / "model", OLD, TOKENIZER)
     (tmp_path / "hanging.py").write_text(HANGING)
-    command = [sys.executable, tmp_path / "hanging.py", settings(name).model_dump_json(), tmp_path / "model"]
+    command = [sys.executable, tmp_path / "hanging.py", settings(name).model_dump_json(), tmp_path / "model", json.dumps(LONG.prompt_ids)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    line = next(line for line in parent.stdout if guard.VARIABLE in line)
-    mark = line.split("'")[3]
+    mark, token_ids, logp, refusal = json.loads(next(line for line in parent.stdout if line.startswith("[")))
+    assert worst(OLD, [LONG], [[Sample(token_ids, logp, "", "")]]) < 1e-3 and "does not change" in refusal
     assert len(guard.marked(mark)) >= 2
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while guard.marked(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert guard.marked(mark) == []
