@@ -46,10 +46,14 @@ bubblewrap:
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq bubblewrap; } >/dev/null 2>&1; } || \
 	  { echo "bubblewrap is missing and apt-get could not install it (root or sudo is needed): install the package 'bubblewrap' by hand" >&2; exit 2; }
 
-# vLLM without the torchvision and torchaudio builds it asks for, which do not match the CPU torch.
+# vLLM, which pins some packages lower than the lock does, without the torchvision, torchaudio and torchcodec builds it asks for: they do
+# not match the CPU torch.
+VLLM_PINS := llvmlite numba numpy setuptools
+SPACE := $(subst ,, )
 install-vllm: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c requirements/lock.txt --editable '.[vllm]'
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio
+	@grep -vE '^($(subst $(SPACE),|,$(VLLM_PINS)))==' requirements/lock.txt > .venv/vllm.txt
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c .venv/vllm.txt --editable '.[vllm]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 # Write the lock from this environment, after an upgrade that has passed `make test`.
 lock: $(INSTALLED)

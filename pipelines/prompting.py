@@ -56,10 +56,14 @@ def messages(problem: Problem, *, system: bool) -> list[dict[str, str]]:
     return [*turns, {"role": "user", "content": problem.prompt}]
 
 
+def conversation(tokenizer: Any, problem: Problem) -> list[dict[str, str]]:
+    """The chat turns of a prompt to the model that the tokenizer belongs to."""
+    return messages(problem, system=tokenizer.chat_template != CHAT_TEMPLATE)
+
+
 def prompt_ids(tokenizer: Any, problem: Problem) -> list[int]:
     """Token ids of the prompt, up to where the response starts, through the tokenizer's own chat template."""
-    embedded = tokenizer.chat_template == CHAT_TEMPLATE
-    text = tokenizer.apply_chat_template(messages(problem, system=not embedded), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(conversation(tokenizer, problem), tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -20,6 +20,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest response (512)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (1.0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus mass (1.0)")
+    parser.add_argument(
+        "--engine", choices=["torch", "vllm", "vllm_server", "server"], default="torch",
+        help="what samples (torch); `server` asks the endpoint in TOUCHSTONE_GENERATION_URL and takes the tokenizer alone from MODEL",
+    )  # fmt: skip
+    parser.add_argument("--served-model", default="", metavar="NAME", help="the model's name at the endpoint of --engine server")
     parser.add_argument("--limit", type=int, help="first problems only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets every response with its verdict, and the scores")
@@ -35,7 +40,8 @@ def evaluate(options: argparse.Namespace) -> int:
     from pipelines.store import replacing_folder, write_json, write_table
     from pipelines.verifiers import VerifierPool, require_sandbox_for
 
-    given = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "top_p": options.top_p}
+    given = {"engine": options.engine, "max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "top_p": options.top_p}
+    given |= {"server": {"model": options.served_model}} if options.served_model else {}
     settings = check(GenerationSettings, given, "evaluate")
     ks = sorted({1, *(options.k or [options.samples])})
     if options.samples < 1 or ks[0] < 1 or ks[-1] > options.samples:

@@ -40,11 +40,45 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class VllmSettings(Section):
+    """Engines `vllm` and `vllm_server`. None of these changes the distribution that is sampled from, but for the rounding of `dtype`."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and activations; `auto` is float32 on CPUs and bfloat16 elsewhere."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Share of a GPU's memory that the engine takes for all it holds; well below 1 where the policy trains on the same GPU."""
+    kv_cache_gib: Annotated[float, Field(gt=0.0)] | None = None
+    """Memory for keys and values; none: what `gpu_memory_utilization` leaves on a GPU, 1 GiB on CPUs."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that share each layer."""
+    max_model_len: Positive | None = None
+    """Longest prompt and response together, in tokens; none: the model's context."""
+    enforce_eager: bool = False
+    """Neither compile nor capture CUDA graphs: starts sooner, decodes slower."""
+    sleep: bool = False
+    """Between generations the engine leaves its GPU memory to the trainer. vLLM cannot on CPUs, where this does nothing."""
+
+
+class ServerSettings(Section):
+    """How engines `server` and `vllm_server` ask. The address and the key come from TOUCHSTONE_GENERATION_URL and TOUCHSTONE_GENERATION_KEY."""
+
+    model: str = ""
+    """Name by which the endpoint of engine `server` knows the model."""
+    concurrency: Positive = 8
+    """Requests of engine `server` under way at once; `vllm_server` has as many as `batch_size`."""
+    timeout: Rate = 600.0
+    """Seconds for one try of a request."""
+    retries: Count = 3
+    """Further tries after what may pass."""
+
+
 class GenerationSettings(Section):
     """How responses are sampled."""
 
-    engine: Literal["torch"] = "torch"
-    """`torch` runs the model in this process."""
+    engine: Literal["torch", "vllm", "vllm_server", "server", "scripted"] = "torch"
+    """`torch` runs the model in this process; `vllm` and `vllm_server` in vLLM's processes or in its HTTP server, which is started where
+    TOUCHSTONE_GENERATION_URL names none; `server` asks an OpenAI-compatible endpoint for text, without log-probabilities; `scripted`
+    answers from a file."""
     max_new_tokens: Positive = 96
     """A response that reaches this length ends with finish reason `length`."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
@@ -57,6 +91,10 @@ class GenerationSettings(Section):
     """Strings at which a response ends; its text ends before the first of them."""
     batch_size: Positive = 256
     """Sequences that decode together; it changes speed and memory, not results."""
+    vllm: VllmSettings = VllmSettings()
+    server: ServerSettings = ServerSettings()
+    script: str = ""
+    """JSON file of engine `scripted`: the problem's prompt -> list of responses; sample i says the i-th, from the first on again after the last."""
 
 
 class OptimiserSettings(Section):

@@ -1,27 +1,78 @@
 """Policies that answer: prompts as token ids in, samples with token ids and behaviour log-probabilities out.
 
-`Generator` is the protocol; `create` makes the one that params name. `respond` asks a policy to answer problems.
+`Generator` is the protocol. `create` makes the engine that params name for a model on disk, `serving` the one for a policy that is
+being trained. `respond` asks a policy to answer problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
 
 from pipelines import prompting
 from pipelines.config.common import GenerationSettings
-from pipelines.generation.protocol import Generator, Request, Sample
+from pipelines.errors import UserError
+from pipelines.generation.chat_engine import ChatGenerator
+from pipelines.generation.protocol import Generator, Progress, Request, Sample
+from pipelines.generation.responses import Responses
+from pipelines.generation.scripted import Script, ScriptedGenerator
 from pipelines.generation.torch_engine import TorchGenerator
-from pipelines.models.loading import load_policy
+from pipelines.generation.vllm_engine import Backend, LocalVllm, VllmGenerator, write_model
+from pipelines.generation.vllm_server import URL, ServedVllm
+from pipelines.models.loading import load_policy, load_tokenizer
 from pipelines.records import Problem
 
-__all__ = ["Generator", "Request", "Sample", "TorchGenerator", "create", "respond"]
+__all__ = ["ChatGenerator", "Generator", "Request", "Sample", "ScriptedGenerator", "TorchGenerator", "VllmGenerator", "create", "respond", "serving"]
 
 
-def create(settings: GenerationSettings, model: Path | str, device: str = "cpu") -> Generator:
-    """The engine that `settings` name, serving the Hugging Face folder or hub id `model`."""
-    policy, tokenizer = load_policy(model, device)
-    return TorchGenerator(policy, tokenizer, settings)
+def create(settings: GenerationSettings, model: Path | str, device: str = "cpu", replies: Path | None = None) -> Generator:
+    """The engine that `settings` name, serving the Hugging Face folder or hub id `model`; engine `server` takes its tokenizer alone.
+
+    replies: a file in which engine `server` keeps what it was told.
+    """
+    if settings.engine == "torch":
+        return TorchGenerator(*load_policy(model, device), settings)
+    if settings.engine == "vllm_server" and os.environ.get(URL):
+        policy, tokenizer = load_policy(model)
+        with tempfile.TemporaryDirectory() as folder:
+            return serving(settings, policy, tokenizer, Path(folder))
+    tokenizer = load_tokenizer(model)
+    if settings.engine == "server":
+        return ChatGenerator(tokenizer, settings, replies)
+    if settings.engine == "scripted":
+        return ScriptedGenerator(tokenizer, settings, _script(settings.script))
+    return VllmGenerator(_backend(settings, model, device), Responses.of(tokenizer, _generation_config(model), settings))
+
+
+def serving(settings: GenerationSettings, policy: Any, tokenizer: Any, folder: Path) -> Generator:
+    """The engine that `settings` name, sampling from `policy` as it is now; after a change of its weights, `push` them.
+
+    folder: for weights on their way to an engine that holds a copy; a server elsewhere must see it too.
+
+    Raises:
+        UserError: the engine gives no log-probabilities of what it samples.
+    """
+    if settings.engine == "server":
+        raise UserError(
+            "generation.engine 'server' gives no log-probabilities of the tokens it samples, and RL trains on them; choose torch, vllm or vllm_server"
+        )
+    if settings.engine == "torch":
+        return TorchGenerator(policy, tokenizer, settings)
+    if settings.engine == "scripted":
+        generator = ScriptedGenerator(tokenizer, settings, _script(settings.script))
+        generator.push(policy, 0)
+        return generator
+    write_model(folder, policy, tokenizer)
+    generator = VllmGenerator(_backend(settings, folder, policy.device.type), Responses.of(tokenizer, policy.generation_config, settings), folder)
+    if settings.engine == "vllm_server" and os.environ.get(URL):
+        generator.push(policy, 0)
+    return generator
 
 
 def respond(
@@ -29,7 +80,7 @@ def respond(
     problems: Sequence[Problem],
     samples: int,
     seed: tuple[object, ...],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     first: int = 0,
 ) -> list[list[Sample]]:
     """`samples` responses to each problem, numbered from `first` on, in the order of `problems`.
@@ -37,5 +88,40 @@ def respond(
     The randomness of a response depends on (seed, problem, number) alone: not on the order or number of problems, nor on how
     many responses were asked for at once.
     """
-    requests = [Request(tuple(prompting.prompt_ids(generator.tokenizer, p)), samples, (*seed, p.problem_id), first) for p in problems]
+    tokenizer = generator.tokenizer
+    requests = [
+        Request(tuple(prompting.prompt_ids(tokenizer, p)), samples, (*seed, p.problem_id), first, tuple(prompting.conversation(tokenizer, p)))
+        for p in problems
+    ]
     return generator.generate(requests, progress)
+
+
+def _backend(settings: GenerationSettings, model: Path | str, device: str) -> Backend:
+    if settings.engine == "vllm":
+        return LocalVllm(model, settings, device)
+    if url := os.environ.get(URL):
+        return ServedVllm.at(url, settings)
+    return ServedVllm.started(model, settings, device)
+
+
+def _generation_config(model: Path | str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:  # it has none
+        return GenerationConfig()
+
+
+def _script(path: str) -> Script:
+    """The script in a JSON file."""
+    try:
+        table = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"generation.script '{path}' must be a JSON file of prompts and their responses: {error}") from None
+
+    def script(request: Request, number: int) -> str:
+        prompt = request.messages[-1]["content"]
+        if not table.get(prompt):
+            raise UserError(f"generation.script '{path}' has no response to the prompt {prompt!r}")
+        return table[prompt][number % len(table[prompt])]
+
+    return script

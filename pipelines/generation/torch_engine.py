@@ -7,7 +7,7 @@ the order of requests. Log-probabilities are those of the distribution sampled f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pipelines import seeding
 from pipelines.config.common import GenerationSettings
-from pipelines.errors import UserError
-from pipelines.generation.protocol import Request, Sample
+from pipelines.generation.protocol import Progress, Request, Sample
+from pipelines.generation.responses import Responses
 from pipelines.models.decoder import Decoder
 from pipelines.models.sharding import gathered
 
@@ -38,28 +38,26 @@ class TorchGenerator:
         self.settings = settings
         self.push(model, 0)
         self._device = model.device
-        ends = model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        self._ends = sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})
+        self._responses = Responses.of(tokenizer, model.generation_config, settings)
 
     def push(self, model: Any, version: int) -> None:
         """See `Generator.push`. The weights are read in place, so they must not change while samples are made."""
         self._model, self._decoder, self._version = model, Decoder(model), version
 
-    def generate(self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[list[Sample]]:
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Sample]]:
         """See `Generator.generate`.
 
         Raises:
             UserError: a prompt does not fit the model's context together with the response.
         """
-        limit = self._model.config.max_position_embeddings
-        longest = max((len(r.prompt_ids) for r in requests), default=0)
-        if longest + self.settings.max_new_tokens > limit:
-            raise UserError(f"a prompt of {longest} tokens and max_new_tokens {self.settings.max_new_tokens} exceed the model's context of {limit}")
+        longest = self._responses.check_room(requests, self._model.config.max_position_embeddings)
         with gathered(self._model), torch.inference_mode():
             return self._generate(requests, longest, progress)
 
-    def _generate(self, requests: Sequence[Request], longest: int, progress: Callable[[int, int], None] | None) -> list[list[Sample]]:
+    def _generate(self, requests: Sequence[Request], longest: int, progress: Progress | None) -> list[list[Sample]]:
         results: list[list[Sample | None]] = [[None] * r.samples for r in requests]
         # Prompts of like length decode together, which wastes the least padding.
         items = ((i, s) for i, r in enumerate(requests) for s in range(r.samples))
@@ -83,11 +81,7 @@ class TorchGenerator:
 
     def sample_of(self, ids: list[int], logp: list[float]) -> Sample:
         """A response that ended."""
-        stopped = ids[-1] in self._ends
-        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
-        where = min((place for stop in self.settings.stop if (place := text.find(stop)) >= 0), default=-1)
-        stopped = stopped or where >= 0
-        return Sample(ids, logp, "stop" if stopped else "length", text[:where] if where >= 0 else text, self._version)
+        return self._responses.sample(ids, logp, self._version)
 
     def stops(self, ids: list[int]) -> bool:
         """Whether the response so far holds a stop string; only its end can be new."""
@@ -102,7 +96,7 @@ class _Rows:
     def __init__(self, engine: TorchGenerator, requests: Sequence[Request], rows: int, longest: int) -> None:
         self._engine, self._requests, self._settings = engine, requests, engine.settings
         self._decoder, device, budget = engine._decoder, engine._device, engine.settings.max_new_tokens
-        self._ends = torch.tensor(engine._ends, device=device)
+        self._ends = torch.tensor(engine._responses.ends, device=device)
         self._items: list[Item | None] = [None] * rows
         self._uniform_BT = torch.zeros((rows, budget), dtype=torch.float64, device=device)
         self._ids_BT = torch.zeros((rows, budget), dtype=torch.long, device=device)

@@ -23,15 +23,27 @@ def load_policy(source: str | Path, device: str = "cpu", revision: str | None = 
         UserError: not a model, no chat template, or the hub cannot be reached.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
+    return model.to(device), load_tokenizer(source, revision)
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        UserError: there is none, it has no chat template, or the hub cannot be reached.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: its tokenizer cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if tokenizer.chat_template is None:
         raise UserError(f"{source}: its tokenizer has no chat template; choose an instruction-tuned model or add chat_template.jinja")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device), tokenizer
+    return tokenizer
 
 
 def save_policy(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

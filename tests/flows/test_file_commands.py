@@ -4,6 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from chat_endpoint import Answer, serve
 
 from flows.cli import main
 from pipelines.config.training import ArchitectureSettings
@@ -97,7 +98,7 @@ def test_curate_needs_rows_that_look_like_problems(tmp_path, capsys, content, se
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_a_folder_of_weights(tmp_path, capsys):
+def test_evaluate_a_folder_of_weights_and_a_hosted_model(tmp_path, capsys, monkeypatch):
     tokenizer = train_tokenizer(["Mia has 3 pears. How many?"], 300)
     save_policy(
         tmp_path / "model", tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48), tokenizer, 0), tokenizer
@@ -116,6 +117,11 @@ def test_evaluate_a_folder_of_weights(tmp_path, capsys):
     assert "no k above the samples" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "none"), "--benchmark", bench]) == 2
     assert "none: cannot be loaded as a causal language model" in capsys.readouterr().err
+    with serve(lambda prompt, number: Answer("\\boxed{3}")) as endpoint:
+        monkeypatch.setenv("TOUCHSTONE_GENERATION_URL", endpoint.url)
+        assert main([*command, "--engine", "server", "--served-model", "big"]) == 0
+    assert {request["model"] for request in endpoint.requests} == {"big"} and len(endpoint.requests) == 4
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["models"]["model"]["pass_at_k"]["1"]["mean"] == 0.5
 
 
 def test_decontaminate_splits_rows_and_says_why(tmp_path, capsys):
