@@ -28,7 +28,19 @@ from pipelines.generation.vllm_server import URL, ServedVllm
 from pipelines.models.loading import load_policy, load_tokenizer
 from pipelines.records import Problem
 
-__all__ = ["ChatGenerator", "Generator", "Request", "Sample", "ScriptedGenerator", "TorchGenerator", "VllmGenerator", "create", "respond", "serving"]
+__all__ = [
+    "ChatGenerator",
+    "Generator",
+    "Progress",
+    "Request",
+    "Sample",
+    "ScriptedGenerator",
+    "TorchGenerator",
+    "VllmGenerator",
+    "create",
+    "respond",
+    "serving",
+]
 
 
 def create(settings: GenerationSettings, model: Path | str, device: str = "cpu", replies: Path | None = None) -> Generator:

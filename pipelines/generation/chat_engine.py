@@ -52,7 +52,7 @@ class ChatGenerator:
         )
         return [[self._sample(next(replies)) for _ in range(r.samples)] for r in requests]
 
-    def push(self, policy: Any, version: int) -> None:
+    def push(self, model: Any, version: int) -> None:
         """Raises: the endpoint's weights are its own."""
         raise ValueError("engine server takes no weights")
 

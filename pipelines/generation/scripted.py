@@ -34,9 +34,9 @@ class ScriptedGenerator:
             progress(total, total)
         return made
 
-    def push(self, policy: Any, version: int) -> None:
+    def push(self, model: Any, version: int) -> None:
         """See `Generator.push`."""
-        self._policy, self.version = policy, version
+        self._policy, self.version = model, version
 
     def close(self) -> None:
         """Nothing is held."""

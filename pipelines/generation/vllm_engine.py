@@ -30,7 +30,7 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation.guard import Guard
 from pipelines.generation.protocol import Progress, Request, Sample
 from pipelines.generation.responses import Responses
-from pipelines.models.sharding import weights
+from pipelines.models.adapters import plain_weights
 from pipelines.store import replacing
 
 UNFINISHED = "unfinished"
@@ -94,11 +94,11 @@ class VllmGenerator:
         answers = iter(self._backend.answer(prompts, sampling, progress))
         return [[self._sample(next(answers)) for _ in range(r.samples)] for r in requests]
 
-    def push(self, policy: Any, version: int) -> None:
+    def push(self, model: Any, version: int) -> None:
         """See `Generator.push`."""
         if self._folder is None:
             raise ValueError("this generator serves a model that does not change")
-        write_weights(self._folder, policy)
+        write_weights(self._folder, model)
         self.version = version
         self._backend.update(self._folder, self._label)
 
@@ -236,7 +236,7 @@ def write_model(folder: Path, policy: Any, tokenizer: Any) -> None:
 
 def write_weights(folder: Path, policy: Any) -> None:
     """The weights of `policy` as `model.safetensors`, whole: a reader of the file before keeps that one. Every process of torchrun must ask."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights(policy).items() if not name.startswith("value_head.")}
+    tensors = {name: value.cpu().contiguous() for name, value in plain_weights(policy).items()}
     head = "lm_head.weight"
     tensors[head] = tensors[head].clone()
     with replacing(folder / "model.safetensors") as file:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
+
+from torch import Tensor
 
 from pipelines.config.training import LoraSettings
 from pipelines.errors import UserError
+from pipelines.models.sharding import weights
+
+ADAPTER = "default"
+"""The library's name for the only adapter there is."""
 
 
 def add_adapters(policy: Any, settings: LoraSettings) -> None:
@@ -26,16 +31,16 @@ def add_adapters(policy: Any, settings: LoraSettings) -> None:
         p.requires_grad_("lora_" in name)
 
 
-def merged(policy: Any) -> Any:
-    """A copy of `policy` with its adapters added to the weights they belong to: a plain model. Without adapters, `policy` itself."""
-    if not any("lora_" in name for name, _ in policy.named_parameters()):
-        return policy
-    from peft.tuners.lora import LoraLayer
+def plain_weights(policy: Any) -> dict[str, Tensor]:
+    """The state dict of the model itself: whole tensors, adapters added to the weights they belong to, no value head.
 
-    plain = copy.deepcopy(policy)
-    for module in list(plain.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LoraLayer):
-                child.merge()
-                setattr(module, name, child.get_base_layer())
-    return plain.requires_grad_(True)
+    Where `policy` is sharded every process must ask.
+    """
+    state = {name: value.detach() for name, value in weights(policy).items() if not name.startswith("value_head.")}
+    scales = {name: module.scaling[ADAPTER] for name, module in policy.named_modules() if hasattr(module, "lora_A")}
+    for name, scale in scales.items():
+        low, high = state.pop(f"{name}.lora_A.{ADAPTER}.weight"), state.pop(f"{name}.lora_B.{ADAPTER}.weight")
+        state[f"{name}.weight"] = state.pop(f"{name}.base_layer.weight") + scale * high @ low
+        if (bias := state.pop(f"{name}.base_layer.bias", None)) is not None:
+            state[f"{name}.bias"] = bias
+    return state

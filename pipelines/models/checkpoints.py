@@ -18,6 +18,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.lineage.digests import file_sha256
+from pipelines.models.adapters import plain_weights
 from pipelines.models.sharding import load_optimiser, load_weights, optimiser_state, weights
 from pipelines.store import forget_torn, read_json, replacing, write_json
 
@@ -93,8 +94,8 @@ class Checkpoints:
                 self._remove(old)
 
     def save_best(self, step: int, model: Any) -> None:
-        """Keep the weights after `step` as the best so far; earlier ones stay while a checkpoint names them."""
-        state = {"step": step, "model": weights(model)}
+        """Keep the weights after `step`, as a plain model's, as the best so far; earlier ones stay while a checkpoint names them."""
+        state = {"step": step, "model": plain_weights(model)}
         if self.writes:
             self._write(self.folder / f"best-{step:08d}.pt", state)
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from pipelines.config.common import GenerationSettings
 from pipelines.config.rl import RlStage
-from pipelines.generation import Generator
+from pipelines.generation import Generator, Progress, Request, Sample, serving
+from pipelines.models.adapters import plain_weights
 from pipelines.models.sharding import weights
 from pipelines.records import Problem, Rollout
 from pipelines.rl import ranks
@@ -22,6 +25,28 @@ from pipelines.verifiers import VerifierPool
 
 class Stopped(Exception):
     """Nobody waits for these rollouts any more."""
+
+
+class Follower:
+    """The generator of a process whose first one has the engine: it takes part in gathering weights, and answers nothing."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def push(self, model: Any, version: int) -> None:
+        plain_weights(model)
+
+    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Sample]]:
+        return []
+
+    def close(self) -> None: ...
+
+
+def engine_of(policy: Any, tokenizer: Any, settings: GenerationSettings, folder: Path) -> Generator:
+    """What serves the policy: in each process where it decodes in this library's own engine, in the first one elsewhere."""
+    if settings.engine == "torch" or ranks.rank() == 0:
+        return serving(settings, policy, tokenizer, folder)
+    return Follower(tokenizer)
 
 
 class Sampler:
@@ -53,6 +78,7 @@ class Sampler:
         self._stop.set()
         if self._threads:
             self._threads.shutdown(cancel_futures=True)
+        self.generator.close()
 
     def take(self, step: int, clock: Clock) -> list[Rollout]:
         """The rollouts of `step`. With asynchrony the thread has them; at the start of a run, and of a resumed one, it begins here."""
@@ -85,7 +111,7 @@ class Sampler:
             self._under_way[1].result()
         self.generator.push(self._policy, step)
         clock = Clock()
-        mine = [problems[place] for place in range(ranks.rank(), len(problems), ranks.world())]
+        mine = [problems[place] for place in self._share(len(problems))]
         made = rollouts(self.generator, self.pool, mine, samples, (*self._seed, "validation"), step, clock) if mine else []
         figures = ranks.total({"right": sum(r.reward == 1.0 for r in made), "all": len(made)})
         if self._behaviour is not None:
@@ -108,11 +134,17 @@ class Sampler:
         return draw(self._problems, self._settings.prompts_per_step, seed, key, step, self._eligible)
 
     def _answer(self, chosen: Sequence[Problem], step: int, clock: Clock) -> list[list[Rollout]]:
-        """This process' groups: every `world`-th of `chosen`, numbered as there."""
-        numbers = range(ranks.rank(), len(chosen), ranks.world())
+        """This process' groups, numbered as in `chosen`."""
+        numbers = self._share(len(chosen))
         mine = [chosen[number] for number in numbers]
         made = rollouts(self.generator, self.pool, mine, self._settings.group_size, (*self._seed, "rollout"), step, clock, numbers, self._beat)
         return [[r for r in made if r.group_id == number] for number in numbers]
+
+    def _share(self, count: int) -> range:
+        """Which of so many problems this process answers: every `world`-th, or all where the first process has the engine."""
+        if self._settings.generation.engine == "torch":
+            return range(ranks.rank(), count, ranks.world())
+        return range(count if ranks.rank() == 0 else 0)
 
     def _beat(self, done: int, total: int) -> None:
         if self._stop.is_set():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from pipelines import methods
 from pipelines.config.rl import KlControl, RlStage
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.generation import Generator, TorchGenerator
+from pipelines.generation import TorchGenerator
 from pipelines.models import precision
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import make_optimiser, schedule
@@ -35,7 +35,7 @@ from pipelines.rl.inputs.teacher import teacher_topk
 from pipelines.rl.journal import report, summary
 from pipelines.rl.objective import route, with_advantages
 from pipelines.rl.recipe import Recipe
-from pipelines.rl.sampling import Sampler
+from pipelines.rl.sampling import Sampler, engine_of
 from pipelines.rl.update import optimise
 from pipelines.rl.validation import Validation, hold_out
 from pipelines.store import forget_torn, write_rollouts
@@ -84,13 +84,11 @@ def train(
     checkpoints: Checkpoints,
     rollout_folder: Path,
     frozen: Mapping[str, Any] | None = None,
-    engine: Callable[[Any], Generator] | None = None,
 ) -> Trained:
     """Train `policy` in place, from its newest checkpoint if there is one.
 
-    `frozen` holds the policies of `frozen_roles` that do not follow the trained one. engine: what serves a policy; None decodes in this process.
+    `frozen` holds the policies of `frozen_roles` that do not follow the trained one.
     """
-    engine = engine or functools.partial(TorchGenerator, tokenizer=tokenizer, settings=settings.generation)
     problems, held_out = hold_out(problems, settings.validation, (seed, stage))
     actor = make_actor(policy, tokenizer, recipe, settings, frozen or {})
     behaviour = copy.deepcopy(policy).requires_grad_(False) if settings.asynchronous else None
@@ -100,7 +98,7 @@ def train(
     held = Held()
     moving = [role for role, source in frozen_roles(recipe).items() if source == "copy" or (role == "ref" and settings.reset_reference)]
     history = online.History(rollout_folder)
-    generator = engine(policy if behaviour is None else behaviour)
+    generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")
     eligible = functools.partial(_eligible, recipe, history) if recipe.lists["tasks"] else None
     guide = TorchGenerator(actor.frozen["guide"], tokenizer, settings.generation) if "guide" in actor.frozen else None
     by_id = {problem.problem_id: problem for problem in problems}

@@ -10,10 +10,9 @@ from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import tree_sha256
-from pipelines.models.adapters import add_adapters, merged
+from pipelines.models.adapters import add_adapters, plain_weights
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
-from pipelines.models.sharding import weights
 from pipelines.records import Problem
 from pipelines.rl import ranks
 from pipelines.rl.recipe import Recipe, recipe
@@ -76,22 +75,20 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], sources: lis
         policy, tokenizer, problems, chosen, settings,
         stage=context.stage, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
     )  # fmt: skip
-    last = weights(policy)
+    last = plain_weights(policy)
     if not first:
         return trained.summary
-    plain = load_policy(init)[0]
-    if settings.lora:
-        add_adapters(plain, settings.lora)
-    model = context.root / paths.model(context.name)
+    model, (plain, _) = context.root / paths.model(context.name), load_policy(init)
     for name, state in {"last": last, "best": trained.best}.items():
         if state is not None:
             kept = settings.validation is None or settings.validation.keep == name
-            plain.load_state_dict(state, strict=False)  # a value head is no part of the model
-            save_policy(model if kept else context.work / name, merged(plain), tokenizer)
+            plain.load_state_dict(state)
+            save_policy(model if kept else context.work / name, plain, tokenizer)
     with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:
         for path in sorted(rollouts.glob("step-*.parquet")):
             shutil.copyfile(path, folder / path.name)  # a kill right now must find them again
     context.accepted.extend(checkpoints.accepted())
     checkpoints.clear()
     shutil.rmtree(rollouts)
+    shutil.rmtree(context.work / "serving", ignore_errors=True)
     return trained.summary | {"problems": float(len(problems))}
