@@ -20,7 +20,7 @@ __all__ = ["Generator", "Request", "Sample", "TorchGenerator", "create", "respon
 
 def create(settings: GenerationSettings, model: Path | str, device: str = "cpu") -> Generator:
     """The engine that `settings` name, serving the Hugging Face folder or hub id `model`."""
-    policy, tokenizer = load_policy(model, device)
+    policy, tokenizer = load_policy(model, device, chat=False)
     return TorchGenerator(policy, tokenizer, settings)
 
 

@@ -6,6 +6,7 @@ the order of requests. Log-probabilities are those of the distribution sampled f
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ from pipelines import seeding
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import UserError
 from pipelines.generation.protocol import Request, Sample
-from pipelines.models.decoder import Decoder
+from pipelines.models.decoder import Decoder, unsupported
+from pipelines.models.whole_decoder import WholeDecoder
 
 FULL = 0.75
 """Share of rows that still run below which finished ones are replaced by waiting ones, or leave where none wait."""
@@ -27,14 +29,14 @@ Item = tuple[int, int]
 
 
 class TorchGenerator:
-    """Samples from a Hugging Face module of the Llama family, whose weights may change between calls."""
+    """Samples from a causal Hugging Face module, whose weights may change between calls; the Llama family decodes with a cache."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: GenerationSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.version = 0
         self._model = model
-        self._decoder = Decoder(model)
+        self._decoder = WholeDecoder(model) if unsupported(model) else Decoder(model)
         self._device = model.device
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
@@ -47,7 +49,7 @@ class TorchGenerator:
         Raises:
             UserError: a prompt does not fit the model's context together with the response.
         """
-        limit = self._model.config.max_position_embeddings
+        limit = getattr(self._model.config, "max_position_embeddings", None) or math.inf  # a recurrent model has none
         longest = max((len(r.prompt_ids) for r in requests), default=0)
         if longest + self.settings.max_new_tokens > limit:
             raise UserError(f"a prompt of {longest} tokens and max_new_tokens {self.settings.max_new_tokens} exceed the model's context of {limit}")

@@ -23,11 +23,9 @@ class Decoder:
     """Prefill and single-token steps of one model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        if model.config.model_type not in SUPPORTED:
-            raise UserError(f"generation.engine torch decodes {', '.join(SUPPORTED)} models, got '{model.config.model_type}'")
+        if reason := unsupported(model):
+            raise UserError(f"generation.engine torch {reason}")
         config: Any = model.config
-        if getattr(config, "use_sliding_window", False) or (config.model_type == "mistral" and config.sliding_window):
-            raise UserError("generation.engine torch has no sliding-window attention, which this model's config asks for")
         self.body: Any = model.model
         self.head: Any = model.lm_head
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -82,6 +80,16 @@ class Decoder:
         """Output projection and MLP, with their residuals."""
         x = x + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
         return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def unsupported(model: PreTrainedModel) -> str:
+    """Why `Decoder` cannot run the model; '' where it can."""
+    config: Any = model.config
+    if config.model_type not in SUPPORTED:
+        return f"decodes {', '.join(SUPPORTED)} models, got '{config.model_type}'"
+    if getattr(config, "use_sliding_window", False) or (config.model_type == "mistral" and config.sliding_window):
+        return "has no sliding-window attention, which this model's config asks for"
+    return ""
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
