@@ -117,8 +117,8 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """Every figure with its interval, one a line."""
     for title, key in (("pass@", "pass_at_k"), ("pass^", "pass_hat_k"), ("maj@", "maj_at_k"), ("worst@", "worst_at_k"), ("mG-pass@", "mg_pass_at_k")):
         for k, interval in figures[key].items():
-            if key != "pass_hat_k" or int(k) > 1:
-                yield _line(f"{title}{k}", interval)
+            if key == "pass_at_k" or int(k) > 1:
+                yield _line(f"{title}{k}{' = avg@k' if k == '1' else ''}", interval)
     for tau, interval in figures["g_pass_at_k"].items():
         yield _line(f"G-pass tau {tau}", interval)
     named = {"format_validity": "well-formed", "truncated": "cut off", "tokens": "tokens", "answer_entropy": "answer entropy"}

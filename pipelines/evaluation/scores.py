@@ -195,7 +195,8 @@ def _columns(problems: Sequence[Sequence[Row]], ks: Sequence[int], taus: Sequenc
     columns = {f"pass@{k}": np.array([pass_at_k(n, c, k) for n, c in counts]) for k in ks}
     columns |= {f"pass_hat@{k}": np.array([pass_hat_k(n, c, k) for n, c in counts]) for k in ks}
     columns |= {f"g_pass@{tau:g}": np.array([g_pass_at_k(n, c, most, tau) for n, c in counts]) for tau in taus}
-    columns[f"mg_pass@{most}"] = np.array([mg_pass_at_k(n, c, most) for n, c in counts])
+    if most % 2 == 0:  # for an odd k its largest value is below 1
+        columns[f"mg_pass@{most}"] = np.array([mg_pass_at_k(n, c, most) for n, c in counts])
     columns[f"worst@{most}"] = each(lambda rows: worst_at_k([row.score for row in rows], most))
     columns["format_validity"] = each(lambda rows: _mean(row.outcome != Outcome.UNPARSABLE for row in rows))
     columns["truncated"] = each(lambda rows: _mean(row.finish_reason == "length" for row in rows))
