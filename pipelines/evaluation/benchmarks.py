@@ -37,13 +37,19 @@ def parts_of(cache: Path, model: str, problems: Sequence[Problem], samples: int,
     model: digest of its files, or a hub id.
     """
     named = {
-        "code": code_sha256("pipelines.evaluation.benchmarks"),
+        "code": _code(),
         "sampling": f"{samples} {generation.model_dump_json(exclude={'batch_size'})}",
         "model": model,
         "problems": combine({problem.problem_id: repr(problem) for problem in problems}),
         "run": f"{seed} {device} {PART}",
     }
     return cache / combine(named)
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the code that samples and judges: this process loaded it once."""
+    return code_sha256("pipelines.evaluation.benchmarks")
 
 
 def collect(

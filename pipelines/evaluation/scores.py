@@ -73,7 +73,7 @@ def rows_by_problem(table: pa.Table) -> tuple[dict[str, list[Row]], dict[str, It
     """Samples and problem facts of a SAMPLE_SCHEMA table, by problem id."""
     rows: dict[str, list[Row]] = {}
     items: dict[str, Item] = {}
-    for r in table.to_pylist():
+    for r in table.sort_by([("problem_id", "ascending"), ("sample", "ascending")]).to_pylist():
         kept = {name: r[name] for name in ("outcome", "score", "vote", "confidence", "logp", "finish_reason", "response")}
         rows.setdefault(r["problem_id"], []).append(Row(**kept, tokens=r["response_tokens"]))
         items[r["problem_id"]] = Item(r["answer"], r["answer_type"], tuple(r["topics"]))
