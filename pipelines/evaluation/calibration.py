@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from pipelines.evaluation.statistics import Floats
-from pipelines.verifiers import final_text
+from pipelines.verifiers.text import final_text
 
 BINS = 10
 """Bins of equal width; a confidence of 1 belongs to the last."""
