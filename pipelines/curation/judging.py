@@ -29,11 +29,8 @@ NOT_POSSIBLE = "N/A"
 REWRITE = (
     "Below is a multiple-choice problem and its correct option. Rewrite it as an open question with the same single answer, that can be "
     "answered without seeing any option and does not mention options. If that is impossible, say " + NOT_POSSIBLE + ". Answer with one JSON "
-    "object with exactly these keys, in this order, all strings: "
-    + ", ".join(KEYS)
-    + ". `open_question` is the whole new problem (or "
-    + NOT_POSSIBLE
-    + "), `answer` its answer and nothing else.\n\nProblem:\n{prompt}\n\nCorrect option: {answer}"
+    "object with exactly these keys, in this order, all strings: " + ", ".join(KEYS) + ". `open_question` is the whole new problem (or "
+    + NOT_POSSIBLE + "), `answer` its answer and nothing else.\n\nProblem:\n{prompt}\n\nCorrect option: {answer}"
 )
 REVIEW = (
     "A multiple-choice problem was rewritten as an open question. Judge whether the new question is complete, mentions no options, and has "

@@ -20,6 +20,7 @@ from dvc_render.vega import VegaRenderer
 from safetensors.torch import load_file, save_file
 
 from pipelines import paths, views
+from pipelines.config import read_yaml
 from pipelines.config.evaluation import EvaluationSettings
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.evaluation import benchmarks
@@ -80,16 +81,22 @@ def test_results_stand_in_the_layout_of_lm_eval_too(evaluated: Path) -> None:
 
 
 def test_templates_of_dvc_plots_draw_what_the_tables_hold(evaluated: Path) -> None:
-    templates = Path(__file__).parents[2] / ".dvc" / "plots"
+    root = Path(__file__).parents[2]
+    entries = {found["template"]: found for plot in read_yaml(root / "dvc.yaml")["plots"] for found in plot.values()}
     for file in sorted((evaluated / paths.EVALUATION).glob("*.csv")):
         with file.open(newline="") as handle:
             reader = csv.DictReader(handle)
             rows, columns = list(reader), {*(reader.fieldnames or ()), "rev", "x", "y"}
+        entry = entries.pop(file.stem)
+        assert entry["x"] in columns and entry["y"].items() <= {(f"data/evaluation/{file.name}", column) for column in columns}
         assert bool(rows) == (file.stem != "reliability"), "the models of this fixture state no confidence"
-        drawn = VegaRenderer([*rows, dict.fromkeys(columns, "0")], file.stem, template=file.stem, template_dir=str(templates), title="t")
+        drawn = VegaRenderer(
+            [*rows, dict.fromkeys(columns, "0")], file.stem, template=file.stem, template_dir=str(root / ".dvc" / "plots"), title="t"
+        )
         spec = drawn.get_filled_template()
         assert spec["title"]["text"] == "t" and len(spec["data"]["values"]) == len(rows) + 1
         assert {*re.findall(r'"field": "(\w+)"', json.dumps({**spec, "data": None}))} <= columns
+    assert entries == {}
 
 
 def test_stored_verdicts_follow_from_stored_responses(evaluated: Path, sums: list[Problem]) -> None:

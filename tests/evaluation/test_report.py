@@ -110,7 +110,22 @@ def test_every_section_is_there_and_full(page: str) -> None:
     assert seen.open == [] and tuple(seen.ids) == SECTIONS
     assert 'class="absent"' not in page
     text = " ".join(seen.words)
-    for expected in ("Did RL help?", "RL (sums)", "Gate passed", "Decided by", "pass@4", "pass^4", "p, Holm", "states its confidence", "raw rows", "exact dedup", "weak", "rl@sums", "12,345", "level 2"):
+    for expected in (
+        "Did RL help?",
+        "RL (sums)",
+        "Gate passed",
+        "Decided by",
+        "pass@4",
+        "pass^4",
+        "p, Holm",
+        "states its confidence",
+        "raw rows",
+        "exact dedup",
+        "weak",
+        "rl@sums",
+        "12,345",
+        "level 2",
+    ):
         assert expected in text, expected
     assert seen.tags["svg"] >= 10
 
