@@ -136,7 +136,7 @@ def score_benchmark(
         "constant_answer": _constant_answer([items[p] for p in used]),
         "models": {
             m: _figures([row for p in used for row in rows[m][p]], intervals[m], calibrated.get(m))
-            | {"topics": _topics(topics, columns[m, f"pass@{min(ks)}"])}
+            | {"topics": _topics(topics, columns[m, f"pass@{min(ks)}"], clusters)}
             for m in rows
         },
         "differences": [
@@ -266,13 +266,14 @@ def _figures(rows: Sequence[Row], intervals: Mapping[str, Any], calibration: dic
     return figures | {"samples": len(rows), "outcomes": dict(Counter(row.outcome for row in rows)), "calibration": calibration}
 
 
-def _topics(topics: Sequence[Sequence[str]], first_P: Floats) -> dict[str, Any]:
+def _topics(topics: Sequence[Sequence[str]], first_P: Floats, clusters_P: Clusters) -> dict[str, Any]:
     """pass@1 by topic."""
-    found: dict[str, list[float]] = {}
-    for names, value in zip(topics, first_P.tolist(), strict=True):
+    places: dict[str, list[int]] = {}
+    for place, names in enumerate(topics):
         for name in names:
-            found.setdefault(name, []).append(value)
-    return {name: asdict(share_interval(np.array(values))) for name, values in sorted(found.items())}
+            places.setdefault(name, []).append(place)
+    inside = {name: None if clusters_P is None else np.unique(clusters_P[found], return_inverse=True)[1] for name, found in places.items()}
+    return {name: asdict(share_interval(first_P[found], inside[name])) for name, found in sorted(places.items())}
 
 
 def _constant_answer(items: Sequence[Item]) -> dict[str, Any]:
