@@ -1,8 +1,8 @@
 """Responses of a checkpoint to a benchmark, judged and kept: every number can be recomputed from these rows.
 
 Work is done and stored in parts, each written aside and renamed, so an interrupted evaluation continues where it stopped. A response
-depends on (seed, problem, sample) alone, and problems are taken in the order of their ids: the rows do not depend on parts, batches or
-the order of the benchmark, and every checkpoint draws from the same streams (paired design).
+depends on (seed, problem, sample) alone, and problems are taken in the order of their ids: the rows do not depend on parts, batches
+(but for the last digits of `logp`) or the order of the benchmark, and every checkpoint draws from the same streams (paired design).
 """
 
 from __future__ import annotations
