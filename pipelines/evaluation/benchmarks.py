@@ -70,7 +70,7 @@ def collect(
         InfrastructureError: not one response could be judged.
     """
     problems = sorted(problems, key=lambda problem: problem.problem_id)
-    size = max(1, PART // samples)
+    generator, size = functools.cache(generator), max(1, PART // samples)
     tables: list[pa.Table] = []
     for start in range(0, len(problems), size):
         file = parts / f"{start:08d}.parquet"

@@ -213,8 +213,9 @@ def test_an_interrupted_evaluation_continues(
 
         with pytest.raises(KeyboardInterrupt):
             run(Answering(tokenizer, 3), tmp_path / "cut")
-        rest = Answering(tokenizer, 99)
-        resumed = run(rest, tmp_path / "cut")
+        rest, loaded = Answering(tokenizer, 99), []
+        resumed = collect(lambda: loaded.append(1) or rest, problems, 4, 0, pool, tmp_path / "cut", lambda *_: None)
+        assert loaded == [1], "the model is loaded once, for all that is left"
         whole = run(Answering(tokenizer, 99), tmp_path / "whole")
     assert rest.asked == 18 - 3 * 2, "three parts of two problems were done"
     assert resumed == whole
