@@ -62,8 +62,20 @@ def conversation(tokenizer: Any, problem: Problem) -> list[dict[str, str]]:
 
 
 def prompt_ids(tokenizer: Any, problem: Problem) -> list[int]:
-    """Token ids of the prompt, up to where the response starts, through the tokenizer's own chat template."""
-    text = tokenizer.apply_chat_template(conversation(tokenizer, problem), tokenize=False, add_generation_prompt=True)
+    """Token ids of the prompt, up to where the response starts, through the tokenizer's own chat template.
+
+    A base model, whose tokenizer has none, gets the same messages as plain text, each followed by an empty line.
+    """
+    turns = conversation(tokenizer, problem)
+    if tokenizer.chat_template is None:
+        return tokenizer("".join(f"{turn['content']}\n\n" for turn in turns))["input_ids"]
+    from jinja2 import TemplateError  # what chat templates are written for
+
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError:  # a template that knows no system message
+        alone = [{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns)}]
+        text = tokenizer.apply_chat_template(alone, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -48,7 +48,14 @@ def _tell(run: StageRun, models: dict[str, str]) -> None:
         run.register(model, digests[paths.model(model).as_posix()])
     if stage == "evaluation":
         decision = promotion.promote(run, models)
-        run.tag({"gate.candidate": decision.model, "gate.passed": str(decision.promoted).lower(), "gate.reasons": "; ".join(decision.reasons)})
+        run.tag(
+            {
+                "gate.candidate": decision.model,
+                "gate.passed": str(decision.promoted).lower(),
+                "gate.decided_by": "; ".join(decision.decided_by),
+                "gate.reasons": "; ".join(decision.reasons),
+            }
+        )
         run.log_artifact(project / paths.SCORES)
         reporting.show_scores(project)
     if stage == "report":

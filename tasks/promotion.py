@@ -12,10 +12,11 @@ from tasks.tracking import CHAMPION, StageRun, registered
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a candidate, and why."""
+    """What became of a candidate, which rules of the gate decided it, and why."""
 
     model: str
     promoted: bool
+    decided_by: tuple[str, ...]
     reasons: tuple[str, ...]
 
 
@@ -30,4 +31,4 @@ def promote(run: StageRun, models: dict[str, str]) -> Decision:
     if gate["passed"]:
         version = run.tracker.version(model, models[model]) or run.register(model, models[model])
         run.tracker.client.set_registered_model_alias(registered(model), CHAMPION, version.version)
-    return Decision(model, bool(gate["passed"]), tuple(gate["reasons"]))
+    return Decision(model, bool(gate["passed"]), tuple(gate["decided_by"]), tuple(gate["reasons"]))

@@ -38,8 +38,8 @@ def register(add: Add) -> None:
     sub.add_argument("--dropped", type=Path, required=True, metavar="DROPPED.jsonl", help="with rule, benchmark item and shared span")
     embedding = "searches paraphrases: all-MiniLM-L6-v2 (default where the extra `embedding` is installed), a folder, a hub id, or none"
     sub.add_argument("--embedding", metavar="MODEL", help=embedding)
-    sub = add("evaluate", evaluation.evaluate, "pass@k of a model folder on a file of problems, with intervals")
-    evaluation.arguments(sub)
+    evaluation.arguments(add("evaluate", evaluation.evaluate, "pass@k and more of a checkpoint on a benchmark, with intervals"))
+    evaluation.comparing(add("compare", evaluation.compare, "the paired table of two evaluated checkpoints: differences, intervals, p-values, Holm"))
     sub = add("merge", merging.merge, "merge model folders as a YAML file says: base, models, method, settings, dtype")
     sub.add_argument("config", type=Path)
     sub.add_argument("--out", type=Path, required=True)

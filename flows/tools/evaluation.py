@@ -1,20 +1,37 @@
-"""`touchstone evaluate`: a model folder on a file of problems."""
+"""`touchstone evaluate`: a checkpoint on a benchmark. `touchstone compare`: two that have been evaluated, problem by problem."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import tempfile
+import shutil
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flows.tools import rows
+from pipelines import paths
 from pipelines.errors import UserError
+
+SAMPLES = "samples.parquet"
+SCORES = "scores.json"
+FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+RESAMPLES = 10_000
+TAUS = (0.25, 0.5, 0.75)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a folder in Hugging Face format, or a hub id")
-    parser.add_argument("--benchmark", type=Path, required=True, metavar="FILE", help="JSONL or Parquet of problems with answers")
+    where = "JSONL or Parquet of problems with answers, or a Hugging Face dataset (folder or hub id)"
+    parser.add_argument("--benchmark", type=Path, required=True, metavar="FILE", help=where)
+    mapping = "field of a problem and the column it comes from, such as prompt=question; may be repeated (found by the usual names)"
+    parser.add_argument("--map", action="append", default=[], metavar="FIELD=COLUMN", help=mapping)
+    parser.add_argument("--split", default="test", help="split of a Hugging Face dataset (test)")
+    parser.add_argument("--name", help="configuration of a Hugging Face dataset")
+    parser.add_argument("--verifier", help="verifier of rows that name none (math)")
+    parser.add_argument("--answer-type", help="answer type of rows that name none (expression)")
     parser.add_argument("--samples", type=int, default=8, help="responses per problem (8)")
     parser.add_argument("--k", type=int, action="append", help="k of pass@k; may be repeated (1 and the number of samples)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest response (512)")
@@ -25,56 +42,160 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="what samples (torch); `server` asks the endpoint in TOUCHSTONE_GENERATION_URL and takes the tokenizer alone from MODEL",
     )  # fmt: skip
     parser.add_argument("--served-model", default="", metavar="NAME", help="the model's name at the endpoint of --engine server")
+    parser.add_argument("--batch-size", type=int, default=256, help="responses that decode together; changes memory and speed, not results (256)")
     parser.add_argument("--limit", type=int, help="first problems only")
+    parser.add_argument("--cluster-by", metavar="LABEL", help="label of the topics that say which problems belong together (passage)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="gets every response with its verdict, and the scores")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="gets every response with its verdict, the scores, and both in lm-eval's layout")
+
+
+def comparing(parser: argparse.ArgumentParser) -> None:
+    what = "what `evaluate --out` wrote, a folder or file of samples, or a model of data/evaluation"
+    parser.add_argument("a", metavar="A", help=what)
+    parser.add_argument("b", metavar="B", help="the same")
+    parser.add_argument("--k", type=int, action="append", help="k of pass@k; may be repeated (1 and the number of samples)")
+    parser.add_argument("--cluster-by", metavar="LABEL", help="label of the topics that say which problems belong together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json: one object a line")
 
 
 def evaluate(options: argparse.Namespace) -> int:
     from pipelines import generation
     from pipelines.config import check
     from pipelines.config.common import GenerationSettings
-    from pipelines.evaluation.benchmarks import collect
+    from pipelines.evaluation import lm_eval
+    from pipelines.evaluation.benchmarks import collect, parts_of
     from pipelines.evaluation.scores import score_benchmark
+    from pipelines.lineage.digests import tree_sha256
     from pipelines.progress import Journal
     from pipelines.store import replacing_folder, write_json, write_table
     from pipelines.verifiers import VerifierPool, require_sandbox_for
 
-    given = {"engine": options.engine, "max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "top_p": options.top_p}
+    given = {"engine": options.engine, "max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size}
+    given |= {"temperature": options.temperature, "top_p": options.top_p}
     given |= {"server": {"model": options.served_model}} if options.served_model else {}
     settings = check(GenerationSettings, given, "evaluate")
     ks = sorted({1, *(options.k or [options.samples])})
     if options.samples < 1 or ks[0] < 1 or ks[-1] > options.samples:
         raise UserError(f"evaluate: --samples and --k must be at least 1 and no k above the samples, got {options.samples} samples and k {ks}")
-    read, bad = rows.read(options.benchmark)
+    read, bad = rows.read(options.benchmark, _source(options))
     problems = list({problem.problem_id: problem for problem in read}.values())[: options.limit]  # a repeated one would count twice
     if not problems:
-        raise UserError(f"{options.benchmark}: no problem in it" + (f"; the first row is malformed: {bad[0].reason}" if bad else ""))
+        raise UserError(f"{options.benchmark}: no problem in it" + (f"; the first row is malformed: {bad[0].field} {bad[0].reason}" if bad else ""))
     require_sandbox_for(problems)
     name, device = options.benchmark.stem, os.environ.get("TOUCHSTONE_DEVICE", "cpu")
     model = options.model if options.model.is_dir() else str(options.model)
-    with tempfile.TemporaryDirectory() as scratch, VerifierPool() as pool:
-        journal = Journal(Path(scratch) / "journal.jsonl", name)
+    weights = tree_sha256(model) if isinstance(model, Path) else model
+    work = paths.WORK / "evaluate"
+    parts = parts_of(work, weights, problems, options.samples, settings, options.seed, device)
+    with VerifierPool() as pool:
+        journal = Journal(work / "journal.jsonl", name)
         generator = partial(generation.create, settings, model, device)
-        table = collect(generator, problems, options.samples, options.seed, pool, Path(scratch), journal.show)
-    result = score_benchmark({"model": table}, ks, [], 10_000, options.seed, name)
-    figures = result["models"]["model"]
+        table = collect(generator, problems, options.samples, options.seed, pool, parts, journal.show)
+    scored = score_benchmark({"model": table}, ks, [], RESAMPLES, options.seed, name, taus=TAUS, cluster_by=options.cluster_by)
     if options.out:
         with replacing_folder(options.out) as folder:
-            write_table(folder / "samples.parquet", table)
-            write_json(
-                folder / "scores.json", {"model": str(options.model), "benchmark": str(options.benchmark), "seed": options.seed, **given, **result}
-            )
-    print(f"{options.model} on {name}: {result['problems']} problems, {options.samples} samples each")
+            write_table(folder / SAMPLES, table)
+            about = {"model": str(options.model), "benchmark": str(options.benchmark), "seed": options.seed, **given}
+            write_json(folder / SCORES, {**about, **scored})
+            found = {name: scored["models"]["model"]}
+            lm_eval.write(folder / "lm_eval", str(options.model), {name: table}, found, settings, options.samples, options.seed)
+    shutil.rmtree(parts, ignore_errors=True)
+    print(f"{options.model} on {name}: {scored['problems']} problems, {options.samples} samples each")
     print(f"  {len(bad)} malformed and {len(read) - len({row.problem_id for row in read})} repeated rows left out")
-    for kind, values in (("pass", figures["pass_at_k"]), ("maj", figures["maj_at_k"])):
-        for k, interval in values.items():
-            print(f"  {kind}@{k:<3} {interval['mean']:.4f}  95 % [{interval['low']:.4f}, {interval['high']:.4f}]")
-    constant = result["constant_answer"]
-    print(f"  always answering the most common gold: {constant['share']:.4f}")
-    print(
-        "  "
-        + ", ".join(f"{outcome} {count}" for outcome, count in sorted(figures["outcomes"].items()))
-        + f", mean tokens {figures['mean_tokens']:.1f}"
-    )
+    print("\n".join(_lines(scored["models"]["model"])))
+    print(f"  always answering the most common gold: {scored['constant_answer']['share']:.4f}")
     return 0
+
+
+def _source(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of the benchmark's rows."""
+    fields = {}
+    for pair in options.map:
+        field, equals, column = pair.partition("=")
+        if not (equals and field and column):
+            raise UserError(f"evaluate: --map takes FIELD=COLUMN, such as prompt=question, got '{pair}'")
+        fields[field] = column
+    given = {"kind": "file" if options.benchmark.suffix in FILES else "huggingface", "split": options.split, "name": options.name, "fields": fields}
+    return given | {key: value for key in ("verifier", "answer_type") if (value := getattr(options, key))}
+
+
+def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Every figure with its interval, one a line."""
+    for title, key in (("pass@", "pass_at_k"), ("pass^", "pass_hat_k"), ("maj@", "maj_at_k"), ("worst@", "worst_at_k"), ("mG-pass@", "mg_pass_at_k")):
+        for k, interval in figures[key].items():
+            if key == "pass_at_k" or int(k) > 1:
+                yield _line(f"{title}{k}{' = avg@k' if k == '1' else ''}", interval)
+    for tau, interval in figures["g_pass_at_k"].items():
+        yield _line(f"G-pass tau {tau}", interval)
+    named = {"format_validity": "well-formed", "truncated": "cut off", "tokens": "tokens", "answer_entropy": "answer entropy"}
+    for key, title in named.items():
+        if key in figures:
+            yield _line(title, figures[key])
+    if calibration := figures["calibration"]:
+        yield _line("ECE", calibration["ece"])
+        yield _line("Brier score", calibration["brier"]) + f"  of {calibration['responses']} stated confidences"
+    yield "  " + ", ".join(f"{outcome} {count}" for outcome, count in sorted(figures["outcomes"].items()))
+
+
+def _line(title: str, interval: Mapping[str, float]) -> str:
+    return f"  {title:<16} {interval['mean']:.4f}  95 % [{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+def compare(options: argparse.Namespace) -> int:
+    from pipelines.evaluation.scores import judge_together, score_benchmark
+
+    if options.a == options.b:
+        raise UserError(f"compare: A and B are the same, '{options.a}'")
+    first, second = _evaluated(options.a), _evaluated(options.b)
+    shared = [name for name in first if name in second]
+    if not shared:
+        raise UserError(f"compare: no common benchmark: {options.a} has {', '.join(first)}; {options.b} has {', '.join(second)}")
+    about: dict[str, dict[str, Any]] = {}
+    for name in shared:
+        tables = {options.a: first[name], options.b: second[name]}
+        fewest = min(min(column.value_counts().field("counts").to_pylist()) for column in (table["problem_id"] for table in tables.values()))
+        ks = sorted({1, *(options.k or [fewest])})
+        if ks[0] < 1 or ks[-1] > fewest:
+            raise UserError(f"compare: --k must lie between 1 and the samples of a problem, which on '{name}' are {fewest}, got {ks}")
+        about[name] = score_benchmark(tables, ks, [(options.a, options.b)], RESAMPLES, options.seed, name, cluster_by=options.cluster_by)
+    judged = judge_together([d for result in about.values() for d in result["differences"]])
+    if options.format == "json":
+        for d in judged:
+            print(json.dumps(d))
+        return 0
+    print(f"A = {options.a}, B = {options.b}; 'better' says that A is")
+    columns = ("benchmark", "metric", "problems", "A", "B", "A - B", "95 % interval", "p", "Holm p", "test", "")
+    cells = [columns, *(_row(d, about[d["benchmark"]]) for d in judged)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells))
+    for name, result in about.items():
+        if result["left_out"]:
+            print(f"{name}: {result['left_out']} problems left out, which one of the two was not judged on often enough")
+    return 0
+
+
+def _row(d: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[str, ...]:
+    a, b = (about["models"][d[key]]["pass_at_k"][str(d["k"])]["mean"] for key in ("model", "against"))
+    figures = (f"{a:.4f}", f"{b:.4f}", f"{d['mean']:+.4f}", f"{d['low']:+.4f} to {d['high']:+.4f}", f"{d['p']:.4f}", f"{d['p_holm']:.4f}")
+    return (d["benchmark"], f"pass@{d['k']}", str(d["count"]), *figures, d["test"], d["verdict"])
+
+
+def _evaluated(where: str) -> dict[str, Any]:
+    """Benchmark -> samples of what was evaluated."""
+    from pipelines.evaluation.samples import read_samples
+    from pipelines.store import read_json
+
+    given = Path(where)
+    if given.is_file():
+        return {given.stem: read_samples(given)}
+    if (given / SAMPLES).is_file():
+        name = Path(read_json(given / SCORES)["benchmark"]).stem if (given / SCORES).is_file() else given.name
+        return {name: read_samples(given / SAMPLES)}
+    for folder in (given, paths.SAMPLES / where):
+        if found := sorted(folder.glob("*.parquet")):
+            return {file.stem: read_samples(file) for file in found}
+    known = sorted(folder.name for folder in paths.SAMPLES.glob("*") if folder.is_dir())
+    raise UserError(
+        f"compare: '{where}' has not been evaluated: expected what `evaluate --out` wrote, samples, or one of {', '.join(known) or 'none'}"
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.config import check
 from pipelines.config.sources import FileSource
 from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
@@ -69,27 +70,37 @@ def problem(row: dict[str, Any], *, answered: bool = True) -> Problem:
     )
 
 
-def read(path: Path) -> tuple[list[Problem], list[BadRow]]:
+def read(path: Path, given: Mapping[str, Any] | None = None) -> tuple[list[Problem], list[BadRow]]:
     """Problems and malformed rows of a JSONL or Parquet file.
 
+    given: settings of the source (FileSource) that say more than the first row does. Its `fields` stand before those found, and with
+    kind `huggingface` the path is a folder or hub id of a dataset.
+
     Raises:
-        UserError: no such file, an unknown kind of file, or a first row without a prompt or an answer.
+        UserError: no such file or dataset, an unknown kind of file, or a first row without a prompt or an answer.
     """
-    source = FileSource(kind="file", path=str(path.resolve()), fields={"prompt": PROMPT[0], "answer": ANSWER[0]})
+    where = str(path.resolve()) if path.exists() or not given or given.get("kind") != "huggingface" else str(path)
+    placeholder = {"prompt": PROMPT[0], "answer": ANSWER[0]}
+    source = check(FileSource, {"kind": "file", "path": where, **(given or {}), "fields": placeholder}, str(path))
     first = _first(path, source)
     fields = {"prompt": PROMPT, "answer": ANSWER} | OTHERS
     mapping = {name: key for name, keys in fields.items() if (key := next((key for key in keys if key in first), None))}
+    mapping |= (given or {}).get("fields", {})
     for name in ("prompt", "answer"):
         if name not in mapping:
             raise UserError(f"{path}: its first row has no field {' or '.join(fields[name])}; it has {', '.join(first) or 'none'}")
     problems, bad = [], []
-    for row in SOURCES["file"](source.model_copy(update={"fields": mapping}), 0, path.stem, Path("/")):
+    for row in SOURCES[source.kind](source.model_copy(update={"fields": mapping}), 0, path.stem, Path("/")):
         (bad if isinstance(row, BadRow) else problems).append(row)  # type: ignore[arg-type]
     return problems, bad
 
 
 def _first(path: Path, source: FileSource) -> dict[str, Any]:
     """The first row that is an object."""
+    if source.kind == "huggingface":
+        from pipelines.sources.files import dataset
+
+        return next(iter(dataset(source, Path(source.path), path.stem)), {})
     if path.suffix == ".parquet" and path.is_file():
         import pyarrow.parquet as pq
 

@@ -39,14 +39,16 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
+        gate = self.evaluation.gate
         for name in self.merging.models or ():
             if name not in self.rl.stages:
                 raise ValueError(f"merging.models: '{name}' is no RL stage; there are {', '.join(self.rl.stages)}")
-        for name in self.evaluation.gate.improve:
-            if name not in self.sources.benchmarks:
-                raise ValueError(f"evaluation.gate.improve: '{name}' is no benchmark; there are {', '.join(self.sources.benchmarks)}")
-        if self.evaluation.gate.candidate not in (*self.rl.stages, "base", "sft", "merged"):
-            raise ValueError(f"evaluation.gate.candidate: '{self.evaluation.gate.candidate}' is no model")
+        for key, names in (("gate.improve", gate.improve), ("gate.retain", gate.retain), ("clusters", self.evaluation.clusters)):
+            for name in names:
+                if name not in self.sources.benchmarks:
+                    raise ValueError(f"evaluation.{key}: '{name}' is no benchmark; there are {', '.join(self.sources.benchmarks)}")
+        if gate.candidate not in (*self.rl.stages, "base", "sft", "merged"):
+            raise ValueError(f"evaluation.gate.candidate: '{gate.candidate}' is no model")
         if (most := max(self.evaluation.ks, default=1)) > self.evaluation.samples:
             raise ValueError(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
         return self

@@ -3,7 +3,8 @@
 All are exact expectations over a draw of k of the n samples without replacement, so none depends on the order of samples.
     pass@k     at least one of k is correct: 1 - C(n-c,k)/C(n,k)                 (Codex, arXiv 2107.03374)
     pass^k     all k are correct: C(c,k)/C(n,k)                                  (tau-bench, arXiv 2406.12045)
-    avg@k      mean correctness: c/n whatever k
+    avg@k      mean correctness: c/n whatever k, so it is pass@1
+    worst@k    mean over the draws of the lowest score; for scores of 0 and 1 it is pass^k
     maj@k      the most frequent answer is correct                               (self-consistency, arXiv 2203.11171)
     G-pass@k   at least ceil(tau k) of k are correct                             (arXiv 2412.13147)
 k > n is refused: the estimate does not exist. Naive 1 - (1 - c/n)^k is biased.
@@ -12,6 +13,7 @@ k > n is refused: the estimate does not exist. Naive 1 - (1 - c/n)^k is biased.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from math import comb
 
@@ -23,7 +25,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def pass_hat_k(n: int, c: int, k: int) -> float:
-    """pass^k, probability that all k samples are correct; for scores of 0 and 1 it is worst@k too."""
+    """pass^k, probability that all k samples are correct."""
     _check(n, c, k)
     return comb(c, k) / comb(n, k)
 
@@ -51,6 +53,13 @@ def mg_pass_at_k(n: int, c: int, k: int) -> float:
     """mG-pass@k: (2/k) * sum of G-pass@k at tau = i/k for i from ceil(k/2) + 1 to k."""
     first = (k + 1) // 2 + 1
     return 2.0 / k * sum(g_pass_at_k(n, c, k, i / k) for i in range(first, k + 1))
+
+
+def worst_at_k(scores: Sequence[float], k: int) -> float:
+    """Expected lowest score among k: the i-th lowest of n is the lowest of C(n-i, k-1) of the C(n, k) draws."""
+    n = len(scores)
+    _check(n, 0, k)
+    return sum(score * comb(n - i, k - 1) for i, score in enumerate(sorted(scores), 1)) / comb(n, k)
 
 
 def maj_at_k(labels: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
@@ -94,6 +103,15 @@ def _ways(sizes: dict[Hashable, int], right: dict[Hashable, bool], height: int, 
                 grown[state] = grown.get(state, 0) + count * comb(size, votes)
         ways = grown
     return ways
+
+
+def answer_entropy(labels: Sequence[Hashable | None]) -> float:
+    """Shannon entropy of the empirical distribution of answers, nats; None, no answer, is one class (arXiv 2507.14843).
+
+    32 equal answers -> 0; 32 different ones -> ln 32 = 3.466.
+    """
+    counts = Counter(labels).values()
+    return max(0.0, -sum(count / len(labels) * math.log(count / len(labels)) for count in counts))
 
 
 def _check(n: int, c: int, k: int) -> None:

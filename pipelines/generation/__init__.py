@@ -49,12 +49,12 @@ def create(settings: GenerationSettings, model: Path | str, device: str = "cpu",
     replies: a file in which engine `server` keeps what it was told.
     """
     if settings.engine == "torch":
-        return TorchGenerator(*load_policy(model, device), settings)
+        return TorchGenerator(*load_policy(model, device, chat=False), settings)
     if settings.engine == "vllm_server" and os.environ.get(URL):
-        policy, tokenizer = load_policy(model)
+        policy, tokenizer = load_policy(model, chat=False)
         with tempfile.TemporaryDirectory() as folder:
             return serving(settings, policy, tokenizer, Path(folder))
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, chat=False)
     if settings.engine == "server":
         return ChatGenerator(tokenizer, settings, replies)
     if settings.engine == "scripted":

@@ -26,7 +26,7 @@ class Responses:
         ends = ends if isinstance(ends, list) else [ends]
         return cls(tokenizer, tuple(sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})), settings)
 
-    def check_room(self, requests: Sequence[Request], context: int) -> int:
+    def check_room(self, requests: Sequence[Request], context: float) -> int:
         """Length of the longest prompt.
 
         Raises:

@@ -6,6 +6,7 @@ the order of requests. Log-probabilities are those of the distribution sampled f
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,9 @@ from pipelines import seeding
 from pipelines.config.common import GenerationSettings
 from pipelines.generation.protocol import Progress, Request, Sample
 from pipelines.generation.responses import Responses
-from pipelines.models.decoder import Decoder
+from pipelines.models.decoder import Decoder, unsupported
 from pipelines.models.sharding import gathered
+from pipelines.models.whole_decoder import WholeDecoder
 
 FULL = 0.75
 """Share of rows that still run below which finished ones are replaced by waiting ones, or leave where none wait."""
@@ -31,7 +33,7 @@ Item = tuple[int, int]
 
 
 class TorchGenerator:
-    """Samples from a Hugging Face module of the Llama family, whose weights may change between calls."""
+    """Samples from a causal Hugging Face module, whose weights may change between calls; the Llama family decodes with a cache."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: GenerationSettings) -> None:
         self.tokenizer = tokenizer
@@ -42,7 +44,8 @@ class TorchGenerator:
 
     def push(self, model: Any, version: int) -> None:
         """See `Generator.push`. The weights are read in place, so they must not change while samples are made."""
-        self._model, self._decoder, self._version = model, Decoder(model), version
+        self._model, self._version = model, version
+        self._decoder = WholeDecoder(model) if unsupported(model) else Decoder(model)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -53,7 +56,8 @@ class TorchGenerator:
         Raises:
             UserError: a prompt does not fit the model's context together with the response.
         """
-        longest = self._responses.check_room(requests, self._model.config.max_position_embeddings)
+        limit = getattr(self._model.config, "max_position_embeddings", None) or math.inf  # a recurrent model has none
+        longest = self._responses.check_room(requests, limit)
         with gathered(self._model), torch.inference_mode():
             return self._generate(requests, longest, progress)
 

@@ -14,8 +14,10 @@ from pipelines.store import replacing_folder
 logging.disable_progress_bar()  # a stage has a bar of its own
 
 
-def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None, dtype: str = "float32") -> tuple[Any, PreTrainedTokenizerBase]:
-    """Model and tokenizer from a folder or hub id. `dtype` auto keeps the stored one.
+def load_policy(
+    source: str | Path, device: str = "cpu", revision: str | None = None, dtype: str = "float32", *, chat: bool = True
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer from a folder or hub id. `dtype` auto keeps the stored one. chat: a chat template is needed.
 
     Training needs float32: at the rates of RL most updates are smaller than a step of bfloat16 and would vanish.
 
@@ -26,11 +28,11 @@ def load_policy(source: str | Path, device: str = "cpu", revision: str | None = 
         model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
-    return model.to(device), load_tokenizer(source, revision)
+    return model.to(device), load_tokenizer(source, revision, chat=chat)
 
 
-def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id.
+def load_tokenizer(source: str | Path, revision: str | None = None, *, chat: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. chat: it must have a chat template.
 
     Raises:
         UserError: there is none, it has no chat template, or the hub cannot be reached.
@@ -39,7 +41,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: its tokenizer cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    if tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         raise UserError(f"{source}: its tokenizer has no chat template; choose an instruction-tuned model or add chat_template.jinja")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -86,10 +86,10 @@ def _parquet(settings: FileSource, path: Path, name: str) -> Iterator[tuple[int,
 
 
 def _hugging_face(settings: FileSource, path: Path, name: str) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    yield from enumerate(_dataset(settings, path, name), 1)
+    yield from enumerate(dataset(settings, path, name), 1)
 
 
-def _dataset(settings: FileSource, path: Path, name: str) -> Any:
+def dataset(settings: FileSource, path: Path, name: str) -> Any:
     """The split as an iterable of rows; a local folder wins over a hub id of the same name."""
     try:
         import datasets  # only this kind of source needs it

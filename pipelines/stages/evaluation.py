@@ -13,17 +13,18 @@ import pyarrow as pa
 
 from pipelines import generation, paths
 from pipelines.errors import UserError
-from pipelines.evaluation.benchmarks import PART, collect
+from pipelines.evaluation import lm_eval, plots
+from pipelines.evaluation.benchmarks import collect, parts_of
 from pipelines.evaluation.gate import decide
-from pipelines.evaluation.scores import comparisons, score_benchmark
-from pipelines.lineage.code import code_sha256
-from pipelines.lineage.digests import combine, tree_sha256
+from pipelines.evaluation.scores import comparisons, judge_together, score_benchmark
+from pipelines.lineage.digests import tree_sha256
 from pipelines.records import Problem
 from pipelines.stages import Context
 from pipelines.store import read_problems, replacing_folder, write_json, write_table
 from pipelines.verifiers import VerifierPool, require_sandbox_for
 
-CURVES = "pass_at_k.csv"
+LM_EVAL = "lm_eval"
+"""Folder in that of the evaluation, with the results in that layout."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -37,10 +38,19 @@ def run(context: Context) -> dict[str, float]:
     samples = _all_samples(context, benchmarks)
     ks = sorted({1, *settings.ks})
     scored = {
-        name: score_benchmark({model: samples[model, name] for model in settings.models}, ks, pairs, settings.bootstrap, context.seed, name)
+        name: score_benchmark(
+            {model: samples[model, name] for model in settings.models},
+            ks,
+            pairs,
+            settings.bootstrap,
+            context.seed,
+            name,
+            taus=settings.taus,
+            cluster_by=settings.clusters.get(name),
+        )
         for name in benchmarks
     }
-    differences = [difference for result in scored.values() for difference in result.pop("differences")]
+    differences = judge_together([difference for result in scored.values() for difference in result.pop("differences")])
     scores = {
         "benchmarks": {name: {key: value for key, value in result.items() if key != "models"} for name, result in scored.items()},
         "models": {model: {name: result["models"][model] for name, result in scored.items()} for model in settings.models},
@@ -49,10 +59,17 @@ def run(context: Context) -> dict[str, float]:
         "settings": {"seed": context.seed, **settings.model_dump(mode="json")},
     }
     with replacing_folder(context.root / paths.EVALUATION) as folder:
-        for (model, name), table in samples.items():
-            write_table(folder / paths.SAMPLES.name / model / f"{name}.parquet", table)
+        for model, figures in scores["models"].items():
+            tables = {name: samples[model, name] for name in benchmarks}
+            for name, table in tables.items():
+                write_table(folder / paths.SAMPLES.name / model / f"{name}.parquet", table)
+            lm_eval.write(folder / LM_EVAL, model, tables, figures, settings.generation, settings.samples, context.seed)
         write_json(folder / paths.SCORES.name, scores)
-        _write_curves(folder / CURVES, scores)
+        for name, (columns, rows) in plots.tables(scores).items():
+            with (folder / f"{name}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
     return headline(scores)
 
 
@@ -62,7 +79,7 @@ def headline(scores: Mapping[str, Any]) -> dict[str, float]:
     for model, results in scores["models"].items():
         for name, figures in results.items():
             flat |= {f"{model}_{name}_pass_at_{k}": interval["mean"] for k, interval in figures["pass_at_k"].items()}
-            flat[f"{model}_{name}_mean_tokens"] = figures["mean_tokens"]
+            flat[f"{model}_{name}_mean_tokens"] = figures["tokens"]["mean"]
     return flat
 
 
@@ -90,8 +107,6 @@ def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> d
     """Judged responses of every (model, benchmark), from earlier work where nothing they depend on has changed."""
     require_sandbox_for(problem for problems in benchmarks.values() for problem in problems)
     settings, cache = context.settings, context.work / "samples"
-    code = code_sha256("pipelines.evaluation.benchmarks")
-    sampling = settings.model_dump_json(include={"samples", "generation"}, exclude={"generation": {"batch_size"}})
     tables: dict[tuple[str, str], pa.Table] = {}
     used: set[Path] = set()
     with VerifierPool() as pool:
@@ -100,9 +115,7 @@ def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> d
             weights = tree_sha256(folder)
             generator = functools.cache(functools.partial(generation.create, settings.generation, folder, context.device))
             for name, problems in benchmarks.items():
-                ids = combine({f"{i:08d}": repr(problem) for i, problem in enumerate(problems)})
-                run_key = f"{context.seed} {context.device} {PART}"
-                parts = cache / combine({"code": code, "sampling": sampling, "model": weights, "problems": ids, "run": run_key})
+                parts = parts_of(cache, weights, problems, settings.samples, settings.generation, context.seed, context.device)
                 used.add(parts)
                 show = functools.partial(_show, context, model, name)
                 tables[model, name] = collect(generator, problems, settings.samples, context.seed, pool, parts, show)
@@ -114,17 +127,3 @@ def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> d
 
 def _show(context: Context, model: str, benchmark: str, done: int, total: int) -> None:
     context.journal.show(done, total, f"responses of {model} on {benchmark}")
-
-
-def _write_curves(path: Path, scores: Mapping[str, Any]) -> None:
-    """pass@k with its interval, one row per benchmark, model and k, for `dvc plots`."""
-    rows = [
-        {"benchmark": name, "model": model, "k": int(k), **{key: interval[key] for key in ("mean", "low", "high")}}
-        for model, results in scores["models"].items()
-        for name, figures in results.items()
-        for k, interval in figures["pass_at_k"].items()
-    ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,10 +1,11 @@
 """Sample-count metrics against worked numbers and against every subset there is."""
 
+import math
 from itertools import combinations, permutations
 
 import pytest
 
-from pipelines.evaluation.metrics import avg_at_k, g_pass_at_k, maj_at_k, mg_pass_at_k, pass_at_k, pass_hat_k
+from pipelines.evaluation.metrics import answer_entropy, avg_at_k, g_pass_at_k, maj_at_k, mg_pass_at_k, pass_at_k, pass_hat_k, worst_at_k
 
 
 def draws(n: int, c: int, k: int) -> list[int]:
@@ -52,6 +53,20 @@ def test_what_does_not_exist_is_refused(n: int, c: int, k: int) -> None:
     for metric in (pass_at_k, pass_hat_k, avg_at_k):
         with pytest.raises(ValueError):
             metric(n, c, k)
+
+
+def test_worst_equals_all_subsets_and_pass_hat_on_verdicts() -> None:
+    scores = [0.2, 0.9, 0.9, 0.0, 0.5]
+    for k in range(1, 6):
+        lowest = [min(chosen) for chosen in combinations(scores, k)]
+        assert worst_at_k(scores, k) == pytest.approx(sum(lowest) / len(lowest))
+        assert worst_at_k([1, 1, 0, 1, 0], k) == pytest.approx(pass_hat_k(5, 3, k))
+
+
+def test_entropy_of_answers() -> None:
+    assert answer_entropy(["7"] * 32) == 0.0
+    assert answer_entropy(range(32)) == pytest.approx(math.log(32)) == pytest.approx(3.466, abs=5e-4)
+    assert answer_entropy(["7", None, None, "7"]) == pytest.approx(math.log(2)), "no answer is one class"
 
 
 def vote_by_hand(labels: list[str | None], right: set[str], k: int) -> float:

@@ -26,7 +26,8 @@ from pipelines.stages import Context, curation, report, sources, synthesis
 from pipelines.store import read_problems, write_json, write_problems, write_table
 
 ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
-SECTIONS = ("result", "coverage", "training", "scores", "differences", "outcomes", "samples", "curation", "difficulty", "synthesis", "lineage")
+RESULTS = ("result", "coverage", "training", "scores", "differences", "calibration", "entropy", "outcomes", "samples")
+SECTIONS = (*RESULTS, "curation", "difficulty", "synthesis", "lineage")
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
@@ -109,7 +110,22 @@ def test_every_section_is_there_and_full(page: str) -> None:
     assert seen.open == [] and tuple(seen.ids) == SECTIONS
     assert 'class="absent"' not in page
     text = " ".join(seen.words)
-    for expected in ("Did RL help?", "RL (sums)", "Gate passed", "pass@4", "raw rows", "exact dedup", "weak", "rl@sums", "12,345", "level 2"):
+    for expected in (
+        "Did RL help?",
+        "RL (sums)",
+        "Gate passed",
+        "Decided by",
+        "pass@4",
+        "pass^4",
+        "p, Holm",
+        "states its confidence",
+        "raw rows",
+        "exact dedup",
+        "weak",
+        "rl@sums",
+        "12,345",
+        "level 2",
+    ):
         assert expected in text, expected
     assert seen.tags["svg"] >= 10
 
@@ -121,9 +137,18 @@ def test_headline_says_better_only_where_the_interval_does(project: Path, page: 
     assert "Yes: it made the model better on sums and differences." in page
     flat = json.loads(json.dumps(scores))
     for d in flat["differences"]:
-        d["low"], d["high"] = -0.1, 0.4
+        d["verdict"] = "no difference shown"
     unsure = render(Inputs(scores=flat), 2)
-    assert "No: on sums and differences the interval of the difference holds zero." in unsure and ">Better<" not in unsure
+    assert "No: on sums and differences no difference is shown." in unsure and ">Better<" not in unsure
+
+
+def test_stated_confidences_are_drawn_against_what_came_true(project: Path) -> None:
+    scores = json.loads((project / paths.SCORES).read_text())
+    figure = {"mean": 0.25, "low": 0.1, "high": 0.4}
+    bins = [{"from": 0.8, "to": 0.9, "responses": 40, "problems": 12, "confidence": 0.85, "accuracy": 0.6, "low": 0.41, "high": 0.77}]
+    scores["models"]["sums"]["sums"]["calibration"] = {"responses": 40, "ece": figure, "brier": figure, "bins": bins}
+    drawn = render(Inputs(scores=scores), 2)
+    assert "sums on sums" in drawn and "40 of 72" in drawn and "confidence 0.850: 0.600 correct, 95 % interval 0.410 to 0.770, 40 responses" in drawn
 
 
 def test_a_model_has_one_colour_everywhere(project: Path) -> None:

@@ -1,17 +1,30 @@
 """The subcommands that work on files, as a script would call them."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import mini_project
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from chat_endpoint import Answer, serve
+from datasets import Dataset
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from flows.cli import main
+from pipelines import paths
 from pipelines.config.training import ArchitectureSettings
+from pipelines.evaluation import benchmarks
+from pipelines.evaluation.samples import SAMPLE_SCHEMA
+from pipelines.generation import respond
 from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
-from pipelines.store import read_problems
+from pipelines.store import read_problems, write_table
 
 
 def lines(path):
@@ -98,30 +111,140 @@ def test_curate_needs_rows_that_look_like_problems(tmp_path, capsys, content, se
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_a_folder_of_weights_and_a_hosted_model(tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A tiny model that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("weights") / "model"
     tokenizer = train_tokenizer(["Mia has 3 pears. How many?"], 300)
-    save_policy(
-        tmp_path / "model", tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48), tokenizer, 0), tokenizer
-    )
-    bench = write(tmp_path / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in (3, 3, 4)])
-    command = ["evaluate", str(tmp_path / "model"), "--benchmark", bench, "--samples", "2", "--max-new-tokens", "4", "--out", str(tmp_path / "out")]
+    save_policy(folder, tiny_model(ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48), tokenizer, 0), tokenizer)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to stand in: interrupted work is kept below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_evaluate_a_folder_of_weights(here, weights, capsys):
+    bench = write(here / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in (3, 3, 4)])
+    command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "2", "--max-new-tokens", "4", "--out", "out"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "bench: 2 problems, 2 samples each" in printed and "pass@2" in printed
+    assert "bench: 2 problems, 2 samples each" in printed and "pass@2" in printed and "pass@1 = avg@k" in printed
     assert "0 malformed and 1 repeated rows left out" in printed
-    samples = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
-    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    samples = pq.read_table("out/samples.parquet").to_pylist()
+    scores = json.loads((here / "out" / "scores.json").read_text())
     right = sum(row["outcome"] == "correct" for row in samples) / len(samples)
     assert scores["models"]["model"]["pass_at_k"]["1"]["mean"] == pytest.approx(right)
+    assert len(list((here / "out" / "lm_eval").rglob("samples_bench_*.jsonl"))) == 1
     assert main([*command[:4], "--samples", "2", "--k", "4"]) == 2
     assert "no k above the samples" in capsys.readouterr().err
-    assert main(["evaluate", str(tmp_path / "none"), "--benchmark", bench]) == 2
-    assert "none: cannot be loaded as a causal language model" in capsys.readouterr().err
+    (here / "empty").mkdir()
+    assert main(["evaluate", "empty", "--benchmark", bench]) == 2
+    assert "empty: cannot be loaded as a causal language model" in capsys.readouterr().err
+    assert main([*command[:4], "--map", "question"]) == 2
+    assert "--map takes FIELD=COLUMN, such as prompt=question, got 'question'" in capsys.readouterr().err
+
+
+def test_evaluate_a_hosted_model(here, weights, monkeypatch):
+    bench = write(here / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in (3, 4)])
     with serve(lambda prompt, number: Answer("\\boxed{3}")) as endpoint:
         monkeypatch.setenv("TOUCHSTONE_GENERATION_URL", endpoint.url)
+        command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "2", "--max-new-tokens", "4", "--out", "out"]
         assert main([*command, "--engine", "server", "--served-model", "big"]) == 0
     assert {request["model"] for request in endpoint.requests} == {"big"} and len(endpoint.requests) == 4
-    assert json.loads((tmp_path / "out" / "scores.json").read_text())["models"]["model"]["pass_at_k"]["1"]["mean"] == 0.5
+    assert json.loads((here / "out" / "scores.json").read_text())["models"]["model"]["pass_at_k"]["1"]["mean"] == 0.5
+
+
+def test_evaluate_a_base_model_of_another_family_on_a_hugging_face_dataset(here, weights, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(weights)
+    tokenizer.chat_template = None
+    torch.manual_seed(0)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=256, **ends)).save_pretrained(here / "gpt2")
+    tokenizer.save_pretrained(here / "gpt2")
+    rows = [{"problem": f"How many are {n}?", "target": {"value": str(n)}, "level": n % 2} for n in range(4)]
+    Dataset.from_list(rows).save_to_disk(str(here / "pears"))
+    command = ["evaluate", "gpt2", "--benchmark", "pears", "--samples", "2", "--temperature", "0", "--max-new-tokens", "4", "--out", "out"]
+    assert main([*command, "--map", "answer=target.value", "--map", "topics.level=level", "--verifier", "exact"]) == 0
+    assert "gpt2 on pears: 4 problems, 2 samples each" in capsys.readouterr().out
+    samples = pq.read_table("out/samples.parquet").to_pylist()
+    assert sorted({(row["answer"], *row["topics"]) for row in samples}) == [(str(n), f"level {n % 2}") for n in range(4)]
+    for problem in {row["problem_id"] for row in samples}:
+        assert len({row["response"] for row in samples if row["problem_id"] == problem}) == 1, "greedy"
+
+
+KILLED = "import sys; from pipelines.evaluation import benchmarks; benchmarks.PART = 8; from flows.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_an_evaluation_killed_at_work_is_finished_by_the_next_and_leaves_the_same_bytes(here, weights, monkeypatch):
+    bench = write(here / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in range(20)])
+    command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "4", "--max-new-tokens", "24", "--out"]
+    (here / "killed").mkdir()
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *command, str(here / "out")], cwd=here / "killed", env=os.environ | {"PYTHONPATH": path}
+    )
+    work = here / "killed" / paths.WORK / "evaluate"
+    mini_project.wait_until(lambda: process.poll() is not None or len(list(work.glob("*/*.parquet"))) >= 2, 60)
+    assert process.poll() is None, "it was over before it could be killed"
+    process.kill()
+    process.wait()
+    done = {file.name: file.stat().st_mtime_ns for file in work.glob("*/*.parquet") if not file.name.startswith(".")}
+    assert 2 <= len(done) < 10 and not (here / "out").exists()
+
+    asked = []
+    monkeypatch.setattr(benchmarks, "PART", 8)
+    monkeypatch.setattr(benchmarks, "respond", lambda generator, chunk, *rest: asked.extend(chunk) or respond(generator, chunk, *rest))
+    monkeypatch.chdir(here / "killed")
+    assert main([*command, str(here / "out")]) == 0
+    assert len(asked) == 20 - 2 * len(done), "what was done is not done again"
+    assert list(work.glob("*/*.parquet")) == [], "finished work is not kept"
+    monkeypatch.chdir(here)
+    assert main([*command, "alone"]) == 0
+    files = sorted(file.relative_to(here / "out") for file in (here / "out").rglob("*.*"))
+    assert len(files) == 4
+    assert all((here / "out" / file).read_bytes() == (here / "alone" / file).read_bytes() for file in files)
+
+
+def judged(right):
+    """Samples of `right[problem]` correct ones out of four."""
+    rows = []
+    for problem, count in right.items():
+        for i in range(4):
+            row = {"problem_id": problem, "topics": [], "prompt": problem, "answer": "7", "answer_type": "integer", "sample": i, "seed": i}
+            row |= {"response": f"{i < count} {i}", "response_tokens": 3, "finish_reason": "stop", "score": float(i < count), "detail": ""}
+            rows.append(row | {"outcome": "correct" if i < count else "wrong", "extracted": "7" if i < count else "8"})
+    return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
+
+
+def test_compare_prints_the_paired_table_and_says_better_only_where_it_is_shown(here, capsys):
+    plain = {f"p{i}": i % 3 for i in range(42)}
+    for model, sums, words in (("sft", plain, plain), ("math", {p: c + 2 for p, c in plain.items()}, plain)):
+        write_table(paths.SAMPLES / model / "sums.parquet", judged(sums))
+        write_table(paths.SAMPLES / model / "words.parquet", judged(words))
+    assert main(["compare", "math", "sft"]) == 0
+    head, columns, *table = capsys.readouterr().out.splitlines()
+    assert head == "A = math, B = sft; 'better' says that A is" and "95 % interval" in columns and "Holm p" in columns
+    assert [(line.split()[0], line.split()[1], line.endswith("better")) for line in table] == [
+        ("sums", "pass@1", True),
+        ("sums", "pass@4", True),
+        ("words", "pass@1", False),
+        ("words", "pass@4", False),
+    ]
+    assert table[0].split()[2:6] == ["42", "0.7500", "0.2500", "+0.5000"] and table[2].endswith("no difference shown")
+    assert main(["compare", "sft", str(paths.SAMPLES / "math" / "sums.parquet"), "--k", "2", "--format", "json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["k"], row["verdict"], row["test"]) for row in rows] == [(1, "worse", "sign flip"), (2, "worse", "sign flip")]
+    for wrong, sentence in (
+        (["math", "math"], "A and B are the same, 'math'"),
+        (["math", "nowhere"], "'nowhere' has not been evaluated: expected what `evaluate --out` wrote, samples, or one of math, sft"),
+        (["math", "sft", "--k", "5"], "--k must lie between 1 and the samples of a problem, which on 'sums' are 4, got [1, 5]"),
+    ):
+        assert main(["compare", *wrong]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_decontaminate_splits_rows_and_says_why(tmp_path, capsys):

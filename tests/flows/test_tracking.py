@@ -32,7 +32,7 @@ def train(tracker, name, model, digest, **read):
 def gate(tracker, passed):
     file = tracker.project / paths.SCORES
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"gate": {"passed": passed, "candidate": "merged", "reasons": ["math: +0.1"]}}))
+    file.write_text(json.dumps({"gate": {"passed": passed, "candidate": "merged", "decided_by": ["improve math"], "reasons": ["math: +0.1"]}}))
 
 
 def alias(tracker, name, alias):
@@ -84,7 +84,7 @@ def test_only_a_passed_gate_makes_a_champion_and_only_of_what_was_evaluated(trac
     gate(tracker, passed=False)
     with stage(tracker, "evaluation") as run:
         decision = promote(run, {"merged": "two.dir"})
-    assert (decision.promoted, decision.reasons) == (False, ("math: +0.1",))
+    assert (decision.promoted, decision.decided_by, decision.reasons) == (False, ("improve math",), ("math: +0.1",))
     assert alias(tracker, "touchstone-merged", "candidate") == "two.dir"
     assert alias(tracker, "touchstone-merged", "champion") == "one.dir", "the old champion stays"
 

@@ -54,6 +54,8 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ),
         ("scores", "Scores", join([results.table(scores), by_topic]) if scores else None, none),
         ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
+        ("calibration", "Calibration", results.calibration(scores) if scores else None, none),
+        ("entropy", "Entropy", results.entropy(scores) if scores else None, none),
         ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),
         ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No RL model to compare with SFT."),
         ("curation", "Curation", rows.curation(ledgers, inputs.card), "No ledger of sources or curation."),

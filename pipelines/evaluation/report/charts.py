@@ -6,7 +6,7 @@ One frame is 360 units wide and is shown at about that width, so its text is as 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -137,6 +137,23 @@ def whiskers(title: str, rows: Sequence[Whisker], *, x_range: Point | None = Non
             el("circle", tip, cx=_r(x(row.mean)), cy=middle, r=5, class_=f"dot {row.colour}"),
         ]
     return frame(title, bottom + 22, *body)
+
+
+def reliability(title: str, colour: str, bins: Sequence[Mapping[str, float]]) -> Html:
+    """Stated confidence against accuracy with its interval, beside the diagonal; the area of a dot is its share of the responses."""
+    marks = [0, 0.25, 0.5, 0.75, 1.0]
+    x, y = Scale(0, 1, LEFT + 8, WIDTH - RIGHT - 8), Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    body = [_y_axis(y, marks), _x_axis(x, marks, "stated confidence")]
+    body.append(el("line", x1=_r(x(0)), y1=_r(y(0)), x2=_r(x(1)), y2=_r(y(1)), class_="mark"))
+    body.append(el("path", d=_path([(one["confidence"], one["accuracy"]) for one in bins], x, y), class_=f"faint {colour}"))
+    most = max(one["responses"] for one in bins)
+    for one in bins:
+        at, radius = _r(x(one["confidence"])), _r(3 + 4 * math.sqrt(one["responses"] / most))
+        interval = f"95 % interval {number(one['low'])} to {number(one['high'])}, {number(one['responses'])} responses"
+        tip = el("title", f"confidence {number(one['confidence'])}: {number(one['accuracy'])} correct, {interval}")
+        body.append(el("line", tip, x1=at, x2=at, y1=_r(y(one["low"])), y2=_r(y(one["high"])), class_=f"whisker {colour}"))
+        body.append(el("circle", tip, cx=at, cy=_r(y(one["accuracy"])), r=radius, class_=f"dot {colour}"))
+    return frame(title, HEIGHT, *body)
 
 
 def _short(label: str, width: int) -> str:

@@ -1,11 +1,11 @@
-"""The report's results: did RL help, curves, scores, differences, outcomes, topics. 'Better' only where the interval says so."""
+"""The report's results: did RL help, curves, scores, differences, outcomes, topics. 'Better' only where interval and Holm's p-value say so."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.evaluation.report.charts import Series, Whisker, line_chart, whiskers
+from pipelines.evaluation.report.charts import Series, Whisker, line_chart, reliability, whiskers
 from pipelines.evaluation.report.html import Html, el, join, number, signed
 from pipelines.evaluation.report.inputs import colours, last_k, models_of
 from pipelines.evaluation.scores import experts
@@ -19,11 +19,13 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
     return el("ul", [el("li", el("span", class_=f"swatch {colour}"), name) for name, colour in entries], class_="legend")
 
 
+UNSURE = "No difference shown"
+WORDS = {"better": ("Better", "good"), "worse": ("Worse", "bad"), "no difference shown": (UNSURE, "open")}
+
+
 def verdict(difference: Mapping[str, Any]) -> tuple[str, str]:
-    """(word, CSS class): a direction only where the whole interval lies on one side of zero."""
-    if difference["low"] > 0:
-        return "Better", "good"
-    return ("Worse", "bad") if difference["high"] < 0 else ("No clear difference", "open")
+    """(word, CSS class) of what the evaluation says of a difference."""
+    return WORDS[difference["verdict"]]
 
 
 def find(scores: Scores, model: str, against: str, benchmark: str, k: int = 1) -> Mapping[str, Any] | None:
@@ -55,14 +57,14 @@ def headline(scores: Scores) -> Html:
 
 def _answer(scores: Scores) -> str:
     """The question of the section in one sentence, judged by the best RL model on each benchmark."""
-    said: dict[str, list[str]] = {"Better": [], "Worse": [], "No clear difference": []}
+    said: dict[str, list[str]] = {"Better": [], "Worse": [], UNSURE: []}
     for name in ordered(scores):
         expert = best_expert(scores, name)
         if expert and (difference := find(scores, expert, "sft", name)):
             said[verdict(difference)[0]].append(name)
     parts = [f"it made the model better on {_listed(said['Better'])}" if said["Better"] else ""]
     parts += [f"worse on {_listed(said['Worse'])}" if said["Worse"] else ""]
-    parts += [f"on {_listed(said['No clear difference'])} the interval of the difference holds zero" if said["No clear difference"] else ""]
+    parts += [f"on {_listed(said[UNSURE])} no difference is shown" if said[UNSURE] else ""]
     parts = [part for part in parts if part]
     if not parts:
         return "There is no RL model to compare with SFT."
@@ -99,10 +101,11 @@ def _gate(gate: Mapping[str, Any]) -> Html:
     passed = gate["passed"]
     title = f"Gate passed: {gate['candidate']} may become champion" if passed else f"Gate not passed: {gate['candidate']} stays a candidate"
     mark = el("span", "✓" if passed else "✕", class_="gate-mark", aria_hidden="true")
+    decided = el("p", f"Decided by: {', '.join(gate['decided_by'])}.", class_="note")
     return el(
         "div",
         mark,
-        el("div", el("strong", title), el("ul", [el("li", reason) for reason in gate["reasons"]])),
+        el("div", el("strong", title), el("ul", [el("li", reason) for reason in gate["reasons"]]), decided),
         class_=f"gate {'good' if passed else 'bad'}",
     )
 
@@ -121,7 +124,8 @@ def curves(scores: Scores) -> Html:
             series.append(Series(model, shade[model], points, band, dots=True))
         charts.append(line_chart(name, series, "k", y_range=(0, 1), binary=True))
     note = (
-        "Share of problems with at least one correct answer among k samples (unbiased). Bands: 95 %, bootstrap over problems. "
+        "Share of problems with at least one correct answer among k samples (unbiased). Bands: 95 %, bootstrap over problems, Wilson where "
+        "they are few. "
         "A curve of RL that falls below that of SFT at large k has lost answers that SFT could reach."
     )
     return join([el("p", note, class_="note"), legend([(model, shade[model]) for model in models]), el("div", charts, class_="grid-charts")])
@@ -135,29 +139,29 @@ def table(scores: Scores) -> Html:
 def _benchmark_table(scores: Scores, name: str) -> Html:
     about = scores["benchmarks"][name]
     sample = next(iter(scores["models"].values()))[name]
-    top, votes = last_k(sample), list(sample["maj_at_k"])
-    heads = ["Model", "pass@1", f"pass@{top}", *(f"maj@{k}" for k in votes), "Well-formed", "Cut off", "Tokens"]
+    top, votes, taus = last_k(sample), list(sample["maj_at_k"]), list(sample["g_pass_at_k"])
+    heads = ["Model", "pass@1 = avg@k", f"pass@{top}", f"pass^{top}", *(f"maj@{k}" for k in votes), *(f"G-pass@{top}, τ {tau}" for tau in taus)]
+    heads += ["Well-formed", "Cut off", "Tokens"]
     rows = []
     for model in models_of(scores):
         f = scores["models"][model][name]
-        cells = [_interval(f["pass_at_k"]["1"]), _interval(f["pass_at_k"][top]), *(_interval(f["maj_at_k"][k]) for k in votes)]
-        cells += [_percent(f["format_validity"]), _percent(f["truncated"]), number(f["mean_tokens"])]
+        cells = [_interval(f["pass_at_k"]["1"]), _interval(f["pass_at_k"][top]), _interval(f["pass_hat_k"][top])]
+        cells += [*(_interval(f["maj_at_k"][k]) for k in votes), *(_interval(f["g_pass_at_k"][tau]) for tau in taus)]
+        cells += [_interval(f["format_validity"]), _interval(f["truncated"]), _interval(f["tokens"], 1)]
         rows.append(el("tr", el("th", model, scope="row"), [el("td", cell) for cell in cells]))
     constant = about["constant_answer"]
     left = f" {about['left_out']} problems are left out: not judged often enough." if about["left_out"] else ""
     answer = constant["answer"] if len(constant["answer"]) <= 40 else constant["answer"][:40] + "…"
-    note = f"{about['problems']} problems, {sample['samples'] // about['problems']} samples each.{left} "
+    grouped = f" in {about['clusters']} clusters" if about["clusters"] < about["problems"] else ""
+    note = f"{about['problems']} problems{grouped}, {sample['samples'] // about['problems']} samples each.{left} "
     note += f"Always answering “{answer}” would score {number(constant['share'])}."
     head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
-    return join([el("h3", name), el("p", note, class_="note"), el("div", el("table", head, el("tbody", rows)), class_="scroll")])
+    return join([el("h3", name), el("p", note, class_="note"), el("div", el("table", head, el("tbody", rows), class_="scores"), class_="scroll")])
 
 
-def _interval(interval: Mapping[str, float]) -> Html:
-    return join([el("b", f"{interval['mean']:.3f}"), " ", el("small", f"{interval['low']:.2f}–{interval['high']:.2f}")])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _interval(interval: Mapping[str, float], digits: int = 3) -> Html:
+    low, high = (f"{interval[end]:.{max(digits - 1, 0)}f}" for end in ("low", "high"))
+    return join([el("b", f"{interval['mean']:.{digits}f}"), " ", el("small", f"{low}–{high}")])
 
 
 def differences(scores: Scores) -> Html:
@@ -166,7 +170,11 @@ def differences(scores: Scores) -> Html:
     found = sorted(scores["differences"], key=lambda d: order.index(d["benchmark"]))
     first = [d for d in found if d["k"] == 1]
     rest = [d for d in found if d["k"] != 1]
-    note = "Same problems, same random streams, problems resampled together. Intervals and p hold for each comparison by itself."
+    note = (
+        f"Same problems, same random streams, problems resampled together. Intervals hold for each comparison by itself; p by {_tests(found)}. "
+        f"“Better” and “worse” are said only where the interval lies on one side of zero and p, adjusted by Holm for all {len(found)} comparisons, "
+        "is at most .05."
+    )
     folded = el("details", el("summary", f"{len(rest)} differences in pass@{rest[0]['k']}"), _difference_table(rest)) if rest else None
     return join([el("p", note, class_="note"), _difference_table(first), folded])
 
@@ -178,11 +186,21 @@ def _difference_table(found: Sequence[Mapping[str, Any]]) -> Html:
         word, tone = verdict(d)
         new = before is None or before["benchmark"] != d["benchmark"]
         cells = [d["benchmark"] if new else "", f"{d['model']} − {d['against']}", el("b", signed(d["mean"])), el("span", word, class_=f"chip {tone}")]
-        cells += [_needle(d, reach, tone), f"{signed(d['low'])} to {signed(d['high'])}", f"{d['p']:.3f}" if d["p"] >= 0.001 else "< 0.001"]
+        cells += [_needle(d, reach, tone), f"{signed(d['low'])} to {signed(d['high'])}", _p(d["p"]), _p(d["p_holm"])]
         rows.append(el("tr", [el("td", cell) for cell in cells], class_="first" if new else None))
-    heads = ["Benchmark", "Comparison", "Difference", "", f"−{number(reach, 2)} … 0 … +{number(reach, 2)}", "95 % interval", "p"]
+    heads = ["Benchmark", "Comparison", "Difference", "", f"−{number(reach, 2)} … 0 … +{number(reach, 2)}", "95 % interval", "p", "p, Holm"]
     head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
     return el("div", el("table", head, el("tbody", rows), class_="differences"), class_="scroll")
+
+
+def _tests(found: Sequence[Mapping[str, Any]]) -> str:
+    """What gave the p-values."""
+    names = {"mcnemar": "McNemar’s exact test", "sign flip": "swapping the models’ results at random"}
+    return " and ".join(names[test] for test in sorted({d["test"] for d in found}))
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _needle(d: Mapping[str, Any], reach: float, tone: str) -> Html:
@@ -214,6 +232,47 @@ def outcomes(scores: Scores) -> Html:
     return join([legend([(o.value, f"o-{o.value}") for o in Outcome]), el("div", bars, class_="grid-charts")])
 
 
+def entropy(scores: Scores) -> Html:
+    """Entropy of answers and of tokens, one card per benchmark."""
+    shade = colours(models_of(scores))
+    titles = {"answer_entropy": "of answers (nats per problem)", "token_entropy": "of tokens (nats per token)"}
+    cards = []
+    for name in ordered(scores):
+        charts = []
+        for metric, title in titles.items():
+            found = {model: scores["models"][model][name].get(metric) for model in models_of(scores)}
+            rows = [Whisker(model, shade[model], f["mean"], f["low"], f["high"]) for model, f in found.items() if f]
+            charts += [whiskers(title, rows, mark=0.0)] if rows else []
+        cards.append(el("article", el("h3", name), charts, class_="card"))
+    note = (
+        "How much the responses to one problem differ: entropy of its final answers (none is one answer), and minus the mean log-probability of a "
+        "sampled token. The two may move in opposite directions (arXiv 2507.14843)."
+    )
+    return join([el("p", note, class_="note"), el("div", cards, class_="cards")])
+
+
+def calibration(scores: Scores) -> Html:
+    """A reliability diagram per benchmark and model that states its confidence, and the figures."""
+    shade = colours(models_of(scores))
+    charts, rows = [], []
+    for name in ordered(scores):
+        for model in models_of(scores):
+            figures = scores["models"][model][name]
+            if found := figures["calibration"]:
+                charts.append(reliability(f"{model} on {name}", shade[model], found["bins"]))
+                cells = [model, name, f"{found['responses']} of {figures['samples']}", _interval(found["ece"]), _interval(found["brier"])]
+                rows.append(el("tr", [el("td", cell) for cell in cells]))
+    if not charts:
+        return el("p", "No response states its confidence, so there is no calibration to show.", class_="note")
+    note = (
+        "Stated confidence against the share of correct answers, ten bins of equal width. On the diagonal a policy knows how often it is right; "
+        "below it is too sure. Bars: 95 %, Wilson over problems. The larger a dot, the more responses."
+    )
+    head = el("thead", el("tr", [el("th", h, scope="col") for h in ("Model", "Benchmark", "Stated", "ECE", "Brier score")]))
+    table = el("div", el("table", head, el("tbody", rows)), class_="scroll")
+    return join([el("p", note, class_="note"), el("div", charts, class_="grid-charts"), table])
+
+
 def topics(scores: Scores) -> Html:
     """pass@1 by topic and model, shaded."""
     blocks = []
@@ -224,8 +283,8 @@ def topics(scores: Scores) -> Html:
             el(
                 "tr",
                 el("th", topic, scope="row"),
-                el("td", found[topic]["problems"], class_="count"),
-                [_shaded(scores["models"][m][name]["topics"][topic]["mean"]) for m in models],
+                el("td", found[topic]["count"], class_="count"),
+                [_shaded(scores["models"][m][name]["topics"][topic]) for m in models],
             )
             for topic in found
         ]
@@ -235,5 +294,6 @@ def topics(scores: Scores) -> Html:
     return el("div", blocks, class_="grid-charts roomy") if blocks else el("p", "The benchmarks carry no topics.", class_="note")
 
 
-def _shaded(mean: float) -> Html:
-    return el("td", f"{mean:.2f}", style=f"--v:{100 * mean:.0f}%")
+def _shaded(f: Mapping[str, float]) -> Html:
+    interval = f"95 % interval {number(f['low'])} to {number(f['high'])}"
+    return el("td", f"{f['mean']:.2f}", style=f"--v:{100 * f['mean']:.0f}%", title=interval)
