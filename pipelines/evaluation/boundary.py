@@ -46,12 +46,8 @@ class Counts:
     c: Ints
 
 
-def paired_counts(start: pa.Table, rl: pa.Table) -> tuple[list[str], Counts, Counts]:
-    """Problem ids and counts of two tables of samples (columns problem_id, outcome), over the problems judged twice or more by both.
-
-    Raises:
-        UserError: there is no such problem.
-    """
+def _paired(start: pa.Table, rl: pa.Table) -> tuple[list[str], Counts, Counts]:
+    """Problem ids and counts of two tables of samples (columns problem_id, outcome), over the problems judged twice or more by both."""
     found = [_counts(table) for table in (start, rl)]
     ids = [problem for problem, (n, _) in found[0].items() if n >= 2 and found[1].get(problem, (0, 0))[0] >= 2]
     if not ids:
@@ -128,8 +124,11 @@ def compare(start: pa.Table, rl: pa.Table, resamples: int, generator: np.random.
     """Everything above of two tables of samples, as plain values: curves, difference, crossing, area, support. Missing numbers are None.
 
     groups: problem id -> what it shares with others (a passage, a template); such clusters are then resampled as wholes.
+
+    Raises:
+        UserError: fewer than two problems, or clusters of them, were judged twice or more by both.
     """
-    ids, a, b = paired_counts(start, rl)
+    ids, a, b = _paired(start, rl)
     n = int(min(a.n.min(), b.n.min()))
     ks, half = grid(n), n // 2
     curve_a, curve_b = 1 - miss(a, ks), 1 - miss(b, ks)
@@ -137,6 +136,8 @@ def compare(start: pa.Table, rl: pa.Table, resamples: int, generator: np.random.
     values = np.concatenate([curve_a, curve_b, *sets], 1)
     clusters = None if groups is None else np.unique([groups[problem] for problem in ids], return_inverse=True)[1]
     units = len(ids) if clusters is None else int(clusters.max()) + 1
+    if units < 2:
+        raise UserError(f"boundary: {len(ids)} problem(s) in one cluster say nothing about others; expected two or more")
     means = bootstrap_means(values, resamples, generator, clusters)
     parts = np.split(means, np.cumsum([len(ks), len(ks), 4, 4]), axis=1)
     here = np.split(values.mean(0), np.cumsum([len(ks), len(ks), 4, 4]))

@@ -64,14 +64,16 @@ def diagnose(
     for name in benchmarks:
         draw = seeding.generator(seed, "evaluation", "boundary", name)
         groups = _groups(samples[next(iter(models)), name], settings.clusters.get(name))
-        given = [(pair, [samples[model, name] for model in pair]) for pair in pairs]
-        found["boundary"][name] = [
-            {"start": pair[0], "model": pair[1], **boundary.compare(start, rl, settings.bootstrap, draw, groups)}
-            for pair, (start, rl) in given
-            if _judged(start, rl)
-        ]
+        found["boundary"][name] = []
+        for start, end in pairs:
+            try:
+                one = boundary.compare(samples[start, name], samples[end, name], settings.bootstrap, draw, groups)
+            except UserError as error:  # too little was judged; the scores have said so
+                say(f"{end} from {start} on {name}: {error}")
+                continue
+            found["boundary"][name].append({"start": start, "model": end, **one})
         levels = {"answer": {model: entropy.answer_entropies(samples[model, name]) for model in models}, "token": tokens.get(name, {})}
-        found["entropy"][name] = entropies(levels, pairs, settings.bootstrap, seeding.generator(seed, "evaluation", "entropy", name))
+        found["entropy"][name] = entropies(levels, pairs, settings.bootstrap, seeding.generator(seed, "evaluation", "entropy", name), groups)
     for stage, folder in rollouts.items():
         table = pq.read_table(folder, columns=["step", "group_id", "outcome", "extracted"])
         found["scaling"][stage] = extrapolate(pass_rates(table), look.horizon)
@@ -89,36 +91,36 @@ def _groups(table: pa.Table, label: str | None) -> dict[str, str] | None:
     return {problem: next(t for t in topics if t.startswith(f"{label} ")) for problem, topics in rows} if label else None
 
 
-def _judged(start: pa.Table, rl: pa.Table) -> bool:
-    """Some problem has two judged samples from both."""
-    try:
-        boundary.paired_counts(start, rl)
-    except UserError:
-        return False
-    return True
-
-
 def entropies(
-    levels: Mapping[str, Mapping[str, Mapping[str, float]]], pairs: Sequence[tuple[str, str]], resamples: int, generator: np.random.Generator
+    levels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    pairs: Sequence[tuple[str, str]],
+    resamples: int,
+    generator: np.random.Generator,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Mean entropy of every model over the problems that all have, and its changes over the same problems. levels: level -> model -> problem."""
+    """Mean entropy of every model over the problems that all have, and its changes over the same problems. levels: level -> model -> problem.
+
+    Fewer than two problems, or clusters of them (`groups`), have no interval and are left out.
+    """
     found: dict[str, Any] = {"models": {}, "changes": [{"start": start, "model": end} for start, end in pairs]}
     for level, by_model in levels.items():
         known = {model: values for model, values in by_model.items() if values}
         shared = sorted(set.intersection(*(set(values) for values in known.values()))) if known else []
-        if not shared:
+        clusters = None if groups is None else np.unique([groups[problem] for problem in shared], return_inverse=True)[1]
+        units = len(shared) if clusters is None else len(np.unique(clusters))
+        if units < 2:
             continue
         values_PM = np.array([[known[model][problem] for model in known] for problem in shared])
-        means_RM = bootstrap_means(values_PM, resamples, generator)
+        means_RM = bootstrap_means(values_PM, resamples, generator, clusters)
         place = {model: i for i, model in enumerate(known)}
         for model, i in place.items():
-            interval = boundary.interval(float(values_PM[:, i].mean()), means_RM[:, i], len(shared))
+            interval = boundary.interval(float(values_PM[:, i].mean()), means_RM[:, i], units)
             found["models"].setdefault(model, {})[level] = {**interval, "problems": len(shared)}
         for change in found["changes"]:
             if change["start"] in place and change["model"] in place:
                 before, after = place[change["start"]], place[change["model"]]
                 shift = float((values_PM[:, after] - values_PM[:, before]).mean())
-                change[level] = dict(boundary.interval(shift, means_RM[:, after] - means_RM[:, before], len(shared)))
+                change[level] = dict(boundary.interval(shift, means_RM[:, after] - means_RM[:, before], units))
     return found
 
 

@@ -130,6 +130,8 @@ def test_compare_accounts_for_every_problem() -> None:
     assert found["area"]["mean"] == pytest.approx(np.trapezoid([p["mean"] for p in found["difference"]], logs) / math.log(4))
     with pytest.raises(UserError, match="no problem has two judged samples"):
         boundary.compare(samples([[1, -1]]), samples([[1, 1]]), 10, generator(0))
+    with pytest.raises(UserError, match="3 problem.s. in one cluster say nothing about others"):
+        boundary.compare(*[samples([[1, 0]] * 3)] * 2, 10, generator(0), {f"p{i}": "passage 1" for i in range(3)})
 
 
 def test_nothing_lost_so_far_is_no_proof_that_nothing_is() -> None:
