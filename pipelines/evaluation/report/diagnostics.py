@@ -39,7 +39,7 @@ def _boundary(found: Record, shade: Mapping[str, str]) -> Html:
     kept += "lost or found by chance: the second bar is the start against itself, its samples in halves, and both bars have half of the samples each."
     parts = [el("p", curves, class_="note"), el("div", near, class_="grid-charts"), folded, el("h3", "Support"), el("p", kept, class_="note")]
     parts += [legend(list(SETS.values())), el("div", [_bars(name, one) for name, one in compared if one["start"] == first], class_="grid-charts")]
-    parts += [_support(compared), el("h3", "Entropy"), _entropy(found["entropy"])]
+    parts += [_support(compared), el("h3", "Change of entropy"), _entropy(found["entropy"])]
     return join(parts)
 
 
@@ -103,7 +103,7 @@ def _entropy(found: Record) -> Html:
             levels = [change.get(level) for level in ("answer", "token")]
             cells = [_change(level) if level else "–" for level in levels]
             rows.append((name, [f"{change['model']} from {change['start']}", *cells, _directions(*levels)]))
-    note = "Change in nats over the same problems, 95 % interval. Answers: of the distribution of final answers (programs have none that could be "
+    note = "In nats, over the same problems, 95 % interval. Answers: of the distribution of final answers (programs have none that could be "
     note += "compared). Tokens: of the next-token distribution, mean over the model's own responses. The two may part: each token surer, answers not."
     return join([el("p", note, class_="note"), _table(("Comparison", "Answers", "Tokens", ""), rows)])
 
