@@ -50,7 +50,7 @@ def inputs(stage: str, *models: str) -> list[Path]:
         "difficulty": [paths.SPLITS["rl"], paths.SFT],
         "synthesis": [paths.GRADED, paths.CURATION, paths.BENCHMARKS],
         "merging": [paths.BASE, paths.SFT, paths.RL_MANIFESTS],
-        "evaluation": [paths.BENCHMARKS, paths.MODELS],
+        "evaluation": [paths.BENCHMARKS, paths.MODELS, paths.ROLLOUTS],
         "report": [
             paths.SOURCES,
             paths.CURATION,

@@ -38,6 +38,7 @@ ROLLOUTS = Path("data/rollouts")
 
 EVALUATION = Path("data/evaluation")
 SCORES = EVALUATION / "scores.json"
+DIAGNOSTICS = EVALUATION / "diagnostics.json"
 SAMPLES = EVALUATION / "samples"
 """<model>/<benchmark>.parquet: every response with its verdict."""
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.tools import curation, evaluation, merging, methods, query, verification
+from flows.tools import curation, diagnostics, evaluation, merging, methods, query, verification
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -40,6 +40,7 @@ def register(add: Add) -> None:
     sub.add_argument("--embedding", metavar="MODEL", help=embedding)
     evaluation.arguments(add("evaluate", evaluation.evaluate, "pass@k and more of a checkpoint on a benchmark, with intervals"))
     evaluation.comparing(add("compare", evaluation.compare, "the paired table of two evaluated checkpoints: differences, intervals, p-values, Holm"))
+    diagnostics.register(add)
     sub = add("merge", merging.merge, "merge model folders as a YAML file says: base, models, method, settings, dtype")
     sub.add_argument("config", type=Path)
     sub.add_argument("--out", type=Path, required=True)

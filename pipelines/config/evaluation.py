@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, Positive, Section, Share
+from pipelines.config.diagnostics import DiagnosticsSettings
 
 
 class MergingSettings(Section):
@@ -67,6 +68,7 @@ class EvaluationSettings(Section):
     bootstrap: Positive = 10000
     """Resamples of problems for intervals, and sign flips for p-values, none of which is below 1 / (resamples + 1)."""
     gate: GateSettings = GateSettings()
+    diagnostics: DiagnosticsSettings = DiagnosticsSettings()
 
 
 class ReportSettings(Section):

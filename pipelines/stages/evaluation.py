@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines import generation, paths
 from pipelines.errors import UserError
-from pipelines.evaluation import lm_eval, plots
+from pipelines.evaluation import diagnostics, lm_eval, plots
 from pipelines.evaluation.benchmarks import collect, parts_of
 from pipelines.evaluation.gate import decide
 from pipelines.evaluation.scores import comparisons, judge_together, score_benchmark
@@ -58,6 +58,7 @@ def run(context: Context) -> dict[str, float]:
         "gate": decide(settings.gate, differences),
         "settings": {"seed": context.seed, **settings.model_dump(mode="json")},
     }
+    found = _diagnose(context, benchmarks, samples)
     with replacing_folder(context.root / paths.EVALUATION) as folder:
         for model, figures in scores["models"].items():
             tables = {name: samples[model, name] for name in benchmarks}
@@ -65,7 +66,8 @@ def run(context: Context) -> dict[str, float]:
                 write_table(folder / paths.SAMPLES.name / model / f"{name}.parquet", table)
             lm_eval.write(folder / LM_EVAL, model, tables, figures, settings.generation, settings.samples, context.seed)
         write_json(folder / paths.SCORES.name, scores)
-        for name, (columns, rows) in plots.tables(scores).items():
+        write_json(folder / paths.DIAGNOSTICS.name, found)
+        for name, (columns, rows) in {**plots.tables(scores), **diagnostics.tables(found)}.items():
             with (folder / f"{name}.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
@@ -123,6 +125,16 @@ def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> d
         if folder not in used:
             shutil.rmtree(folder)
     return tables
+
+
+def _diagnose(context: Context, benchmarks: Mapping[str, list[Problem]], samples: Mapping[tuple[str, str], pa.Table]) -> dict[str, Any]:
+    """Boundary, entropy, scaling and weights, from what is on the disk."""
+    models = {model: context.root / paths.model(model) for model in context.settings.models}
+    rollouts = {model: folder for model in models if (folder := context.root / paths.ROLLOUTS / model).is_dir()}
+    cache = context.work / "entropy"
+    return diagnostics.diagnose(
+        models, benchmarks, samples, rollouts, context.settings, context.seed, context.device, cache, context.journal.say
+    )  # fmt: skip
 
 
 def _show(context: Context, model: str, benchmark: str, done: int, total: int) -> None:

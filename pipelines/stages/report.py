@@ -38,6 +38,7 @@ def read(root: Path) -> Inputs:
     samples = {key: root / paths.SAMPLES / key[0] / f"{key[1]}.parquet" for key in sorted(wanted)}
     return Inputs(
         scores=scores,
+        diagnostics=read_json(root / paths.DIAGNOSTICS) if (root / paths.DIAGNOSTICS).is_file() else None,
         ledgers={stage: read_json(file) for stage, file in ledgers.items() if file.is_file()},
         metrics={file.stem: read_json(file) for file in sorted((root / paths.METRICS).glob("*.json"))},
         curves={file.stem.replace("-", "@", 1): _curve(file) for file in sorted((root / paths.PLOTS).glob("*.csv"))},

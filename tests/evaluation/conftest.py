@@ -14,10 +14,10 @@ from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.prompting import prompt_ids, response, response_ids
-from pipelines.records import Problem, problem_id
+from pipelines.records import Problem, Rollout, problem_id
 from pipelines.stages import Context
 from pipelines.stages import evaluation as stage
-from pipelines.store import write_problems
+from pipelines.store import write_problems, write_rollouts
 
 EPOCHS = {"base": 8, "sft": 40, "sums": 130}
 SETTINGS = EvaluationSettings.model_validate(
@@ -28,6 +28,7 @@ SETTINGS = EvaluationSettings.model_validate(
         "bootstrap": 400,
         "generation": {"max_new_tokens": 24, "temperature": 1.0, "batch_size": 64},
         "gate": {"candidate": "merged", "against": "sft", "improve": ["sums"], "tolerate": 0.2},
+        "diagnostics": {"entropy_problems": 4, "entropy_samples": 2},
     }
 )
 
@@ -63,6 +64,19 @@ def train(problems: Sequence[Problem], folder: Path) -> None:
     save_policy(folder / paths.MERGED, model, tokenizer)
 
 
+def made_rollouts(problems: Sequence[Problem]) -> list[Rollout]:
+    """Forty steps of one group of eight, more and more of them right; the last was not judged."""
+    rows = []
+    for step in range(1, 41):
+        right = round(2 + 4 * step**2 / (step**2 + 100))
+        for i in range(8):
+            outcome = "infrastructure" if i == 7 else "correct" if i < right else "wrong"
+            extracted = None if i == 7 else "7" if i < right else str(i)
+            given = Rollout(problems[step % 18].problem_id, step, i, step, "rl@sums", [1], [2], [0.0], [step], "stop", "", outcome, extracted)
+            rows.append(given)
+    return rows
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tensors this small only lose by sharing: on a busy machine threads wait for one another."""
@@ -80,6 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_problems(root / paths.BENCHMARKS / "sums.parquet", sums)
     write_problems(root / paths.BENCHMARKS / "differences.parquet", differences)
     train([*sums, *differences], root)
+    write_rollouts(root / paths.ROLLOUTS / "sums" / "step-000001.parquet", made_rollouts(sums))
     return root
 
 

@@ -127,7 +127,7 @@ def test_a_second_run_samples_nothing_and_writes_the_same(project: Path, context
     stage.run(context(project))
     assert stamps(project) == before and len(before) == 6  # base, sft, and one for merged and sums, which are equal
     assert {f.relative_to(project): f.read_bytes() for f in (project / paths.EVALUATION).rglob("*.*")} == files
-    assert len(files) == 4 * (2 + 3) + 5  # samples, lm-eval's files, scores and tables
+    assert len(files) == 4 * (2 + 3) + 10  # samples, lm-eval's files, scores, diagnostics and tables
 
 
 def test_only_a_changed_checkpoint_is_sampled_again(project: Path, context: Callable[..., Context]) -> None:

@@ -26,7 +26,20 @@ from pipelines.stages import Context, curation, report, sources, synthesis
 from pipelines.store import read_problems, write_json, write_problems, write_table
 
 ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
-RESULTS = ("result", "coverage", "training", "scores", "differences", "calibration", "entropy", "outcomes", "samples")
+RESULTS = (
+    "result",
+    "coverage",
+    "training",
+    "scores",
+    "differences",
+    "calibration",
+    "entropy",
+    "boundary",
+    "scaling",
+    "weights",
+    "outcomes",
+    "samples",
+)
 SECTIONS = (*RESULTS, "curation", "difficulty", "synthesis", "lineage")
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from chat_endpoint import Answer, serve
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from flows.cli import main
@@ -279,3 +280,51 @@ def test_merge_needs_a_config_that_holds(tmp_path, capsys):
     assert main(["merge", str(config), "--out", str(tmp_path / "out")]) == 2
     assert "unknown key 'methd'; did you mean 'method'?" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_boundary_of_two_files_of_samples(tmp_path, capsys):
+    for name, correct in (("start", [3, 2, 1, 1]), ("rl", [4, 4, 0, 0])):
+        blank = {"topics": [], "prompt": "", "answer": "7", "answer_type": "integer", "seed": 0, "response": "", "response_tokens": 1}
+        blank |= {"finish_reason": "stop", "score": 0.0, "detail": ""}
+        outcomes = [(str(i), j, "correct" if j < c else "wrong") for i, c in enumerate(correct) for j in range(4)]
+        rows = [{**blank, "problem_id": i, "sample": j, "outcome": outcome} for i, j, outcome in outcomes]
+        pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), tmp_path / f"{name}.parquet")
+    files = [str(tmp_path / f"{name}.parquet") for name in ("start", "rl")]
+    assert main(["boundary", *files, "--bootstrap", "200", "--out", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "4 problems, 4 samples" in printed and "no crossing shown: k* lies in [" in printed and "both 2, start only 2, rl only 0" in printed
+    found = json.loads((tmp_path / "out.json").read_text())
+    # From +1/16 at k = 1 to -5/24 at k = 2: zero at 3/13 of the octave.
+    assert found["crossing"]["k"] == pytest.approx(2 ** (3 / 13)) and found["support"]["lost"] == {"2": 1, "3": 1}
+    assert main(["boundary", files[0], str(tmp_path / "out.json")]) == 2
+    assert "out.json: no Parquet file of samples" in capsys.readouterr().err
+
+
+def test_scaling_predicts_and_refuses(tmp_path, capsys):
+    def curve(name, asymptote, middle, steps=120):
+        rate = [0.2 + (asymptote - 0.2) / (1 + (middle / c) ** 2) + 0.01 * (-1) ** c for c in range(1, steps)]
+        rows = "".join(f"{c + 1},{value}\n" for c, value in enumerate(rate, 1))
+        (tmp_path / name).write_text(f"step,pass_rate\n{rows}")
+        return str(tmp_path / name)
+
+    low, high, rising = curve("low.csv", 0.6, 15), curve("high.csv", 0.8, 15), curve("rising.csv", 0.8, 900)
+    assert main(["scaling", low, high]) == 0
+    assert "asymptote 0.6" in (printed := capsys.readouterr().out) and "the second run has the higher asymptote: -0.2" in printed
+    assert main(["scaling", low, "--until", "60", "--to", "200"]) == 0
+    assert "check: mean 0.589 [" in (printed := capsys.readouterr().out) and "from 61 to 119; it was 0.588" in printed
+    assert main(["scaling", rising]) == 0 and "asymptote not told: " in capsys.readouterr().out
+    assert main(["scaling", low, rising]) == 2 and "the second run cannot be ranked" in capsys.readouterr().err
+    assert main(["scaling", low, "--reward", "score"]) == 2
+    assert "low.csv: has no column 'score'; it has step, pass_rate" in capsys.readouterr().err
+
+
+def test_diff_weights_of_two_folders(tmp_path, capsys):
+    for name, scale in (("before", 1.0), ("after", 1.01)):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.arange(1.0, 65.0).reshape(8, 8) * scale}, tmp_path / name / "model.safetensors")
+    command = ["diff-weights", str(tmp_path / "before"), str(tmp_path / "after")]
+    assert main([*command, "--dtype", "stored", "--out", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "unchanged        0 " in printed and "spectral drift   0.01 " in printed
+    assert json.loads((tmp_path / "out.json").read_text())["tensors"][0]["drift"] == pytest.approx(0.01, abs=1e-5)
+    assert main([*command, "--rank", "0"]) == 2 and "--rank must be at least 1" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The report: one HTML page that stands alone. No script, no request: its content security policy forbids both.
 
 results.py   did RL help, curves, scores       training.py    learning curves      rows.py     waterfall, difficulty, synthesis
+diagnostics.py  boundary, scaling, weights
 samples.py   before and after RL               provenance.py  graph, settings      charts.py   SVG; html.py escaping
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.evaluation.report import provenance, results, rows, samples, training
+from pipelines.evaluation.report import diagnostics, provenance, results, rows, samples, training
 from pipelines.evaluation.report.html import Html, el, join, number
 from pipelines.evaluation.report.inputs import Graded, Inputs, StageNode, models_of
 
@@ -56,6 +57,7 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
         ("calibration", "Calibration", results.calibration(scores) if scores else None, none),
         ("entropy", "Entropy", results.entropy(scores) if scores else None, none),
+        *diagnostics.sections(inputs.diagnostics, models),
         ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),
         ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No RL model to compare with SFT."),
         ("curation", "Curation", rows.curation(ledgers, inputs.card), "No ledger of sources or curation."),

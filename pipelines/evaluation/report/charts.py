@@ -63,8 +63,10 @@ def tick(value: float) -> str:
     return f"{value:,.10g}".replace("-", "−")
 
 
-def line_chart(title: str, series: Sequence[Series], x_label: str, *, y_range: Point | None = None, binary: bool = False) -> Html:
-    """Lines over a common x, y from the data unless `y_range` is given."""
+def line_chart(
+    title: str, series: Sequence[Series], x_label: str, *, y_range: Point | None = None, binary: bool = False, mark: float | None = None
+) -> Html:
+    """Lines over a common x, y from the data unless `y_range` is given; `mark` draws a vertical reference line."""
     drawn = [s for s in series if s.points]
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in (*s.points, *s.faint)] + [y for s in drawn for pair in s.band for y in pair]
@@ -73,6 +75,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, y_range: P
     x = Scale(min(xs), max(xs), LEFT + (12 if binary else 0), WIDTH - RIGHT - (12 if binary else 0), binary)
     y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     body = [_y_axis(y, y_ticks), _x_axis(x, x_ticks, x_label)]
+    body += [el("line", x1=_r(x(mark)), x2=_r(x(mark)), y1=TOP, y2=HEIGHT - BOTTOM, class_="mark")] if mark is not None else []
     body += [_band(s, x, y) for s in drawn if s.band]
     body += [el("path", d=_path(s.faint, x, y), class_=f"faint {s.colour}") for s in drawn if s.faint]
     body += [el("path", d=_path(s.points, x, y), class_=f"line {s.colour}") for s in drawn]

@@ -38,11 +38,12 @@ class Graded:
 class Inputs:
     """Content of the data folders.
 
-    scores: scores.json. card: the data card. ledgers, metrics: stage -> its JSON. curves: stage -> rows of its plot.
+    scores: scores.json. diagnostics: diagnostics.json. card: the data card. ledgers, metrics: stage -> its JSON. curves: stage -> rows of its plot.
     samples: (model, benchmark) -> rows of stored samples, of the models that `samples.compared` names.
     """
 
     scores: Mapping[str, Any] | None = None
+    diagnostics: Mapping[str, Any] | None = None
     ledgers: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)

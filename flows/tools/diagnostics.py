@@ -1,0 +1,147 @@
+"""`touchstone boundary`, `touchstone scaling`, `touchstone diff-weights`: what RL did beyond the scores, from files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+
+
+def register(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the subcommands."""
+    sub = add("boundary", boundary, "pass@k curves of two checkpoints, where they cross, and which problems were lost and found")
+    sub.add_argument("start", type=Path, metavar="START.parquet", help="samples of the model that RL began with, as `evaluate --out` writes them")
+    sub.add_argument("rl", type=Path, metavar="RL.parquet", help="samples of the other model on the same problems")
+    sub.add_argument("--bootstrap", type=int, default=10_000, help="resamples of problems (10000)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", type=Path, metavar="FILE.json", help="gets every figure")
+    sub = add("scaling", scaling, "fit ScaleRL's sigmoid to a reward curve, extrapolate it, and rank two runs where both tell their asymptote")
+    sub.add_argument("curves", type=Path, nargs="+", metavar="CURVE.csv", help="one file, or two to rank; data/plots/rl-NAME.csv is one")
+    sub.add_argument("--compute", metavar="COLUMN", help="what was spent, rising (the updates before each row: step - 1)")
+    sub.add_argument("--reward", default="pass_rate", metavar="COLUMN", help="what came of it, from 0 to 1 (pass_rate)")
+    sub.add_argument("--skip", type=float, default=0.0, metavar="C", help="leave out what lies before this compute")
+    sub.add_argument("--until", type=float, metavar="C", help="fit what lies up to this compute only; what follows is the check")
+    sub.add_argument("--to", type=float, metavar="C", help="predict the mean reward up to this compute (twice the largest)")
+    sub = add("diff-weights", diff_weights, "what training moved: sparsity, spectral drift, rotation and stable rank of the update")
+    sub.add_argument("before", type=Path, metavar="BEFORE", help="a model folder with safetensors")
+    sub.add_argument("after", type=Path, metavar="AFTER")
+    sub.add_argument("--dtype", choices=("bfloat16", "stored"), default="bfloat16", help="precision in which both are seen (bfloat16)")
+    sub.add_argument("--rank", type=int, default=512, help="leading singular directions whose rotation is measured (512)")
+    sub.add_argument(
+        "--exact", type=int, default=1024, help="largest smaller side of a matrix that is decomposed as it is, not by its Gram matrix (1024)"
+    )
+    sub.add_argument("--out", type=Path, metavar="FILE.json", help="gets every figure of every tensor")
+
+
+def boundary(options: argparse.Namespace) -> int:
+    from pipelines import seeding
+    from pipelines.evaluation.boundary import compare
+    from pipelines.evaluation.samples import read_samples
+    from pipelines.store import write_json
+
+    found = compare(read_samples(options.start), read_samples(options.rl), options.bootstrap, seeding.generator(options.seed, "boundary"))
+    if options.out:
+        write_json(options.out, {"start": str(options.start), "rl": str(options.rl), "seed": options.seed, **found})
+    print(f"{found['problems']} problems, {found['samples']} samples of each model")
+    print(f"  {'k':>6}  start                    RL                       RL - start")
+    for i, k in enumerate(found["ks"]):
+        if k & (k - 1) == 0 or k == found["samples"]:
+            start, rl, apart = (one[i] for one in (*found["curves"].values(), found["difference"]))
+            print(f"  {k:>6}  {_shown(start)}  {_shown(rl)}  {_shown(apart, '+')}")
+    at = found["crossing"]
+    ends = f"[{at['low']:.3g}, {'beyond ' + str(found['samples']) if at['high'] is None else format(at['high'], '.3g')}]"
+    print(f"  crossing: k* = {at['k']:.3g} {ends}" if at["shown"] else f"  no crossing shown: k* lies in {ends}")
+    sets = found["support"]
+    print("  " + ", ".join(f"{name.replace('_', ' ')} {sets['full'][name]:.0f}" for name in ("both", "start_only", "rl_only", "neither")))
+    for name, meaning, sign in (("srr", "kept", ""), ("ndr", "new ", ""), ("sds", "both", ""), ("nscr", "net ", "+")):
+        seen, excess = _shown(sets["full"][name], sign), _shown(sets["excess"][name], "+")
+        print(f"  {name.upper():<4} ({meaning})  {seen}  beyond the start against itself: {excess}")
+    return 0
+
+
+def scaling(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from pipelines.evaluation.scaling import fit, predict, rank
+
+    if len(options.curves) > 2:
+        raise UserError(f"scaling: expected one curve, or two to rank, got {len(options.curves)}")
+    fits = []
+    for file in options.curves:
+        compute, reward = (np.array(column) for column in zip(*_points(file, options.compute, options.reward, options.skip), strict=True))
+        seen = compute <= (compute[-1] if options.until is None else options.until)
+        fits.append(found := fit(compute[seen], reward[seen]))
+        print(f"{file}: {int(seen.sum())} points")
+        low, high = found.interval("asymptote")
+        print(
+            f"  asymptote not told: {'; '.join(found.refused)}"
+            if found.refused
+            else f"  asymptote {found.best.asymptote[0]:.3f} [{low:.3f}, {high:.3f}]"
+        )
+        last, end = float(compute[seen][-1]), options.to or 2 * float(compute[seen][-1])
+        if end <= last:
+            raise UserError(f"scaling: --to {end:g} lies inside what is fitted, which ends at {last:g}")
+        rest = compute[~seen]
+        gap = float(np.median(np.diff(compute)))
+        for what, ahead in (("predicted", np.arange(last + gap, end + gap / 2, gap)), ("check", rest)):
+            if len(ahead):
+                told = predict(found, ahead)
+                was = f"; it was {reward[~seen].mean():.3f}" if what == "check" else ""
+                print(f"  {what}: mean {told.mean:.3f} [{told.mean_low:.3f}, {told.mean_high:.3f}] from {ahead[0]:g} to {ahead[-1]:g}{was}")
+    if len(fits) == 2:
+        print(rank(*fits))
+    return 0
+
+
+def diff_weights(options: argparse.Namespace) -> int:
+    from pipelines.evaluation.weights import Settings, compare
+    from pipelines.store import write_json
+
+    if options.rank < 1 or options.exact < 0:
+        raise UserError(f"diff-weights: --rank must be at least 1 and --exact at least 0, got {options.rank} and {options.exact}")
+    found = compare(options.before, options.after, Settings(dtype=options.dtype, rank=options.rank, exact=options.exact))
+    if options.out:
+        write_json(options.out, {"before": str(options.before), "after": str(options.after), **found})
+    names = ("sparsity", "relative_update", "drift", "left", "right", "largest", "stable_rank", "principal", "low")
+    figures = {name: "none" if found[name] is None else f"{found[name]:.4g}" for name in names}
+    print(f"{options.after} against {options.before}: {found['parameters']:,} parameters, {len(found['tensors'])} tensors, seen in {options.dtype}")
+    print(f"  unchanged        {figures['sparsity']}   size of the update against the weights {figures['relative_update']}")
+    print(f"  spectral drift   {figures['drift']}   mean over {found['matrices']} matrices")
+    print(f"  rotation         left {figures['left']}, right {figures['right']} degrees, largest {figures['largest']}")
+    print(f"  stable rank      {figures['stable_rank']}   median")
+    print(f"  changed entries  {figures['principal']} on the principal, {figures['low']} on the smallest; chance gives {found['alpha']:g}")
+    return 0
+
+
+def _points(file: Path, given: str | None, reward: str, skip: float) -> list[tuple[float, float]]:
+    """(compute, reward) of a CSV file's rows; rows without either are left out."""
+    compute, before = given or "step", 0 if given else 1
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    with file.open(newline="") as handle:
+        reader = csv.DictReader(handle)
+        for name in (compute, reward):
+            if name not in (reader.fieldnames or ()):
+                raise UserError(f"{file}: has no column '{name}'; it has {', '.join(reader.fieldnames or ()) or 'none'}")
+        rows = [(number, row) for number, row in enumerate(reader, 2) if row[compute] and row[reward]]
+    points = []
+    for number, row in rows:
+        try:
+            points.append((float(row[compute]) - before, float(row[reward])))
+        except ValueError:
+            raise UserError(f"{file}: line {number}: expected numbers, got {row[compute]!r} and {row[reward]!r}") from None
+    if not (kept := [point for point in points if point[0] >= skip]):
+        raise UserError(f"{file}: no row of '{compute}' and '{reward}' from {skip:g} on")
+    return kept
+
+
+def _shown(one: Mapping[str, Any], sign: str = "") -> str:
+    """`0.315 [0.279, 0.351]`, with a plus where `sign` is one."""
+    if one["mean"] is None:
+        return f"{'none':<23}"
+    ends = "" if one["low"] is None else f" [{one['low']:{sign}.3f}, {one['high']:{sign}.3f}]"
+    return f"{one['mean']:{sign}.3f}{ends}".ljust(23)

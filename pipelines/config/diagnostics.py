@@ -1,0 +1,26 @@
+"""params.yaml: evaluation.diagnostics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipelines.config.common import Count, Positive, Section
+
+
+class DiagnosticsSettings(Section):
+    """What RL did beyond the scores: boundary, entropy, scaling, weights."""
+
+    entropy_problems: Count = 32
+    """First problems of each benchmark on which token-level entropy is measured; 0 leaves it out."""
+    entropy_samples: Positive = 2
+    """Responses to each of them."""
+    horizon: Annotated[float, Field(gt=1.0)] = 2.0
+    """Reward of RL is extrapolated to this many times the steps of the run."""
+    weights_dtype: Literal["bfloat16", "stored"] = "bfloat16"
+    """Precision in which two checkpoints are compared: bfloat16, in which models are served, or as stored."""
+    rank: Positive = 512
+    """Leading singular directions whose rotation is measured; at most half of a matrix's smaller side."""
+    exact: Positive = 1024
+    """Matrices whose smaller side is at most this are decomposed as they are, larger ones through their Gram matrix."""

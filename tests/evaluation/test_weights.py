@@ -1,0 +1,163 @@
+"""Two checkpoints compared: by hand, by the invariants of the definitions, and by the Gram matrix as by the whole one."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.errors import UserError
+from pipelines.evaluation import weights
+from pipelines.evaluation.weights import Change, Settings, change
+from pipelines.models.tensors import stored_tensors
+
+STORED = Settings(dtype="stored")
+
+
+def gaussian(*shape: int, seed: int = 0, spectrum: float | None = None) -> Tensor:
+    """A random matrix; with `spectrum` its singular values fall as i^-spectrum."""
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if spectrum is not None:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        matrix = (u * torch.arange(1, len(s) + 1) ** -spectrum) @ v
+    return matrix.float()
+
+
+def folder(path: Path, tensors: dict[str, Tensor]) -> Path:
+    path.mkdir(parents=True)
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def seen(before: Tensor, after: Tensor, settings: Settings = STORED) -> Change:
+    return change("w", before, after, settings)
+
+
+def test_equal_checkpoints(tmp_path: Path) -> None:
+    tensors = {"a": gaussian(20, 30), "b": gaussian(5), "steps": torch.arange(3)}
+    found = weights.compare(folder(tmp_path / "a", tensors), folder(tmp_path / "b", tensors))
+    assert (found["sparsity"], found["drift"], found["relative_update"], found["parameters"]) == (1.0, 0.0, 0.0, 605)
+    assert found["left"] < 1e-5 and found["largest"] < 1e-5
+    assert found["stable_rank"] is None and found["low"] is None, "there is no update"
+
+
+def test_one_percent_more_of_everything(tmp_path: Path) -> None:
+    before = {"w": gaussian(64, 48)}
+    a, b = folder(tmp_path / "a", before), folder(tmp_path / "b", {"w": 1.01 * before["w"]})
+    exact, served = weights.compare(a, b, STORED), weights.compare(a, b)
+    assert (exact["sparsity"], exact["drift"]) == (0.0, pytest.approx(0.01, rel=1e-4))
+    assert exact["left"] < 1e-2 and exact["relative_update"] == pytest.approx(0.01, rel=1e-4)
+    assert served["sparsity"] == 0.0 and served["drift"] == pytest.approx(0.01, rel=0.1), "bfloat16 rounds each entry"
+
+
+def test_what_counts_as_changed() -> None:
+    before = torch.tensor([1.0, 1.0, -1.0, 0.0, 0.0, 100.0])
+    after = torch.tensor([1.0009, 1.0011, 1.0, 0.0, 1e-30, 100.05])
+    assert seen(before, after).sparsity == pytest.approx(3 / 6)
+
+
+def test_what_bfloat16_cannot_show_has_not_happened(tmp_path: Path) -> None:
+    before = {"w": torch.full((8, 8), 1.0)}
+    a, b = folder(tmp_path / "a", before), folder(tmp_path / "b", {"w": before["w"] * 1.002})
+    assert weights.compare(a, b)["sparsity"] == 1.0 and weights.compare(a, b, STORED)["sparsity"] == 0.0
+
+
+def test_a_plane_turned_by_ten_degrees() -> None:
+    before = torch.diag(torch.tensor([4.0, 3.0, 1.0, 0.5, 0.2, 0.1]))
+    turn, cos, sin = torch.eye(6), math.cos(math.radians(10)), math.sin(math.radians(10))
+    turn[0, 0], turn[0, 4], turn[4, 0], turn[4, 4] = cos, -sin, sin, cos
+    found = seen(before, turn @ before, Settings(dtype="stored", rank=2))
+    assert (found.left, found.right, found.largest) == pytest.approx((5.0, 0.0, 10.0), abs=1e-3), "the mean of 0 and 10 degrees"
+    assert found.drift == pytest.approx(0.0, abs=1e-6)
+    assert seen(before, turn @ before).rank == 3, "half of the side: the space of all six cannot rotate"
+
+
+def test_stable_rank_of_the_update() -> None:
+    before = gaussian(40, 30)
+    u, v = gaussian(40, 1, seed=1), gaussian(30, 1, seed=2)
+    assert seen(before, before + 1e-2 * u @ v.T).stable_rank == pytest.approx(1.0, abs=1e-3)
+    update = torch.diag(torch.tensor([2.0, 1.0, 1.0]))
+    from_nothing = seen(torch.zeros(3, 3), update)
+    assert from_nothing.stable_rank == pytest.approx(6 / 4) and from_nothing.drift is None, "zeros have no directions to turn"
+
+
+def test_a_random_update_overlaps_as_chance_does() -> None:
+    before = gaussian(200, 150, spectrum=0.7)
+    hit = torch.rand(200, 150, generator=torch.Generator().manual_seed(3)) < 0.2
+    found = seen(before, torch.where(hit, before * 1.1, before), Settings(dtype="stored", alpha=0.3))
+    three_sd = 3 * math.sqrt(0.3 * 0.7 / int(hit.sum()))
+    assert found.principal == pytest.approx(0.3, abs=three_sd) and found.low == pytest.approx(0.3, abs=three_sd)
+    small = before.abs() <= before.abs().median()
+    aimed = seen(before, torch.where(small, before * 1.1, before))
+    assert aimed.low == 1.0 and aimed.principal is not None and aimed.principal < 0.5
+
+
+def test_overlap_by_hand_with_ties() -> None:
+    keys = torch.tensor([1.0, 2.0, 2.0, 2.0, 3.0, 4.0])
+    changed = torch.tensor([True, True, False, False, True, False])
+    # The three smallest are the 1 and two of three 2s, so the changed 2 counts two thirds.
+    assert weights.overlap(keys, changed, 0.5) == pytest.approx((1 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60)])
+@pytest.mark.parametrize("spectrum", [0.7, None])
+def test_large_matrices_through_their_gram_matrix_are_the_same(shape: tuple[int, int], spectrum: float | None) -> None:
+    """Also on a flat spectrum, on which a randomised decomposition does not settle."""
+    before = gaussian(*shape, spectrum=spectrum)
+    after = before + 0.01 * float(before.norm()) / 75 * gaussian(*shape, seed=5)
+    found = (vars(seen(before, after, Settings(dtype="stored", rank=24, exact=exact))) for exact in (60, 59))
+    whole, gram = ({name: value for name, value in one.items() if isinstance(value, float)} for one in found)
+    assert len(whole) == 10 and gram == pytest.approx(whole, rel=1e-5, abs=1e-4)
+    assert 0 < gram["left"] != gram["right"] > 0, "left and right are told apart whichever side is the longer"
+    transposed = seen(before.T.contiguous(), after.T.contiguous(), Settings(dtype="stored", rank=24, exact=59))
+    assert (transposed.left, transposed.right) == pytest.approx((gram["right"], gram["left"]), rel=1e-5)
+
+
+def test_singular_values_of_the_gram_matrix() -> None:
+    matrix = gaussian(80, 50, spectrum=2.0)
+    exact = torch.linalg.svdvals(matrix.double())
+    assert (weights.singular_values(matrix, False) - exact).abs().max() <= 1e-7 * exact[0]
+    u, s, v = weights.decompose(matrix, 10, False)
+    first, _, third = weights.decompose(matrix, 10, True)
+    assert weights.angles(u, first).max() < 1e-4 and weights.angles(v, third).max() < 1e-4
+    assert torch.linalg.vector_norm(s - exact) <= 1e-7 * exact[0]
+
+
+def test_shards_are_read_one_tensor_at_a_time_and_mean_the_same(tmp_path: Path) -> None:
+    tensors = {f"layer.{i}": gaussian(12, 9, seed=i) for i in range(4)}
+    changed = {name: tensor + 0.01 * gaussian(12, 9, seed=9) for name, tensor in tensors.items()}
+    whole = folder(tmp_path / "whole", changed)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    placed = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(changed)}
+    for file in set(placed.values()):
+        save_file({name: tensor for name, tensor in changed.items() if placed[name] == file}, parts / file)
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    before, steps = folder(tmp_path / "before", tensors), []
+    assert weights.compare(before, parts) == weights.compare(before, whole, progress=lambda *step: steps.append(step))
+    assert steps == [(i, 4) for i in range(1, 5)]
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed | {"gone": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(UserError, match="tensor 'gone' is not in model-00001"):
+        stored_tensors(parts)
+    (parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../before/model.safetensors"}}))
+    with pytest.raises(UserError, match="is no file of this folder"):
+        stored_tensors(parts)
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    one = folder(tmp_path / "one", {"w": gaussian(4, 4)})
+    with pytest.raises(UserError, match="one: tensor 'v' is missing, .*other has it"):
+        weights.compare(one, folder(tmp_path / "other", {"v": gaussian(4, 4)}))
+    with pytest.raises(UserError, match=r"tensor 'w' has shape \[4, 5\], expected \[4, 4\]"):
+        weights.compare(one, folder(tmp_path / "wide", {"w": gaussian(4, 5)}))
+    with pytest.raises(UserError, match="tensor 'w' holds NaN or inf"):
+        weights.compare(one, folder(tmp_path / "nan", {"w": gaussian(4, 4) / 0}))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/model.safetensors").write_bytes((one / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        weights.compare(one, tmp_path / "torn")
+    with pytest.raises(UserError, match="pickled weights are not read"):
+        weights.compare(one, tmp_path)
