@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.config.common import PromptSettings
 from pipelines.records import Problem
+
+PLAIN = PromptSettings()
 
 THINK = "<think>"
 END_THINK = "</think>"
@@ -50,23 +53,21 @@ def response(problem: Problem) -> str:
     return f"{THINK}{working}{END_THINK}{final(problem)}"
 
 
-def messages(problem: Problem, *, system: bool) -> list[dict[str, str]]:
-    """The chat turns of a prompt."""
-    turns = [{"role": "system", "content": SYSTEM["program" if problem.answer_type == "program" else "other"]}] if system else []
-    return [*turns, {"role": "user", "content": problem.prompt}]
-
-
-def conversation(tokenizer: Any, problem: Problem) -> list[dict[str, str]]:
+def conversation(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN) -> list[dict[str, str]]:
     """The chat turns of a prompt to the model that the tokenizer belongs to."""
-    return messages(problem, system=tokenizer.chat_template != CHAT_TEMPLATE)
+    system = prompt.system
+    if system is None and tokenizer.chat_template != CHAT_TEMPLATE:
+        system = SYSTEM["program" if problem.answer_type == "program" else "other"]
+    turns = [{"role": "system", "content": system}] if system else []
+    return [*turns, {"role": "user", "content": prompt.user.replace("{problem}", problem.prompt)}]
 
 
-def prompt_ids(tokenizer: Any, problem: Problem) -> list[int]:
+def prompt_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN) -> list[int]:
     """Token ids of the prompt, up to where the response starts, through the tokenizer's own chat template.
 
     A base model, whose tokenizer has none, gets the same messages as plain text, each followed by an empty line.
     """
-    turns = conversation(tokenizer, problem)
+    turns = conversation(tokenizer, problem, prompt)
     if tokenizer.chat_template is None:
         return tokenizer("".join(f"{turn['content']}\n\n" for turn in turns))["input_ids"]
     from jinja2 import TemplateError  # what chat templates are written for

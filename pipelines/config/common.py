@@ -40,6 +40,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class PromptSettings(Section):
+    """What the policy is told around a problem. Stages that share a policy should say the same."""
+
+    system: str | None = None
+    """System message. Null: one that asks for the answer's form, and none for the embedded model, which learns it from its cold start."""
+    user: Annotated[str, Field(pattern=r"\{problem\}")] = "{problem}"
+    """The user's turn; {problem} stands for the problem, other braces for themselves."""
+
+
 class VllmSettings(Section):
     """Engines `vllm` and `vllm_server`. None of these changes the distribution that is sampled from, but for the rounding of `dtype`."""
 
@@ -79,6 +88,7 @@ class GenerationSettings(Section):
     """`torch` runs the model in this process; `vllm` and `vllm_server` in vLLM's processes or in its HTTP server, which is started where
     TOUCHSTONE_GENERATION_URL names none; `server` asks an OpenAI-compatible endpoint for text, without log-probabilities; `scripted`
     answers from a file."""
+    prompt: PromptSettings = PromptSettings()
     max_new_tokens: Positive = 96
     """A response that reaches this length ends with finish reason `length`."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import OptimiserSettings, Positive, Rate, Section
+from pipelines.config.common import OptimiserSettings, Positive, PromptSettings, Rate, Section
 
 
 class ArchitectureSettings(Section):
@@ -67,4 +67,5 @@ class BaseSettings(Section):
 class SftSettings(Section):
     """Cold start: worked solutions in the chat template, loss on the response only."""
 
+    prompt: PromptSettings = PromptSettings()
     train: LanguageModellingSettings = LanguageModellingSettings()

@@ -151,7 +151,7 @@ def _token_entropies(
                 policy = policy or load_policy(folder, device)
                 generator = generation.TorchGenerator(*policy, generation_settings)
                 responses = generation.respond(generator, asked, look.entropy_samples, (seed, PURPOSE))
-                write_json(file, entropy.token_entropies(*policy, asked, responses, generation_settings.temperature))
+                write_json(file, entropy.token_entropies(*policy, asked, responses, generation_settings))
             found[name][model] = read_json(file)
     for old in cache.glob("*.json"):
         if old not in used:

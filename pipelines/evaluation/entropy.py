@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from pipelines import prompting
+from pipelines.config.common import GenerationSettings
 from pipelines.evaluation.metrics import answer_entropy
 from pipelines.evaluation.scores import PROGRAM
 from pipelines.generation import Sample
@@ -40,14 +41,16 @@ def answer_entropies(samples: pa.Table) -> dict[str, float]:
 
 @torch.inference_mode()
 def token_entropies(
-    model: Any, tokenizer: Any, problems: Sequence[Problem], responses: Sequence[Sequence[Sample]], temperature: float
+    model: Any, tokenizer: Any, problems: Sequence[Problem], responses: Sequence[Sequence[Sample]], settings: GenerationSettings
 ) -> dict[str, float]:
     """Token-level entropy by problem: mean over the tokens of a response, then over its responses.
 
-    responses: the model's own, with the token ids that were sampled. temperature: the one they were sampled at; greedy ones (0) are scored at 1.
+    responses: the model's own, with the token ids that were sampled, and the settings they were sampled with; greedy ones are scored at 1.
     """
     rows = [
-        (p.problem_id, prompting.prompt_ids(tokenizer, p), list(s.token_ids)) for p, group in zip(problems, responses, strict=True) for s in group
+        (p.problem_id, prompting.prompt_ids(tokenizer, p, settings.prompt), list(s.token_ids))
+        for p, group in zip(problems, responses, strict=True)
+        for s in group
     ]
     rows.sort(key=lambda row: len(row[1]) + len(row[2]))  # like lengths waste the least padding
     means: dict[str, list[float]] = {problem.problem_id: [] for problem in problems}
@@ -55,7 +58,7 @@ def token_entropies(
         batch = [row for row in rows[start : start + BATCH] if row[2]]
         ids_BT = pad([prompt + response for _, prompt, response in batch], device=model.device)
         mask_BT = pad([[0] * len(prompt) + [1] * len(response) for _, prompt, response in batch], device=model.device).bool()
-        entropy_BT = token_scores(model, ids_BT, mask_BT, {"entropy": entropy_detached}, temperature=temperature or 1.0)["entropy"]
+        entropy_BT = token_scores(model, ids_BT, mask_BT, {"entropy": entropy_detached}, temperature=settings.temperature or 1.0)["entropy"]
         for (problem, _, _), mean in zip(batch, (entropy_BT.sum(1) / mask_BT.sum(1)).tolist(), strict=True):
             means[problem].append(mean)
     return {problem: float(np.mean(values)) for problem, values in means.items() if values}

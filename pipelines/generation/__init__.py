@@ -100,11 +100,11 @@ def respond(
     The randomness of a response depends on (seed, problem, number) alone: not on the order or number of problems, nor on how
     many responses were asked for at once.
     """
-    tokenizer = generator.tokenizer
-    requests = [
-        Request(tuple(prompting.prompt_ids(tokenizer, p)), samples, (*seed, p.problem_id), first, tuple(prompting.conversation(tokenizer, p)))
-        for p in problems
-    ]
+    requests = []
+    for problem in problems:
+        said = (generator.tokenizer, problem, generator.settings.prompt)
+        ids, turns = tuple(prompting.prompt_ids(*said)), tuple(prompting.conversation(*said))
+        requests.append(Request(ids, samples, (*seed, problem.problem_id), first, turns))
     return generator.generate(requests, progress)
 
 

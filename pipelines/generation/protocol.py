@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipelines.config.common import GenerationSettings
+
 Progress = Callable[[int, int], None]
 """progress(done, total) counts finished samples."""
 
@@ -45,6 +47,7 @@ class Generator(Protocol):
     """A policy that can be sampled from."""
 
     tokenizer: Any
+    settings: GenerationSettings
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Sample]]:
         """Responses to each request, in order."""

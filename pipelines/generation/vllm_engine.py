@@ -70,7 +70,7 @@ class VllmGenerator:
     """Samples from a model that a vLLM holds. folder: where pushed weights are written, none where there will be no push."""
 
     def __init__(self, backend: Backend, responses: Responses, folder: Path | None = None) -> None:
-        self.tokenizer = responses.tokenizer
+        self.tokenizer, self.settings = responses.tokenizer, responses.settings
         self.version = 0
         self._backend, self._responses, self._folder = backend, responses, folder
         self._run = secrets.token_hex(8)  # a server may have been given a version of the same number by another run

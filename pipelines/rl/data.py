@@ -75,7 +75,7 @@ def rollouts(
     verdicts = iter(pool.verify_batch([(problem, s.text) for problem, samples in zip(problems, groups, strict=True) for s in samples]))
     made = []
     for group_id, problem, samples in zip(numbers or range(len(problems)), problems, groups, strict=True):
-        prompt = prompting.prompt_ids(generator.tokenizer, problem)
+        prompt = prompting.prompt_ids(generator.tokenizer, problem, generator.settings.prompt)
         for sample_id, sample in enumerate(samples):
             verdict = next(verdicts)
             made.append(

@@ -30,8 +30,8 @@ class Stopped(Exception):
 class Follower:
     """The generator of a process whose first one has the engine: it takes part in gathering weights, and answers nothing."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, settings: GenerationSettings) -> None:
+        self.tokenizer, self.settings = tokenizer, settings
 
     def push(self, model: Any, version: int) -> None:
         plain_weights(model)
@@ -46,7 +46,7 @@ def engine_of(policy: Any, tokenizer: Any, settings: GenerationSettings, folder:
     """What serves the policy: in each process where it decodes in this library's own engine, in the first one elsewhere."""
     if settings.engine == "torch" or ranks.rank() == 0:
         return serving(settings, policy, tokenizer, folder)
-    return Follower(tokenizer)
+    return Follower(tokenizer, settings)
 
 
 class Sampler:

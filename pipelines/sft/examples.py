@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import prompting, seeding
+from pipelines.config.common import PromptSettings
 from pipelines.records import Problem
 
 MEGABATCH = 16
@@ -36,12 +37,14 @@ def corpus_examples(tokenizer: Any, problems: Sequence[Problem], max_tokens: int
     return examples, len(encoded) - len(examples)
 
 
-def chat_examples(tokenizer: Any, problems: Sequence[Problem], max_tokens: int) -> tuple[list[Example], int]:
+def chat_examples(
+    tokenizer: Any, problems: Sequence[Problem], max_tokens: int, template: PromptSettings = prompting.PLAIN
+) -> tuple[list[Example], int]:
     """SFT: chat template, loss on the response only. Second value: examples too long to use."""
     examples = []
     worked = [problem for problem in problems if problem.solution is not None]
     for problem in worked:
-        prompt = prompting.prompt_ids(tokenizer, problem)
+        prompt = prompting.prompt_ids(tokenizer, problem, template)
         ids = prompt + prompting.response_ids(tokenizer, problem)
         if len(ids) <= max_tokens:
             examples.append(Example(ids, len(prompt)))

@@ -64,7 +64,7 @@ def _fitting(problems: list[Problem], generator: Generator, context: Context) ->
     room = config.get("max_position_embeddings", float("inf")) - context.settings.generation.max_new_tokens
     kept, dropped = [], []
     for problem in problems:
-        length = len(prompting.prompt_ids(generator.tokenizer, problem))
+        length = len(prompting.prompt_ids(generator.tokenizer, problem, generator.settings.prompt))
         if length <= room:
             kept.append(problem)
         else:

@@ -21,7 +21,7 @@ def run(context: Context) -> dict[str, float]:
     split = context.root / paths.SPLITS["sft"]
     model, tokenizer = load_policy(context.root / paths.BASE, context.device)
     longest = min(settings.train.max_tokens, model.config.max_position_embeddings)
-    examples, left_out = chat_examples(tokenizer, read_problems(split), longest)
+    examples, left_out = chat_examples(tokenizer, read_problems(split), longest, settings.prompt)
     if not examples:
         raise UserError(f"sft: no example to train on: the `sft` split has {left_out} worked solutions, all longer than {longest} tokens")
     if left_out:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipelines import paths
+from pipelines.config.common import GenerationSettings
 from pipelines.evaluation import collapse, entropy
 from pipelines.generation import Sample
 from pipelines.models.loading import load_policy
@@ -44,7 +45,7 @@ def test_token_entropy_is_that_of_the_whole_next_token_distribution(trained: Pat
     asked = sums[:3]
     draw = generator(2)
     responses = [[Sample(draw.integers(5, 200, n).tolist(), [], "stop", "") for n in lengths] for lengths in ((4, 9), (1,), (6, 2))]
-    found = entropy.token_entropies(model, tokenizer, asked, responses, 0.7)
+    found = entropy.token_entropies(model, tokenizer, asked, responses, GenerationSettings(temperature=0.7))
     for problem, group in zip(asked, responses, strict=True):
         wanted = []
         for sample in group:
@@ -56,7 +57,7 @@ def test_token_entropy_is_that_of_the_whole_next_token_distribution(trained: Pat
             wanted.append(np.mean(steps))
         assert found[problem.problem_id] == pytest.approx(np.mean(wanted), abs=1e-5)
     model.get_output_embeddings().weight.data.zero_()
-    flat = entropy.token_entropies(model, tokenizer, asked, responses, 1.0)
+    flat = entropy.token_entropies(model, tokenizer, asked, responses, GenerationSettings())
     assert list(flat.values()) == pytest.approx([math.log(len(model.get_output_embeddings().weight))] * 3, abs=1e-5)
 
 

@@ -6,8 +6,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
-from loops import PROBLEMS, Killed, policy_of, prepared, run, settings, trained
+from loops import PROBLEMS, TOKENIZER, Killed, policy_of, prepared, run, settings, trained
 
+from pipelines.config.common import GenerationSettings, PromptSettings
 from pipelines.config.rl import KlControl, RlStage, ValidationSettings
 from pipelines.config.training import LoraSettings
 from pipelines.errors import InfrastructureError, UserError
@@ -18,6 +19,7 @@ from pipelines.records import Rollout
 from pipelines.rl.data import fresh, tensors
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.train import kl_factor
+from pipelines.sft.examples import chat_examples
 
 
 def equal(ours, theirs) -> bool:
@@ -190,3 +192,29 @@ def test_kl_control_raises_the_coefficient_above_its_target_and_lowers_it_below(
     assert free[0]["loss"] == rows[0]["loss"] and free[5]["loss"] != rows[5]["loss"]
     with pytest.raises(UserError, match="kl_control steers KL terms to the reference, and recipe 'grpo' has none"):
         run(tmp_path / "none", start, kl_control=KlControl(target=0.1))
+
+
+def test_a_prompt_template_reaches_the_policy_and_the_cold_start(tmp_path, start):
+    template = PromptSettings(system="Be brief {x}.", user="Q: {problem} {A}")
+    run(tmp_path, start, steps=1, generation=GenerationSettings(max_new_tokens=12, prompt=template))
+    table = pq.read_table(tmp_path / "rollouts" / "step-000001.parquet").to_pylist()
+    by_id = {p.problem_id: p for p in PROBLEMS}
+    for row in table:
+        said = TOKENIZER.decode(row["prompt_ids"])
+        assert said == f"<|system|>Be brief {{x}}.<|end|><|user|>Q: {by_id[row['problem_id']].prompt} {{A}}<|end|><|assistant|>"
+    examples, _ = chat_examples(TOKENIZER, PROBLEMS[:1], 128, template)
+    assert TOKENIZER.decode(examples[0].ids[: examples[0].start]).startswith("<|system|>Be brief {x}.<|end|><|user|>Q: ")
+    with pytest.raises(ValueError, match="String should match pattern"):
+        PromptSettings(user="no place for it")
+
+
+def test_the_loop_trains_on_what_another_engine_says(tmp_path, start):
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({p.prompt: [f"<think> </think>\\boxed{{{p.answer}}}", "<think> </think>\\boxed{99999}"] for p in PROBLEMS}))
+    scripted = GenerationSettings(max_new_tokens=24, engine="scripted", script=str(script))
+    _, rows, _ = run(tmp_path / "run", start, generation=scripted, steps=3)
+    assert [row["pass_rate"] for row in rows] == [0.5] * 3
+    assert all(abs(row["mismatch_k3"]) < 1e-6 and row["informative_groups"] == 1 for row in rows)
+    assert rows[-1]["staleness_max"] == 0 and rows[0]["loss"] != rows[-1]["loss"]
+    with pytest.raises(UserError, match="generation.engine 'server' gives no log-probabilities"):
+        run(tmp_path / "server", start, generation=GenerationSettings(engine="server"), steps=1)

@@ -176,7 +176,7 @@ def reprompted(step: Step) -> list[list[int] | None]:
             prompts.append(None)
             continue
         shown = replace(problem, prompt=f"{problem.prompt}\n\nA correct solution:\n{step.rollouts[other].response}\n\n{problem.prompt}")
-        ids = prompting.prompt_ids(step.actor.tokenizer, shown)
+        ids = prompting.prompt_ids(step.actor.tokenizer, shown, step.settings.generation.prompt)
         prompts.append(ids if len(ids) + len(r.response_ids) <= limit else None)
     return prompts
 
