@@ -9,15 +9,15 @@ import torch
 
 from pipelines.config.common import GenerationSettings
 from pipelines.generation.protocol import Progress, Request, Sample
-from pipelines.models.scoring import pad, token_logp
+from pipelines.models.scoring import chosen, pad, token_scores
 
 Script = Callable[[Request, int], str]
 """(request, number of the sample) -> the response."""
 
 
 class ScriptedGenerator:
-    """Responses of `script`, cut at `max_new_tokens`. Their log-probabilities are those of the policy pushed last, and without one 0: the script
-    is sure of what it says."""
+    """Responses of `script`, cut at `max_new_tokens`. Their log-probabilities are those of the model pushed last, at the temperature;
+    without one, or at temperature 0, they are 0: the script is sure of what it says."""
 
     def __init__(self, tokenizer: Any, settings: GenerationSettings, script: Script) -> None:
         self.tokenizer = tokenizer
@@ -49,8 +49,9 @@ class ScriptedGenerator:
 
     @torch.no_grad()
     def _logp(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
-        if self._policy is None:
+        temperature = self.settings.temperature
+        if self._policy is None or temperature == 0:
             return [0.0] * len(ids)
         row = pad([[*prompt_ids, *ids]], device=self._policy.device)
         score = torch.arange(row.shape[1], device=row.device)[None] >= len(prompt_ids)
-        return token_logp(self._policy, row, score)[score].tolist()
+        return token_scores(self._policy, row, score, {"logp": chosen}, temperature=temperature)["logp"][score].tolist()
