@@ -98,7 +98,7 @@ def test_vllm_is_asked_for_where_it_is_missing(folder, monkeypatch):
 def test_a_script_is_said_with_the_log_probabilities_of_the_policy(folder, tmp_path):
     said = {p.prompt: ["It is 7.", "No idea" * 20] for p in PROBLEMS}
     (tmp_path / "script.json").write_text(json.dumps(said))
-    chosen = settings("scripted", script=str(tmp_path / "script.json"))
+    chosen = settings("scripted", script=str(tmp_path / "script.json"), temperature=0.5)
     for generator, sure in ((create(chosen, folder), True), (serving(chosen, POLICY, TOKENIZER, tmp_path), False)):
         groups = respond(generator, PROBLEMS, 3, ("s",))
         for problem, (first, second, third) in zip(PROBLEMS, groups, strict=True):
@@ -106,7 +106,7 @@ def test_a_script_is_said_with_the_log_probabilities_of_the_policy(folder, tmp_p
             assert second.finish_reason == "length" and len(second.token_ids) == 20 and third == first
             row = pad([[*(prompt := prompt_ids(TOKENIZER, problem)), *first.token_ids]])
             with torch.no_grad():
-                logp = torch.log_softmax(POLICY(row).logits[0, len(prompt) - 1 : -1], -1)[range(len(first.token_ids)), first.token_ids]
+                logp = torch.log_softmax(POLICY(row).logits[0, len(prompt) - 1 : -1] / 0.5, -1)[range(len(first.token_ids)), first.token_ids]
             expected = torch.zeros_like(logp) if sure else logp
             torch.testing.assert_close(torch.tensor(first.logp), expected, atol=1e-5, rtol=0)
     generator.push(POLICY, 4)
