@@ -174,7 +174,8 @@ class _Rows:
         cache = self._decoder.new_cache(len(prompts), longest)
         logits = self._decoder.prefill(ids, length, cache)
         for (keys, values), (new_keys, new_values) in zip(self._cache, cache, strict=True):
-            keys[rows, :, :longest], values[rows, :, :longest] = new_keys[source], new_values[source]
+            keys[:, :, :longest].index_copy_(0, rows, new_keys.index_select(0, source))
+            values[:, :, :longest].index_copy_(0, rows, new_values.index_select(0, source))
         if not self._logits_BV.shape[1]:
             self._logits_BV = logits.new_zeros((len(self), logits.shape[1]))
         self._logits_BV[rows], self._length_B[rows] = logits[source], length[source]
