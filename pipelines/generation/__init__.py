@@ -65,7 +65,8 @@ def create(settings: GenerationSettings, model: Path | str, device: str = "cpu",
 def serving(settings: GenerationSettings, policy: Any, tokenizer: Any, folder: Path) -> Generator:
     """The engine that `settings` name, sampling from `policy` as it is now; after a change of its weights, `push` them.
 
-    folder: for weights on their way to an engine that holds a copy; a server elsewhere must see it too.
+    folder: for weights on their way to an engine that holds a copy; a server elsewhere must see it too. Where `policy` is sharded such an
+    engine gathers it once here, and once in each `push`.
 
     Raises:
         UserError: the engine gives no log-probabilities of what it samples.
@@ -83,7 +84,7 @@ def serving(settings: GenerationSettings, policy: Any, tokenizer: Any, folder: P
     write_model(folder, policy, tokenizer)
     generator = VllmGenerator(_backend(settings, folder, policy.device.type), Responses.of(tokenizer, policy.generation_config, settings), folder)
     if settings.engine == "vllm_server" and os.environ.get(URL):
-        generator.push(policy, 0)
+        generator.reload(0)  # it has another model's weights
     return generator
 
 

@@ -99,6 +99,11 @@ class VllmGenerator:
         if self._folder is None:
             raise ValueError("this generator serves a model that does not change")
         write_weights(self._folder, model)
+        self.reload(version)
+
+    def reload(self, version: int) -> None:
+        """Serve what lies in the folder."""
+        assert self._folder is not None
         self.version = version
         self._backend.update(self._folder, self._label)
 

@@ -30,8 +30,9 @@ class Stopped(Exception):
 class Follower:
     """The generator of a process whose first one has the engine: it takes part in gathering weights, and answers nothing."""
 
-    def __init__(self, tokenizer: Any, settings: GenerationSettings) -> None:
+    def __init__(self, policy: Any, tokenizer: Any, settings: GenerationSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
+        self.push(policy, 0)  # the engine starts from gathered weights too
 
     def push(self, model: Any, version: int) -> None:
         plain_weights(model)
@@ -46,7 +47,7 @@ def engine_of(policy: Any, tokenizer: Any, settings: GenerationSettings, folder:
     """What serves the policy: in each process where it decodes in this library's own engine, in the first one elsewhere."""
     if settings.engine == "torch" or ranks.rank() == 0:
         return serving(settings, policy, tokenizer, folder)
-    return Follower(tokenizer, settings)
+    return Follower(policy, tokenizer, settings)
 
 
 class Sampler:
