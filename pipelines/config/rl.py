@@ -99,6 +99,8 @@ class RlStage(Section):
             raise ValueError("max_staleness 0 leaves nothing to train on: asynchronous rollouts are one update old")
         if self.processes > 1 and self.optimiser.name == "muon":
             raise ValueError("optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
+        if self.processes > 1 and self.generation.engine == "scripted":
+            raise ValueError("generation.engine scripted answers one process; set processes 1")
         if self.prompts_per_step < self.processes:
             raise ValueError(f"prompts_per_step {self.prompts_per_step} must be at least processes ({self.processes})")
         return self

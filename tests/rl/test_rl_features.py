@@ -168,6 +168,7 @@ def test_settings_that_contradict_each_other_are_refused():
     base = json.loads(settings().model_dump_json())
     for changes, said in (
         ({"processes": 2, "optimiser": {"name": "muon"}}, "optimiser.name muon needs whole matrices"),
+        ({"processes": 2, "generation": {"engine": "scripted"}}, "generation.engine scripted answers one process"),
         ({"processes": 5}, "prompts_per_step 4 must be at least processes"),
     ):
         with pytest.raises(ValueError, match=said):
