@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pipelines import seeding
 from pipelines.config.training import LoraSettings
 from pipelines.errors import UserError
 from pipelines.models.sharding import weights
@@ -14,8 +16,8 @@ ADAPTER = "default"
 """The library's name for the only adapter there is."""
 
 
-def add_adapters(policy: Any, settings: LoraSettings) -> None:
-    """Put adapters into `policy`, in place; only they require gradients. They start at no change.
+def add_adapters(policy: Any, settings: LoraSettings, *seed: object) -> None:
+    """Put adapters into `policy`, in place; only they require gradients. They start at no change, in directions that the seed draws.
 
     Raises:
         UserError: no module has such a name.
@@ -24,7 +26,9 @@ def add_adapters(policy: Any, settings: LoraSettings) -> None:
 
     targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
     try:
-        inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), policy)
+        with torch.random.fork_rng():
+            torch.manual_seed(seeding.key("adapters", *seed))
+            inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), policy)
     except ValueError as error:
         raise UserError(f"lora.targets {targets}: {str(error).splitlines()[0]}") from error
     for name, p in policy.named_parameters():

@@ -45,7 +45,7 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], sources: lis
     init = context.root / paths.model(settings.init)
     policy, tokenizer = load_policy(init, device)
     if settings.lora:
-        add_adapters(policy, settings.lora)
+        add_adapters(policy, settings.lora, context.seed, context.stage)
     reference = context.root / paths.model(settings.reference)
     sources_of = {"init": init, "reference": reference}
     frozen = {

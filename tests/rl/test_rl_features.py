@@ -130,7 +130,10 @@ def test_rows_without_an_advantage_need_no_backward_pass(tmp_path, start, monkey
 
 def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path, start):
     policy = policy_of(start)
-    add_adapters(policy, LoraSettings(rank=4, alpha=8))
+    add_adapters(policy, LoraSettings(rank=4, alpha=8), 1)
+    again = policy_of(start)
+    add_adapters(again, LoraSettings(rank=4, alpha=8), 1)
+    assert equal(policy.state_dict(), again.state_dict())
     before = copy.deepcopy(policy.state_dict())
     ids = pad([[5, 6, 7, 8, 9], [10, 11, 12]])
     score = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0]]).bool()
@@ -143,7 +146,7 @@ def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path, start):
     torch.testing.assert_close(token_logp(plain, ids, score), token_logp(policy, ids, score), rtol=0, atol=1e-5)
     assert not torch.allclose(token_logp(plain, ids, score), token_logp(policy_of(start), ids, score), atol=1e-3)
     with pytest.raises(UserError, match=r"lora.targets \['nonsense'\]"):
-        add_adapters(policy_of(start), LoraSettings(targets=("nonsense",)))
+        add_adapters(policy_of(start), LoraSettings(targets=("nonsense",)), 1)
 
 
 def test_recomputed_activations_change_nothing(tmp_path, start):
