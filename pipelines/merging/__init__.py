@@ -6,7 +6,8 @@ engine's (`streaming.py`). `read_config` reads Touchstone's YAML and mergekit's;
 
 from __future__ import annotations
 
-from pipelines.merging.configs import MergeConfig, read_config
+from pipelines.merging.configs import MergeConfig
+from pipelines.merging.mergekit_files import read_config
 from pipelines.merging.methods import METHODS, merge_tensors, rule
 from pipelines.merging.streaming import MergeSummary, merge
 

@@ -48,15 +48,15 @@ class Slice:
     def elements(self) -> int:
         return math.prod(self.shape)
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` as stored, flat.
+    def read(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Elements `start` to `stop` as stored, flat; in `out` if it is given and of the stored dtype.
 
         Raises:
             UserError: the file ends before them.
         """
         if start >= stop:
             return torch.empty(0, dtype=self.dtype)
-        buffer = torch.empty(stop - start, dtype=self.dtype)
+        buffer = out if out is not None and out.dtype == self.dtype else torch.empty(stop - start, dtype=self.dtype)
         view, done = buffer.view(torch.uint8).numpy().data, 0
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.start + start * self.dtype.itemsize)

@@ -65,6 +65,9 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares:
         UserError: unknown method or setting, or inputs that do not fit together or are not finite.
     """
     config.rule_for(1)
+    for folder in config.folders:
+        if folder.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out}: the result would replace {folder}, which is merged; name another folder")
     inputs = open_inputs(config.folders, config.tokenizer)
     with _workers(workers) as pool:
         read = {file: pool.submit(file_sha256, file) for file in _files_read(inputs)}
@@ -108,17 +111,18 @@ class Job:
                 self.rules[name] = bound(known)
         self.sizes = {name: group.size * self.dtypes[name].itemsize for name, group in self.groups.items()}
 
-    def read(self, name: str, number: int, start: int, stop: int) -> torch.Tensor:
-        """Elements of one checkpoint in fp32; the base is number -1.
+    def read(self, name: str, number: int, start: int, out: torch.Tensor) -> None:
+        """Elements of one checkpoint into fp32; the base is number -1.
 
         Raises:
             UserError: NaN or inf among them.
         """
         place = self.inputs.sources[name][number + 1]
-        values = place.read(start, stop).float()
-        if not finite(values):
+        values = place.read(start, start + len(out), out)
+        if values is not out:
+            out.copy_(values)
+        if not finite(out):
             raise UserError(f"{place.file}: tensor '{name}' holds NaN or inf")
-        return values
 
     def survey(self, statistic: Callable[..., torch.Tensor], name: str) -> torch.Tensor:
         """A statistic of one tensor, with those of the rule's settings that it takes."""
@@ -153,7 +157,7 @@ def finite(values: torch.Tensor) -> bool:
 @contextmanager
 def _workers(count: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads that compute on one processor each; what has not begun when the block fails never does."""
-    count = count or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    count = count or min(os.cpu_count() or 1, MOST_WORKERS)
     pool = ThreadPoolExecutor(count, "merging", torch.set_num_threads, (1,))
     try:
         yield pool

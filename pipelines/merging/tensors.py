@@ -26,7 +26,10 @@ PerModel = float | Sequence[float]
 
 @dataclass(frozen=True)
 class Chunk:
-    """The same elements of every checkpoint, flat or as whole rows; the rule may write to them. start: index of the first."""
+    """The same elements of every checkpoint, flat or as whole rows, until the walk goes on; the rule may write to them.
+
+    start: index of the first.
+    """
 
     start: int
     base: Tensor | None
@@ -42,14 +45,14 @@ class Chunk:
 class Group:
     """One tensor of all checkpoints.
 
-    name: keys its random streams. read(i, start, stop): elements of checkpoint i as a new flat fp32 tensor; the base is number -1.
+    name: keys its random streams. read(i, start, out): elements of checkpoint i from `start` on into a flat fp32 tensor; the base is -1.
     whole: the sum of the rule's survey over all tensors of the model, for rules that have one.
     """
 
     name: str
     shape: tuple[int, ...]
     experts: int
-    read: Callable[[int, int, int], Tensor]
+    read: Callable[[int, int, Tensor], object]
     has_base: bool = True
     seed: int = 0
     whole: Tensor | None = None
@@ -66,10 +69,16 @@ class Group:
     def chunks(self, step: int | None = None) -> Iterator[Chunk]:
         """Flat pieces of `step` elements, by default CHUNK."""
         step = step or CHUNK
+        # the same memory for all chunks: fresh pages would cost more than the arithmetic
+        memory = torch.empty(self.experts + 1, min(step, self.size)) if self.size else None
         for start in range(0, self.size, step):
-            stop = min(start + step, self.size)
-            base = self.read(-1, start, stop) if self.has_base else None
-            yield Chunk(start, base, [self.read(i, start, stop) for i in range(self.experts)])
+            assert memory is not None
+            base, *experts = memory[:, : self.size - start]
+            for i, values in enumerate(experts):
+                self.read(i, start, values)
+            if self.has_base:
+                self.read(-1, start, base)
+            yield Chunk(start, base if self.has_base else None, experts)
 
     def rows(self, width: int | None = None) -> Iterator[Chunk]:
         """Pieces of whole rows, each a matrix of `width` columns; one row at least, however long."""
@@ -91,12 +100,12 @@ class Group:
 def loaded(base: Tensor | None, experts: Sequence[Tensor], name: str = "", seed: int = 0, whole: Tensor | None = None) -> Group:
     """A group of tensors that are in memory; they are never written to."""
     flat = {i: tensor.reshape(-1) for i, tensor in enumerate(experts)} | ({} if base is None else {-1: base.reshape(-1)})
-    return Group(name, tuple(experts[0].shape), len(experts), lambda i, a, b: flat[i][a:b].float().clone(), base is not None, seed, whole)
+    return Group(name, tuple(experts[0].shape), len(experts), lambda i, start, out: out.copy_(flat[i][start : start + len(out)]), base is not None, seed, whole)
 
 
 def collect(group: Group, pieces: Iterator[Tensor]) -> Tensor:
     """What a rule yields as one tensor."""
-    found = [piece.reshape(-1) for piece in pieces]
+    found = [piece.reshape(-1).clone() for piece in pieces]
     return torch.cat(found).reshape(group.shape) if found else torch.empty(group.shape)
 
 

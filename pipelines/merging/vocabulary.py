@@ -43,8 +43,8 @@ class Rows:
     def size(self) -> int:
         return self.elements * self.dtype.itemsize
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop`, flat; whole rows are gathered and cut."""
+    def read(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Elements `start` to `stop`, flat, as `Slice.read`; whole rows are gathered and cut."""
         width = self.shape[1]
         first, last = start // width, -(-stop // width)
         rows = torch.zeros(last - first, width, dtype=self.dtype)

@@ -191,6 +191,14 @@ def test_what_does_not_fit_stops_the_merge_and_leaves_nothing(tmp_path: Path, ki
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "m1", "m2", "out"]
 
 
+@pytest.mark.parametrize("out", ["m1", "."])
+def test_the_result_never_takes_the_place_of_an_input(tmp_path: Path, out: str) -> None:
+    config = trio(tmp_path)
+    with pytest.raises(UserError, match="the result would replace .*, which is merged"):
+        merge(config, tmp_path / out)
+    assert (tmp_path / "m1/model.safetensors").exists()
+
+
 def test_overflow_of_a_narrow_dtype_names_the_tensor(tmp_path: Path) -> None:
     for name in ("base", "m1"):
         save(tmp_path / name, {"big": torch.tensor([1e6])})

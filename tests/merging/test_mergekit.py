@@ -104,7 +104,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content: dict[str, Any] = {"merge_method": method, "models": entries, "dtype": "float32", **more}
         return content | ({"base_model": str(root / base)} if base else {}) | ({"parameters": common} if common else {})
 
-    files = {name: file(m, [f"m{i + 1}" for i in range(len(own))], own, common, "m0" if base else None) for name, (m, own, common, base) in CASES.items()}
+    files = {
+        name: file(m, [f"m{i + 1}" for i in range(len(own))], own, common, "m0" if base else None) for name, (m, own, common, base) in CASES.items()
+    }
     half = [{"weight": 1, "density": 0.5}] * 2
     files["small"] = file("model_stock", ["small1", "small2"], [{}] * 2, {}, "m0")
     files["seeded"] = file("dare_linear", ["m1", "m2"], half, {}, "m0")
@@ -157,6 +159,11 @@ def test_where_it_is_not_right(results: Path, tmp_path: Path) -> None:
     assert not torch.isfinite(load_file(results / "nan merged/model.safetensors")["model.norm.weight"]).any()
     assert not torch.isfinite(load_file(results / "zero sum/model.safetensors")[norm]).any()
     assert "model.adapter.weight" not in load_file(results / "extra merged/model.safetensors")
-    for name, sentence in (("unknown key", "parametres"), ("nan", "holds NaN"), ("zero sum", "add up to 0"), ("extra", "'model.adapter.weight' is missing")):
+    for name, sentence in (
+        ("unknown key", "parametres"),
+        ("nan", "holds NaN"),
+        ("zero sum", "add up to 0"),
+        ("extra", "'model.adapter.weight' is missing"),
+    ):
         with pytest.raises(UserError, match=sentence):
             ours(results, name, tmp_path / name)
