@@ -92,6 +92,7 @@ def check_methods(loaded: Params) -> None:
         UserError: names the method or setting and the nearest valid one.
     """
     from pipelines.merging import rule
+    from pipelines.merging.search import grid
     from pipelines.methods import choose
     from pipelines.rl.recipe import recipe
     from pipelines.verifiers import VERIFIERS
@@ -105,6 +106,9 @@ def check_methods(loaded: Params) -> None:
             recipe(stage.recipe, **stage.overrides)
     with _naming("merging"):
         rule(loaded.merging.method, loaded.merging.settings)
+        for entry in loaded.merging.search.candidates if loaded.merging.search else ():
+            for candidate in grid(entry.method, entry.settings, entry.grid):
+                rule(entry.method, candidate.settings)
 
 
 @contextmanager

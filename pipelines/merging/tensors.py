@@ -52,7 +52,7 @@ class Group:
     name: str
     shape: tuple[int, ...]
     experts: int
-    read: Callable[[int, int, Tensor], object]
+    read: Callable[[int, int, Tensor], None]
     has_base: bool = True
     seed: int = 0
     whole: Tensor | None = None
@@ -100,7 +100,11 @@ class Group:
 def loaded(base: Tensor | None, experts: Sequence[Tensor], name: str = "", seed: int = 0, whole: Tensor | None = None) -> Group:
     """A group of tensors that are in memory; they are never written to."""
     flat = {i: tensor.reshape(-1) for i, tensor in enumerate(experts)} | ({} if base is None else {-1: base.reshape(-1)})
-    return Group(name, tuple(experts[0].shape), len(experts), lambda i, start, out: out.copy_(flat[i][start : start + len(out)]), base is not None, seed, whole)
+
+    def read(number: int, start: int, out: Tensor) -> None:
+        out.copy_(flat[number][start : start + len(out)])
+
+    return Group(name, tuple(experts[0].shape), len(experts), read, base is not None, seed, whole)
 
 
 def collect(group: Group, pieces: Iterator[Tensor]) -> Tensor:

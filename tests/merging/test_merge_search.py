@@ -1,13 +1,13 @@
 """The search for a merge: by invented scores, whose outcome is known, and as a stage, with models that answer."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines import paths
+from pipelines.config import load
 from pipelines.config.evaluation import MergingSettings
 from pipelines.config.training import ArchitectureSettings
 from pipelines.errors import UserError
@@ -20,6 +20,9 @@ from pipelines.records import Dropped, Problem, problem_id
 from pipelines.stages import Context
 from pipelines.stages import merging as stage
 from pipelines.store import read_json, write_dropped, write_problems
+from tasks.settings import check_methods
+
+ROOT = Path(__file__).parents[2]
 
 
 class Table:
@@ -155,10 +158,14 @@ def test_what_stands_in_the_way_of_a_search(project: Path, tmp_path: Path) -> No
     misspelt = SETTINGS.search.model_copy(update={"candidates": (SETTINGS.search.candidates[0].model_copy(update={"grid": {"densty": [1]}}),)})
     with pytest.raises(UserError, match="did you mean 'density'"):
         stage.run(context(project, SETTINGS.model_copy(update={"search": misspelt})))
+    params = load(ROOT / "params.yaml")
+    with pytest.raises(UserError, match="merging: .*did you mean 'density'"):  # `touchstone run` says it before the first stage
+        check_methods(params.model_copy(update={"merging": SETTINGS.model_copy(update={"search": misspelt})}))
+    check_methods(params.model_copy(update={"merging": SETTINGS}))
     write_dropped(tmp_path / paths.UNGRADED, [])
     with pytest.raises(UserError, match=r"no problem of the rl split ungraded.*difficulty.limit"):
         stage.validation(context(tmp_path), SETTINGS.search)
     write_dropped(tmp_path / paths.UNGRADED, [Dropped(problem(1), "difficulty", "not_graded", "")])
     write_problems(tmp_path / paths.BENCHMARKS / "math.parquet", [problem(1)])
     with pytest.raises(UserError, match="is in a benchmark"):
-        stage.validation(replace(context(tmp_path)), SETTINGS.search)
+        stage.validation(context(tmp_path), SETTINGS.search)
