@@ -34,6 +34,8 @@ METHODS: dict[str, Rule] = {
 }
 SURVEYS: dict[str, Callable[..., Tensor]] = {"ram_plus": ram.overlap}
 """Method -> the statistic of one tensor whose sum over the model it takes."""
+COUNTING = ("ram", "ram_plus", "ramplus_tl")
+"""Methods whose `epsilon` says which deltas count as changes."""
 BASELESS = ("linear", "nuslerp")
 """Methods that need no base."""
 

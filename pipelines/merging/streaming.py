@@ -28,14 +28,13 @@ from pipelines.lineage.manifests import PREDICATE, STATEMENT
 from pipelines.merging.checkpoints import INDEX, Shard, header, plan, raw
 from pipelines.merging.configs import MergeConfig
 from pipelines.merging.inputs import Inputs, equal, open_inputs, read_json
-from pipelines.merging.methods import SURVEYS, Rule
+from pipelines.merging.methods import COUNTING, SURVEYS, Rule
 from pipelines.merging.ram import overlap
 from pipelines.merging.tensors import CHUNK, Group
 from pipelines.merging.vocabulary import TOKENIZER
-from pipelines.methods import settings_of
 from pipelines.store import replacing_folder, write_json
 
-MODEL_FILES = ("generation_config.json", "*.py")
+MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
 """Files beside weights and config that make a folder a model; taken from the base."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
 """Those of its tokenizer; taken from the base unless a policy names another model."""
@@ -75,7 +74,7 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares:
         counts = None
         if survey := SURVEYS.get(config.method, overlap if shares else None):
             found = _each(pool, functools.partial(job.survey, survey), job.rules)
-            counts = torch.stack(found).sum(0)
+            counts = sum(found, torch.zeros(len(config.models), 2, dtype=torch.int64))
             if config.method in SURVEYS:
                 job.whole = counts
         with replacing_folder(out) as folder:
@@ -97,7 +96,7 @@ class Job:
     """One merge under way: its tensors as groups, and their rules."""
 
     def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
-        self.inputs = inputs
+        self.method, self.inputs = config.method, inputs
         self.whole: torch.Tensor | None = None
         bound = config.rule_for(inputs.layers)
         self.dtypes: dict[str, torch.dtype] = {}
@@ -125,9 +124,9 @@ class Job:
             raise UserError(f"{place.file}: tensor '{name}' holds NaN or inf")
 
     def survey(self, statistic: Callable[..., torch.Tensor], name: str) -> torch.Tensor:
-        """A statistic of one tensor, with those of the rule's settings that it takes."""
-        given = {key: value for key, value in getattr(self.rules[name], "keywords", {}).items() if key in settings_of(statistic)}
-        return statistic(replace(self.groups[name], has_base=True), **given)
+        """A statistic of one tensor, by the rule's own notion of a change where it has one."""
+        own = getattr(self.rules[name], "keywords", {}) if self.method in COUNTING else {}
+        return statistic(replace(self.groups[name], has_base=True), **{key: own[key] for key in ("epsilon",) if key in own})
 
     def merged(self, name: str) -> Iterator[torch.Tensor]:
         """The merged tensor piece by piece, flat, in its stored dtype.

@@ -73,6 +73,15 @@ def test_every_tensor_follows_the_rule(tmp_path: Path) -> None:
     assert 0 < summary.alone[0] < summary.changed[0]
 
 
+def test_what_counts_as_a_change_is_said_by_ram_alone(tmp_path: Path) -> None:
+    config = trio(tmp_path)
+    plain, della, ram = (
+        merge(config.model_copy(update={"method": method, "settings": settings}), tmp_path / "out", shares=True)
+        for method, settings in (("linear", {}), ("della", {"epsilon": 0.4, "density": 0.5}), ("ram", {"epsilon": 0.4}))
+    )
+    assert plain == della and all(less < all_ for less, all_ in zip(ram.changed, plain.changed, strict=True))
+
+
 SPECIAL: dict[str, dict[str, object]] = {"slerp": {"t": 0.3}, "dare_ties": {"density": 0.5}, "della": {"density": 0.5}, "ties": {"density": 0.5}}
 
 
