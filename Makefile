@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= -q
+PYTEST_FLAGS ?= -q -n 2 --dist loadfile
 SHELL := /bin/sh
 BIN := .venv/bin
 INSTALLED := .venv/.installed

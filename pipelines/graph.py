@@ -49,7 +49,7 @@ def inputs(stage: str, *models: str) -> list[Path]:
         "sft": [paths.SPLITS["sft"], paths.BASE],
         "difficulty": [paths.SPLITS["rl"], paths.SFT],
         "synthesis": [paths.GRADED, paths.CURATION, paths.BENCHMARKS],
-        "merging": [paths.BASE, paths.SFT, paths.RL_MANIFESTS],
+        "merging": [paths.BASE, paths.SFT, paths.RL_MANIFESTS, paths.UNGRADED, paths.BENCHMARKS],
         "evaluation": [paths.BENCHMARKS, paths.MODELS, paths.ROLLOUTS],
         "report": [
             paths.SOURCES,

@@ -23,12 +23,16 @@ MODELS = Path("data/models")
 BASE = MODELS / "base"
 SFT = MODELS / "sft"
 MERGED = MODELS / "merged"
+SEARCH = MERGED / "search.json"
+"""What a search for the best merge tried, where params ask for one."""
 
 DIFFICULTY = Path("data/difficulty")
 SELECTED = DIFFICULTY / "selected.parquet"
 """Problems inside the band, with pass rates."""
 GRADED = DIFFICULTY / "graded.parquet"
 """All graded problems."""
+UNGRADED = DIFFICULTY / "dropped.parquet"
+"""Problems that are not selected, with the reason."""
 
 SYNTHESIS = Path("data/synthesis")
 SYNTHESISED = SYNTHESIS / "problems.parquet"

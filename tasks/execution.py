@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from pipelines import paths
+from pipelines.store import read_json
 from tasks import locking, processes, promotion, reporting, settings, versioning
 from tasks.tracking import StageRun, Tracker
 
@@ -46,6 +47,8 @@ def _tell(run: StageRun, models: dict[str, str]) -> None:
     run.tag({f"dvc.out.{path}": digest for path, digest in digests.items()})
     if model := versioning.trained(stage):
         run.register(model, digests[paths.model(model).as_posix()])
+    if stage == "merging" and (project / paths.SEARCH).exists():
+        run.log_search(read_json(project / paths.SEARCH))
     if stage == "evaluation":
         decision = promotion.promote(run, models)
         run.tag(

@@ -91,8 +91,9 @@ def check_methods(loaded: Params) -> None:
     Raises:
         UserError: names the method or setting and the nearest valid one.
     """
-    from pipelines.merging import METHODS
-    from pipelines.methods import bind, choose
+    from pipelines.merging import rule
+    from pipelines.merging.search import grid
+    from pipelines.methods import choose
     from pipelines.rl.recipe import recipe
     from pipelines.verifiers import VERIFIERS
 
@@ -104,7 +105,10 @@ def check_methods(loaded: Params) -> None:
         with _naming(f"rl.stages.{name}"):
             recipe(stage.recipe, **stage.overrides)
     with _naming("merging"):
-        bind("merge method", METHODS, loaded.merging.method, loaded.merging.settings)
+        rule(loaded.merging.method, loaded.merging.settings)
+        for entry in loaded.merging.search.candidates if loaded.merging.search else ():
+            for candidate in grid(entry.method, entry.settings, entry.grid):
+                rule(entry.method, candidate.settings)
 
 
 @contextmanager

@@ -172,6 +172,21 @@ class StageRun:
             if path.suffix == ".json":
                 self._log([(name, value, 0) for name, value in read_json(self.tracker.project / path).items()], prefix="final.")
 
+    def log_search(self, record: Mapping[str, Any]) -> None:
+        """A search's trials as nested runs with their settings and scores; the winner and what it won by at this run."""
+        from mlflow.entities import Metric, Param
+
+        for number, trial in enumerate(record["trials"]):
+            tags = {"touchstone.kind": "trial", "mlflow.parentRunId": self.id, "winner": str(trial["name"] == record["winner"]).lower()}
+            child = self.tracker.client.create_run(self.tracker.experiment, run_name=trial["name"], tags=tags).info.run_id
+            with self.tracker.closing(child):
+                given = {"method": trial["method"] or "none", "models": trial["models"], **dict(_flatten(trial["settings"]))}
+                params = [Param(name, _text(value)[:VALUE_LIMIT]) for name, value in given.items() if name]
+                now = time.time_ns() // 1_000_000
+                metrics = [Metric(name, float(trial[name]), now, number) for name in ("mean", "low", "high") if name in trial]
+                self.tracker.client.log_batch(child, metrics=metrics, params=params)
+        self.tag({"search.winner": record["winner"], "search.expert": record["expert"]})
+
     def tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 

@@ -10,6 +10,49 @@ from pipelines.config.common import GenerationSettings, Positive, Section, Share
 from pipelines.config.diagnostics import DiagnosticsSettings
 
 
+class TokenizerPolicy(Section):
+    """What becomes of vocabularies that differ. Without one they stop the merge."""
+
+    source: str = "union"
+    """`union`, `base`, or a model folder: whose tokens the result has."""
+    pad_to_multiple_of: Positive | None = None
+    """Rows of zeros are added to the embedding until its height is a multiple of this."""
+
+
+class CandidateSettings(Section):
+    """Merges that a search tries: one method with every combination of some settings."""
+
+    method: str
+    """A row of pipelines.merging.METHODS."""
+    settings: dict[str, Any] = {}
+    """Keyword settings that all of them share."""
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Setting -> values to try."""
+
+
+class SearchSettings(Section):
+    """Choose the merge by problems of the `rl` split that no RL stage has seen: those that difficulty.limit left ungraded."""
+
+    candidates: tuple[CandidateSettings, ...] = (
+        CandidateSettings(method="linear"),
+        CandidateSettings(method="ram_plus"),
+        CandidateSettings(method="ties", grid={"density": [0.2, 0.5]}),
+        CandidateSettings(method="task_arithmetic", grid={"lambda": [0.5, 1.0]}),
+    )
+    """Tried in this order, after merging.method with its own settings."""
+    greedy: bool = True
+    """Try the greedy soup too (arXiv 2203.05482)."""
+    budget: Positive = 8
+    """Merges that are scored, at most; the experts themselves come on top."""
+    problems: Annotated[int, Field(ge=4)] = 200
+    """Validation problems of each domain; half of them choose, the other half compares the winner with the best expert."""
+    samples: Positive = 4
+    """Responses per problem; the score of a problem is the share of correct ones (pass@1)."""
+    generation: GenerationSettings = GenerationSettings()
+    bootstrap: Positive = 10000
+    """Resamples of problems for intervals."""
+
+
 class MergingSettings(Section):
     """How the RL experts become one model."""
 
@@ -23,6 +66,10 @@ class MergingSettings(Section):
     """Keyword settings of the method."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Stored dtype of the merged weights."""
+    tokenizer: TokenizerPolicy | None = None
+    """What becomes of vocabularies that differ; null refuses them."""
+    search: SearchSettings | None = None
+    """Try several merges and keep the one that validates best; null merges by `method` alone."""
 
 
 class GateSettings(Section):

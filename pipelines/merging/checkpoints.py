@@ -44,17 +44,27 @@ class Slice:
     start: int
     size: int
 
-    def read(self) -> torch.Tensor:
-        """The tensor as stored."""
-        buffer = bytearray(self.size)
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def read(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Elements `start` to `stop` as stored, flat; in `out` if it is given and of the stored dtype.
+
+        Raises:
+            UserError: the file ends before them.
+        """
+        if start >= stop:
+            return torch.empty(0, dtype=self.dtype)
+        buffer = out if out is not None and out.dtype == self.dtype else torch.empty(stop - start, dtype=self.dtype)
+        view, done = buffer.view(torch.uint8).numpy().data, 0
         with self.file.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            view, done = memoryview(buffer), 0
-            while done < self.size and (got := file.readinto(view[done:])):
+            file.seek(self.start + start * self.dtype.itemsize)
+            while done < len(view) and (got := file.readinto(view[done:])):
                 done += got
-        if done < self.size:
-            raise UserError(f"{self.file}: ends after {self.start + done} bytes, a tensor needs {self.start + self.size}")
-        return torch.frombuffer(buffer, dtype=self.dtype).reshape(self.shape) if self.size else torch.empty(self.shape, dtype=self.dtype)
+        if done < len(view):
+            raise UserError(f"{self.file}: it ends within tensor data that its header promises")
+        return buffer
 
 
 def tensors(folder: Path) -> dict[str, Slice]:
@@ -98,6 +108,8 @@ def _header(file: Path) -> dict[str, Slice]:
             if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
+            if entry["dtype"] not in DTYPES:
+                raise UserError(f"{file}: tensor '{name}' is {entry['dtype']}; weights that are quantised cannot be merged")
             dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
             if end - begin != math.prod(shape) * dtype.itemsize or begin < 0 or 8 + length + end > total:
                 raise ValueError(f"tensor '{name}' does not fit")

@@ -1,46 +1,53 @@
-"""The merge engine: headers first, then one tensor at a time from files to file, in fp32.
+"""The merge engine: headers first, then tensors from files to file in chunks, in fp32.
 
-Why not load the models: three 7B models in fp32 are 84 GB, one tensor of them is not one. The output's headers are planned
-from the inputs' headers, so every byte is written once and in order. What does not fit together stops the merge before
-anything is written, and what is not finite stops it with the tensor's name; the output folder appears whole or not at all.
+Why not load the models: three 7B models in fp32 are 84 GB, a chunk of each is 4 MB. The output's headers are planned from the
+inputs' headers, so workers write every merged chunk to its place in the file, in any order. What does not fit together stops the
+merge before anything is written, and what is not finite stops it with the tensor and the file; the output folder appears whole or not
+at all.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pipelines.errors import UserError
-from pipelines.merging.checkpoints import INDEX, Slice, header, plan, raw, tensors
-from pipelines.merging.methods import overlap
-from pipelines.store import replacing_folder
+from pipelines.lineage.code import code_sha256
+from pipelines.lineage.digests import file_sha256
+from pipelines.lineage.manifests import PREDICATE, STATEMENT
+from pipelines.merging.checkpoints import INDEX, Shard, header, plan, raw
+from pipelines.merging.configs import MergeConfig
+from pipelines.merging.inputs import Inputs, equal, open_inputs, read_json
+from pipelines.merging.methods import COUNTING, SURVEYS, Rule
+from pipelines.merging.ram import overlap
+from pipelines.merging.tensors import CHUNK, Group
+from pipelines.merging.vocabulary import TOKENIZER
+from pipelines.store import replacing_folder, write_json
 
-COPIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-    "*.py",
-)
-"""Files beside the weights that make a folder a model; taken from the base."""
-SAME = ("model_type", "architectures", "vocab_size", "tie_word_embeddings")
-"""Entries of config.json that must agree: equal names and shapes alone would let a tied and an untied head through."""
+MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
+"""Files beside weights and config that make a folder a model; taken from the base."""
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
+"""Those of its tokenizer; taken from the base unless a policy names another model."""
+MANIFEST = "merge.json"
+BUILD = "touchstone/merge/v1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MOST_WORKERS = 8
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What a merge saw. Per expert, in the order given: share of parameters it changed, and share that it alone changed."""
+    """What a merge made. Per expert, in the order given: share of parameters it changed, and share that it alone changed."""
 
     tensors: int
     parameters: int
@@ -48,143 +55,204 @@ class MergeSummary:
     alone: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The checkpoints of one merge, known to fit together."""
+def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares: bool = False) -> MergeSummary:
+    """Merge `config.models` into the model folder `out`, which appears whole or not at all.
 
-    base: Path
-    models: tuple[Path, ...]
-    slices: dict[str, list[Slice]]
-    """Tensor name -> its place in the base, then in each model."""
-
-    def read(self, name: str) -> list[torch.Tensor]:
-        """One tensor from every checkpoint, as stored.
-
-        Raises:
-            UserError: an input holds NaN or inf.
-        """
-        found = [place.read() for place in self.slices[name]]
-        for tensor, folder in zip(found, (self.base, *self.models), strict=True):
-            if tensor.is_floating_point() and not finite(tensor):
-                raise UserError(f"{folder}: tensor '{name}' holds NaN or inf")
-        return found
-
-    def floating(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-        """Every tensor that can be merged, in fp32: base, experts."""
-        for name in sorted(self.slices):
-            if self.slices[name][0].dtype.is_floating_point:
-                base, *experts = (tensor.float() for tensor in self.read(name))
-                yield base, experts
-
-
-def finite(tensor: torch.Tensor) -> bool:
-    """No NaN and no inf: both survive into the extremes, which cost one pass and no memory."""
-    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
-
-
-def open_inputs(base: Path, models: tuple[Path, ...]) -> Inputs:
-    """Read all headers and check that the checkpoints fit together.
+    workers: tensors under way at once; by default one for each processor. shares: count what each expert changed, in a walk over all tensors.
 
     Raises:
-        UserError: no models, or a checkpoint differs from the base in names, shapes, architecture or vocabulary.
+        UserError: unknown method or setting, or inputs that do not fit together or are not finite.
     """
-    if not models:
-        raise UserError("merging: there is no model to merge")
-    reference = tensors(base)
-    if not reference:
-        raise UserError(f"{base}: holds no tensors")
-    slices = {name: [place] for name, place in reference.items()}
-    for model in models:
-        _check_configs(base, model)
-        found = tensors(model)
-        for name in sorted(reference.keys() ^ found.keys()):
-            has, lacks = (base, model) if name in reference else (model, base)
-            raise UserError(f"{lacks}: tensor '{name}' is missing, {has} has it")
-        for name, place in found.items():
-            expected = reference[name]
-            if place.shape != expected.shape:
-                raise UserError(f"{model}: tensor '{name}' has shape {list(place.shape)}, expected {list(expected.shape)} as in {base}")
-            if place.dtype.is_floating_point != expected.dtype.is_floating_point:
-                raise UserError(f"{model}: tensor '{name}' is {place.dtype}, expected {expected.dtype} as in {base}")
-            slices[name].append(place)
-    return Inputs(base, models, slices)
+    config.rule_for(1)
+    for folder in config.folders:
+        if folder.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out}: the result would replace {folder}, which is merged; name another folder")
+    inputs = open_inputs(config.folders, config.tokenizer)
+    with _workers(workers) as pool:
+        read = {file: pool.submit(file_sha256, file) for file in _files_read(inputs)}
+        job = Job(config, inputs)
+        counts = None
+        if survey := SURVEYS.get(config.method, overlap if shares else None):
+            found = _each(pool, functools.partial(job.survey, survey), job.rules)
+            counts = sum(found, torch.zeros(len(config.models), 2, dtype=torch.int64))
+            if config.method in SURVEYS:
+                job.whole = counts
+        with replacing_folder(out) as folder:
+            shards = plan(job.sizes, config.shard_bytes)
+            _write(job, pool, shards, folder)
+            made = {shard.name: pool.submit(_settle, folder / shard.name) for shard in shards}
+            _complete(config, inputs, folder)
+            if len(shards) > 1:
+                index = {"metadata": {"total_size": sum(job.sizes.values())}, "weight_map": {name: s.name for s in shards for name in s.names}}
+                (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            digests = {file.name: made[file.name].result() if file.name in made else file_sha256(file) for file in sorted(folder.iterdir())}
+            write_json(folder / MANIFEST, _manifest(config, digests, {file: digest.result() for file, digest in read.items()}))
+    parameters = sum(group.size for group in job.groups.values())
+    counts = torch.zeros(0, 2) if counts is None else counts / parameters
+    return MergeSummary(len(job.groups), parameters, tuple(counts.sum(1).tolist()), tuple(counts[:, 0].tolist()))
 
 
-def stream(
-    inputs: Inputs, method: Callable[..., torch.Tensor], counts: torch.Tensor | None, dtype: torch.dtype, shard_bytes: int, out: Path
-) -> MergeSummary:
-    """Merge every tensor by `method` into the model folder `out`. `counts`: whole-model statistics, for methods that take them."""
-    shapes = {name: places[0].shape for name, places in inputs.slices.items()}
-    dtypes = {name: dtype if places[0].dtype.is_floating_point else places[0].dtype for name, places in inputs.slices.items()}
-    sizes = {name: torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items()}
-    shards = plan(sizes, shard_bytes)
-    totals = torch.zeros(len(inputs.models), 2, dtype=torch.int64)
-    with replacing_folder(out) as folder:
-        _copy_companions(inputs.base, folder, dtype)
-        for shard in shards:
-            with (folder / shard.name).open("wb") as file:
-                file.write(header(shard.names, shapes, dtypes))
-                for name in shard.names:
-                    merged, changes = _merge_one(inputs, name, method, counts, dtype)
-                    file.write(raw(merged))
-                    totals += changes
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": {name: s.name for s in shards for name in s.names}}
-            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
-    alone, changed = (totals[:, 0] / parameters).tolist(), (totals.sum(1) / parameters).tolist()
-    return MergeSummary(len(shapes), parameters, tuple(changed), tuple(alone))
+class Job:
+    """One merge under way: its tensors as groups, and their rules."""
+
+    def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
+        self.method, self.inputs = config.method, inputs
+        self.whole: torch.Tensor | None = None
+        bound = config.rule_for(inputs.layers)
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.groups: dict[str, Group] = {}
+        self.rules: dict[str, Rule] = {}
+        for name, places in inputs.sources.items():
+            known, floating = inputs.alias.get(name, name), places[0].dtype.is_floating_point
+            self.dtypes[name] = DTYPES[config.dtype] if config.dtype and floating else places[0].dtype
+            self.groups[name] = Group(known, places[0].shape, len(config.models), functools.partial(self.read, name), config.with_base, config.seed)
+            if floating:
+                self.rules[name] = bound(known)
+        self.sizes = {name: group.size * self.dtypes[name].itemsize for name, group in self.groups.items()}
+
+    def read(self, name: str, number: int, start: int, out: torch.Tensor) -> None:
+        """Elements of one checkpoint into fp32; the base is number -1.
+
+        Raises:
+            UserError: NaN or inf among them.
+        """
+        place = self.inputs.sources[name][number + 1]
+        values = place.read(start, start + len(out), out)
+        if values is not out:
+            out.copy_(values)
+        if not finite(out):
+            raise UserError(f"{place.file}: tensor '{name}' holds NaN or inf")
+
+    def survey(self, statistic: Callable[..., torch.Tensor], name: str) -> torch.Tensor:
+        """A statistic of one tensor, by the rule's own notion of a change where it has one."""
+        own = getattr(self.rules[name], "keywords", {}) if self.method in COUNTING else {}
+        return statistic(replace(self.groups[name], has_base=True), **{key: own[key] for key in ("epsilon",) if key in own})
+
+    def merged(self, name: str) -> Iterator[torch.Tensor]:
+        """The merged tensor piece by piece, flat, in its stored dtype.
+
+        Raises:
+            UserError: it leaves the range of the dtype, or is of another kind than floating point and differs between the models.
+        """
+        group, dtype = self.groups[name], self.dtypes[name]
+        if name not in self.rules:
+            first, *others = self.inputs.sources[name]
+            if not all(equal(first, other) for other in others):
+                raise UserError(f"merging: tensor '{name}' is {first.dtype} and differs between the models; only floating point can be merged")
+            yield from (first.read(start, min(start + CHUNK, group.size)) for start in range(0, group.size, CHUNK))
+            return
+        for piece in self.rules[name](replace(group, whole=self.whole)):
+            stored = piece.reshape(-1).to(dtype)
+            if not finite(stored):
+                raise UserError(f"merging: tensor '{name}' leaves the range of {dtype} once merged")
+            yield stored
 
 
-def _merge_one(
-    inputs: Inputs, name: str, method: Callable[..., torch.Tensor], counts: torch.Tensor | None, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor | int]:
-    """One merged tensor in its stored dtype, and who changed how many of its entries."""
-    found = inputs.read(name)
-    if not found[0].is_floating_point():
-        if any(not torch.equal(found[0], other) for other in found[1:]):
-            raise UserError(f"merging: tensor '{name}' is {found[0].dtype} and differs between the models; only floating point can be merged")
-        return found[0], 0
-    base, *experts = (tensor.float() for tensor in found)
-    merged = method(base, experts) if counts is None else method(base, experts, counts)
-    stored = merged.to(dtype)
-    if not finite(stored):
-        raise UserError(f"merging: tensor '{name}' leaves the range of {dtype} once merged")
-    return stored, overlap(base, experts)
+def finite(values: torch.Tensor) -> bool:
+    """No NaN and no inf: both survive into the extremes, which cost one pass and no memory."""
+    return values.numel() == 0 or all(bool(extreme.isfinite()) for extreme in values.aminmax())
 
 
-def _check_configs(base: Path, model: Path) -> None:
-    """Architecture and vocabulary must agree; token ids must mean the same."""
-    ours, theirs = _json(base / "config.json"), _json(model / "config.json")
-    for key in SAME:
-        if ours.get(key) != theirs.get(key):
-            raise UserError(f"{model / 'config.json'}: {key} is {theirs.get(key)!r}, expected {ours.get(key)!r} as in {base}")
-    if _vocabulary(base) != _vocabulary(model):
-        raise UserError(f"{model / 'tokenizer.json'}: the vocabulary differs from that of {base}")
-
-
-def _vocabulary(folder: Path) -> Any:
-    """Tokens and added tokens of a fast tokenizer; None for a model without one."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
-    tokenizer = _json(file)
-    return tokenizer.get("model", {}).get("vocab"), [(token["id"], token["content"]) for token in tokenizer.get("added_tokens", [])]
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected a Hugging Face model folder")
+@contextmanager
+def _workers(count: int | None) -> Iterator[ThreadPoolExecutor]:
+    """Threads that compute on one processor each; what has not begun when the block fails never does."""
+    count = count or min(os.cpu_count() or 1, MOST_WORKERS)
+    pool = ThreadPoolExecutor(count, "merging", torch.set_num_threads, (1,))
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}") from None
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _copy_companions(base: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Config, generation config, tokenizer and chat template, with the stored dtype corrected."""
-    for file in sorted({file for pattern in COPIED for file in base.glob(pattern) if file.is_file()}):
-        shutil.copyfile(file, folder / file.name)
-    config = _json(base / "config.json")
-    named = {key: str(dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in config}
-    (folder / "config.json").write_text(json.dumps(config | named, indent=2, sort_keys=True) + "\n")
+def _each(pool: ThreadPoolExecutor, function: Callable[[str], R], names: Iterable[str]) -> list[R]:
+    """`function` of every name, in order; after an error what has not begun is left."""
+    futures = [pool.submit(function, name) for name in names]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _write(job: Job, pool: ThreadPoolExecutor, shards: list[Shard], folder: Path) -> None:
+    """The weights: every tensor to its place in its file, largest first so that no worker is left with the largest at the end."""
+    places: dict[str, tuple[Path, int]] = {}
+    for shard in shards:
+        begin = header(shard.names, {name: group.shape for name, group in job.groups.items()}, job.dtypes)
+        (folder / shard.name).write_bytes(begin)
+        offset = len(begin)
+        for name in shard.names:
+            places[name] = (folder / shard.name, offset)
+            offset += job.sizes[name]
+
+    def one(name: str) -> None:
+        path, offset = places[name]
+        with path.open("r+b", buffering=0) as file:
+            file.seek(offset)
+            for piece in job.merged(name):
+                data = raw(piece)
+                while data:
+                    data = data[file.write(data) :]
+
+    _each(pool, one, sorted(places, key=lambda name: -job.sizes[name]))
+
+
+def _settle(file: Path) -> str:
+    """Digest of a finished file; while it is computed the disk is at work already."""
+    with file.open("rb") as handle:
+        os.fdatasync(handle.fileno())
+    return file_sha256(file)
+
+
+def _complete(config: MergeConfig, inputs: Inputs, folder: Path) -> None:
+    """Config, generation config, tokenizer and chat template, with what the merge has changed in them."""
+    donor, vocabulary = inputs.donor, inputs.vocabulary
+    tokenizer = vocabulary.source if vocabulary else donor
+    for source, patterns in ((donor, MODEL_FILES), (tokenizer, TOKENIZER_FILES)):
+        for file in sorted({file for pattern in patterns for file in source.glob(pattern) if file.is_file()}):
+            shutil.copyfile(file, folder / file.name)
+    changed: dict[str, Any] = {}
+    if config.dtype:
+        changed |= {key: config.dtype for key in ("dtype", "torch_dtype") if key in inputs.config}
+    if vocabulary:
+        changed["vocab_size"] = vocabulary.height
+        vocabulary.write(folder)
+    (folder / "config.json").write_text(json.dumps(inputs.config | changed, indent=2, sort_keys=True) + "\n")
+    if config.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(config.chat_template)
+        if (named := folder / "tokenizer_config.json").is_file() and "chat_template" in (content := read_json(named)):
+            named.write_text(json.dumps({key: value for key, value in content.items() if key != "chat_template"}, indent=2) + "\n")
+
+
+def _files_read(inputs: Inputs) -> list[Path]:
+    """Every file that the result depends on."""
+    beside = [folder / name for folder in dict.fromkeys(inputs.folders) for name in ("config.json", INDEX, TOKENIZER)]
+    return [*inputs.files(), *(file for file in beside if file.is_file())]
+
+
+@functools.cache
+def _code() -> str:
+    return code_sha256("pipelines.merging")
+
+
+def _manifest(config: MergeConfig, made: Mapping[str, str], read: Mapping[Path, str]) -> dict[str, Any]:
+    """What was made from what, how and by which code, as an in-toto statement; without times and machine paths: the same merge, the same bytes."""
+    settings = config.model_dump(mode="json", exclude={"base", "models", "shard_bytes"})
+    roles = {"base": config.base.name if config.base else None, "models": [folder.name for folder in config.models]}
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in made.items()],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD,
+                "externalParameters": settings | roles,
+                "internalParameters": {"code": {"sha256": _code()}},
+                "resolvedDependencies": [
+                    {"name": f"{file.parent.name}/{file.name}", "digest": {"sha256": digest}} for file, digest in sorted(read.items())
+                ],
+            },
+            "runDetails": {"builder": {"id": "touchstone"}},
+        },
+    }

@@ -94,6 +94,24 @@ def test_only_a_passed_gate_makes_a_champion_and_only_of_what_was_evaluated(trac
     assert alias(tracker, "touchstone-merged", "champion") == "from the cache.dir"
 
 
+def test_the_trials_of_a_search_are_nested_runs(tracker):
+    trials = [
+        {"name": "math", "method": None, "settings": {}, "models": ["math"], "mean": 0.5, "low": 0.4, "high": 0.6, "count": 9},
+        {"name": "ties density 0.2", "method": "ties", "settings": {"density": 0.2}, "models": ["math", "code"], "mean": 0.625},
+    ]
+    with stage(tracker, "merging") as run:
+        run.log_search({"trials": trials, "winner": "ties density 0.2", "expert": "math"})
+    children = tracker.client.search_runs([tracker.experiment], f"tags.`mlflow.parentRunId` = '{run.id}'", order_by=["attributes.start_time"])
+    assert [(child.info.run_name, child.info.status, child.data.tags["winner"]) for child in children] == [
+        ("math", "FINISHED", "false"),
+        ("ties density 0.2", "FINISHED", "true"),
+    ]
+    assert children[0].data.metrics == {"mean": 0.5, "low": 0.4, "high": 0.6}
+    assert children[1].data.params == {"method": "ties", "models": '["math", "code"]', "density": "0.2"}
+    tags = tracker.client.get_run(run.id).data.tags
+    assert (tags["search.winner"], tags["search.expert"]) == ("ties density 0.2", "math")
+
+
 def test_runs_of_a_killed_process_are_closed_by_the_next(tracker):
     left = tracker.client.create_run(tracker.experiment).info.run_id
     with tracker.pipeline() as run:
