@@ -77,7 +77,7 @@ def made_rollouts(problems: Sequence[Problem]) -> list[Rollout]:
     return rows
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tensors this small only lose by sharing: on a busy machine threads wait for one another."""
     before = torch.get_num_threads()

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import paths, views
 from pipelines.config import read_yaml
+from pipelines.config.common import GenerationSettings
 from pipelines.config.evaluation import EvaluationSettings
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.evaluation import benchmarks
@@ -191,7 +192,7 @@ class Answering:
     texts = ("\\boxed{4}", "\\boxed{0.5}", "\\boxed{\\frac{1}{2}} Confidence: 30%", "I do not know.")
 
     def __init__(self, tokenizer: Any, calls: int) -> None:
-        self.tokenizer, self.calls, self.asked = tokenizer, calls, 0
+        self.tokenizer, self.settings, self.calls, self.asked = tokenizer, GenerationSettings(), calls, 0
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[list[Sample]]:
         if self.calls == 0:

@@ -308,7 +308,7 @@ def test_dynamic_sampling_draws_until_the_groups_are_mixed():
 
 
 class Scripted:
-    tokenizer = TOKENIZER
+    tokenizer, settings = TOKENIZER, GenerationSettings()
 
     def __init__(self, text):
         self.text = text
