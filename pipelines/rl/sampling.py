@@ -14,10 +14,11 @@ from typing import Any
 
 from pipelines.config.common import GenerationSettings
 from pipelines.config.rl import RlStage
+from pipelines.errors import InfrastructureError
 from pipelines.generation import Generator, Progress, Request, Sample, serving
 from pipelines.models.adapters import plain_weights
 from pipelines.models.sharding import weights
-from pipelines.records import Problem, Rollout
+from pipelines.records import Outcome, Problem, Rollout
 from pipelines.rl import ranks
 from pipelines.rl.data import Clock, draw, rollouts
 from pipelines.verifiers import VerifierPool
@@ -107,16 +108,23 @@ class Sampler:
         return _flat(ranks.collect(self._answer(self._chosen(step, number), step, clock)))
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
-        """Share of right responses of the policy as it stands after `step`."""
+        """Share of right responses of the policy as it stands after `step`, among those that could be judged.
+
+        Raises:
+            InfrastructureError: none could.
+        """
         if self._under_way:
             self._under_way[1].result()
         self.generator.push(self._policy, step)
         clock = Clock()
         mine = [problems[place] for place in self._share(len(problems))]
         made = rollouts(self.generator, self.pool, mine, samples, (*self._seed, "validation"), step, clock) if mine else []
-        figures = ranks.total({"right": sum(r.reward == 1.0 for r in made), "all": len(made)})
+        outcomes = [r.outcome for r in made if r.outcome != Outcome.INFRASTRUCTURE]
+        figures = ranks.total({"right": outcomes.count(Outcome.CORRECT), "all": len(outcomes)})
         if self._behaviour is not None:
             self.generator.push(self._behaviour, max(step - 1, 0))
+        if not figures["all"]:
+            raise InfrastructureError(f"step {step}: no response to a held-out problem could be judged")
         return figures["right"] / figures["all"]
 
     def state(self) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from pipelines.config.rl import KlControl, RlStage
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import TorchGenerator
 from pipelines.models import precision
+from pipelines.models.adapters import plain_weights
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import make_optimiser, schedule
 from pipelines.models.sharding import gathered, shard, weights
@@ -189,7 +190,7 @@ def share_of(kept: Sequence[Rollout], groups: Sequence[Sequence[int]]) -> list[R
         InfrastructureError: there are fewer groups than processes.
     """
     mine = {group for some in groups for group in some[ranks.rank() :: ranks.world()]}
-    if min(len(groups[0]), ranks.world()) < ranks.world():
+    if len(groups[0]) < ranks.world():
         raise InfrastructureError(f"{len(groups[0])} groups are left for {ranks.world()} processes: lower `processes` or `minibatches`")
     return [rollout for rollout in kept if rollout.group_id in mine]
 
@@ -226,7 +227,7 @@ def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
             for name, theirs in actor.frozen["teacher"].named_parameters():
                 theirs.lerp_(ours[name], rate)
     if step in settings.reset_reference and "ref" in actor.frozen:
-        actor.frozen["ref"].load_state_dict(weights(actor.policy), strict=False)
+        actor.frozen["ref"].load_state_dict(plain_weights(actor.policy))
 
 
 def kl_factor(control: KlControl, kl: float) -> float:

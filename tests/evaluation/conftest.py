@@ -1,6 +1,6 @@
 """A small project whose checkpoints are real: a two-layer model that memorises sums, at three stages of learning."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -75,15 +75,6 @@ def made_rollouts(problems: Sequence[Problem]) -> list[Rollout]:
             given = Rollout(problems[step % 18].problem_id, step, i, step, "rl@sums", [1], [2], [0.0], [step], "stop", "", outcome, extracted)
             rows.append(given)
     return rows
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose by sharing: on a busy machine threads wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

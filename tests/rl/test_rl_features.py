@@ -145,6 +145,10 @@ def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path, start):
     plain = policy_of(plain_weights(policy))
     torch.testing.assert_close(token_logp(plain, ids, score), token_logp(policy, ids, score), rtol=0, atol=1e-5)
     assert not torch.allclose(token_logp(plain, ids, score), token_logp(policy_of(start), ids, score), atol=1e-3)
+    reference, learner = policy_of(start), policy_of(start)
+    add_adapters(learner, LoraSettings(rank=4, alpha=8), 1)
+    trained(tmp_path / "reset", learner, row="grpo_kl", frozen={"ref": reference}, steps=2, reset_reference=(2,))
+    assert equal(reference.state_dict(), plain_weights(learner)) and not equal(reference.state_dict(), start)
     with pytest.raises(UserError, match=r"lora.targets \['nonsense'\]"):
         add_adapters(policy_of(start), LoraSettings(targets=("nonsense",)), 1)
 
