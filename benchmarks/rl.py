@@ -7,7 +7,7 @@ and reward (the verifier `exact`), and run in processes of their own on the same
     TRL's GRPOTrainer        release 1.16, in a virtual environment that this benchmark makes: trained tokens a second, largest resident set
 
 then the phases of a step, and what group size and length do to both rates. Trained tokens are response tokens that an update saw; the first
-steps warm up and do not count.
+steps warm up and do not count. The two sides take turns, three times; the median counts.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 TRL = ("trl==1.16.0", "torch==2.13.0", "transformers==5.19.0", "datasets", "accelerate", "pydantic", "pyyaml", "numpy", "pyarrow")
 PROMPTS, GROUP, LENGTH, LR = 16, 8, 64, 3e-4
 WARM_UP = 2
+ROUNDS = 3
 GROWTH = [(4, 64), (8, 64), (16, 64), (32, 64), (8, 32), (8, 128), (8, 256)]
 
 
@@ -51,18 +52,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder)
-        ours, theirs = (measured(sys.executable, side, folder, options.steps) for side in ("engine", "library"))
-        figures["generate"] = {"ours": ours, "library": theirs, "times": ours["tokens_per_second"] / theirs["tokens_per_second"]}
-        print(f"generation of {PROMPTS} x {GROUP} responses: {ours['tokens_per_second']:,.0f} tokens/s, Hugging Face generate", end=" ")
-        print(f"{theirs['tokens_per_second']:,.0f}: {figures['generate']['times']:.1f} times")
-        mine = measured(sys.executable, "touchstone", folder, options.steps)
-        figures["train"] = {"ours": mine}
-        print(f"training: {mine['tokens_per_second']:,.0f} trained tokens/s, {mine['gigabytes']:.2f} GB; a step {shown(mine['phases'])}")
-        if not options.skip_trl:
-            python = environment(options.environment)
-            trl = measured(str(python), "trl", folder, options.steps)
-            figures["train"] |= {"trl": trl, "times": mine["tokens_per_second"] / trl["tokens_per_second"]}
-            print(f"TRL 1.16: {trl['tokens_per_second']:,.0f} trained tokens/s, {trl['gigabytes']:.2f} GB: {figures['train']['times']:.1f} times")
+        figures["generate"] = beside(folder, options.steps, (sys.executable, "engine"), (sys.executable, "library"))
+        print(f"generation of {PROMPTS} x {GROUP} responses, Hugging Face generate: {told(figures['generate'])}")
+        python = sys.executable if options.skip_trl else str(environment(options.environment))
+        figures["train"] = beside(folder, options.steps, (sys.executable, "touchstone"), (python, "touchstone" if options.skip_trl else "trl"))
+        other = "the loop again" if options.skip_trl else "TRL 1.16"
+        print(f"training, {other}: {told(figures['train'])}; a step {shown(figures['train']['ours']['phases'])}")
         print(f"{'group':>6}{'length':>8}{'generated/s':>13}{'trained/s':>11}{'GB':>7}  phases")
         figures["growth"] = []
         for group, length in GROWTH:
@@ -71,6 +66,20 @@ def main() -> None:
             rates = f"{row['generated_per_second']:>13,.0f}{row['tokens_per_second']:>11,.0f}"
             print(f"{group:>6}{length:>8}{rates}{row['gigabytes']:>7.2f}  {shown(row['phases'])}")
     print(json.dumps(figures))
+
+
+def beside(folder: Path, steps: int, ours: tuple[str, str], theirs: tuple[str, str]) -> dict[str, Any]:
+    """Both sides (python, side) in turn, ROUNDS times: the round whose ratio is the median, and all ratios. The machine's speed drifts."""
+    rounds = [(measured(*ours, folder, steps), measured(*theirs, folder, steps)) for _ in range(ROUNDS)]
+    rounds.sort(key=lambda pair: pair[0]["tokens_per_second"] / pair[1]["tokens_per_second"])
+    mine, other = rounds[ROUNDS // 2]
+    return {"ours": mine, "theirs": other, "times": [a["tokens_per_second"] / b["tokens_per_second"] for a, b in rounds]}
+
+
+def told(pair: dict[str, Any]) -> str:
+    """Rates and memory of the median round, and the ratios of all."""
+    ours, theirs = (f"{pair[side]['tokens_per_second']:,.0f} tokens/s in {pair[side]['gigabytes']:.2f} GB" for side in ("ours", "theirs"))
+    return f"{ours} against {theirs}, {', '.join(f'{times:.1f}' for times in pair['times'])} times"
 
 
 def shown(phases: dict[str, float]) -> str:
@@ -88,7 +97,7 @@ def measured(python: str, side: str, folder: Path, steps: int, group: int = GROU
                 most = max(most, sum(part.memory_info().rss for part in (watched, *watched.children(recursive=True))))
             except psutil.NoSuchProcess:
                 pass
-            time.sleep(0.05)
+            time.sleep(0.25)  # looking at the processes costs both sides time
         assert process.stdout is not None
         out = process.stdout.read().strip().splitlines()
         if process.returncode:
