@@ -66,7 +66,8 @@ class RlStage(Section):
     micro_batch: Positive = 64
     """Sequences per forward and backward; changes memory, not the loss."""
     processes: Positive = 1
-    """Data-parallel processes (torchrun): each answers its share of the problems, weights and optimiser state are sharded (FSDP2)."""
+    """Data-parallel processes (torchrun): each answers its share of the problems, weights and optimiser state are sharded (FSDP2).
+    Engines other than torch run in the first one and answer for all."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the update's matrix products (autocast); weights, gradients and optimiser state are float32."""
     gradient_checkpointing: bool = False

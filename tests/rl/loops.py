@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from killing import die_after
+
 from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import ArithmeticSource
@@ -40,10 +42,6 @@ def settings(**changes) -> RlStage:
     })  # fmt: skip
 
 
-class Killed(Exception):
-    pass
-
-
 def policy_of(weights):
     model = tiny_model(TINY, TOKENIZER, 1)
     model.load_state_dict(weights)
@@ -54,14 +52,7 @@ def prepared(folder: Path, stop_at: int | None = None) -> tuple[Journal, Checkpo
     """The journal, which raises Killed after step `stop_at`, and the checkpoints of a run in `folder`."""
     journal = Journal(folder / "journal.jsonl", "rl")
     if stop_at:
-        log = journal.log
-
-        def dying(step, *args, **kwargs):
-            log(step, *args, **kwargs)
-            if step == stop_at:
-                raise Killed
-
-        journal.log = dying
+        die_after(journal, stop_at)
     checkpoints = Checkpoints(folder / "checkpoints", {"a": 1})
     checkpoints.prepare()
     return journal, checkpoints

@@ -6,7 +6,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
-from loops import PROBLEMS, TOKENIZER, Killed, policy_of, prepared, run, settings, trained
+from killing import Killed
+from loops import PROBLEMS, TOKENIZER, policy_of, prepared, run, settings, trained
 
 from pipelines.config.common import GenerationSettings, PromptSettings
 from pipelines.config.rl import KlControl, RlStage, ValidationSettings

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from loops import PROBLEMS, Killed, run
+from killing import Killed
+from loops import PROBLEMS, run
 
 from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Rollout

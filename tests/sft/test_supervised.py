@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import Killed, die_after
 
 from pipelines.config.common import OptimiserSettings
 from pipelines.config.sources import ArithmeticSource, FunctionsSource
@@ -125,18 +126,8 @@ def train(folder: Path, stop_at: int | None = None):
     checkpoints = Checkpoints(folder, {"settings": 1})
     checkpoints.prepare()
 
-    class Killed(Exception):
-        pass
-
     if stop_at:
-        log = journal.log
-
-        def dying(step, *args, **kwargs):
-            log(step, *args, **kwargs)
-            if step == stop_at:
-                raise Killed
-
-        journal.log = dying
+        die_after(journal, stop_at)
         with pytest.raises(Killed):
             loop.train(model, examples, settings, seed=1, purpose="t", journal=journal, checkpoints=checkpoints)
     else:
