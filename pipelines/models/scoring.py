@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.models.decoder import Decoder, unsupported
+from pipelines.models.exactness import at_true
 from pipelines.models.packing import pack
 from pipelines.models.sharding import within
 
@@ -109,12 +110,13 @@ def hidden_states(model: Any, ids_BT: Tensor, score_BT: Tensor, *, ends: bool = 
     """
     if not score_BT.any(1).all() or unsupported(model) or (model.training and getattr(model.config, "attention_dropout", 0.0)):
         hidden_BTE = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-        last_B = (score_BT * torch.arange(score_BT.shape[1], device=score_BT.device)).amax(-1)
-        at_end = hidden_BTE[torch.arange(len(last_B), device=last_B.device), last_B] if ends else None
-        return hidden_BTE[:, :-1][score_BT[:, 1:]], at_end
+        place_T = torch.arange(score_BT.shape[1], device=score_BT.device)
+        last_B = (score_BT * place_T).amax(-1)
+        at_end = at_true(hidden_BTE, place_T == last_B[:, None]) if ends else None
+        return at_true(hidden_BTE[:, :-1], score_BT[:, 1:]), at_end
     packing = pack(ids_BT, score_BT, ends=ends)
     hidden_NE = Decoder(model).packed(packing, recompute=model.is_gradient_checkpointing and torch.is_grad_enabled())
-    return hidden_NE[packing.read_M], hidden_NE[packing.end_B] if ends else None
+    return hidden_NE.index_select(0, packing.read_M), None if packing.end_B is None else hidden_NE.index_select(0, packing.end_B)
 
 
 def token_logp(model: Any, ids_BT: Tensor, score_BT: Tensor) -> Tensor:

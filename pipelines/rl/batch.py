@@ -178,7 +178,7 @@ def group_sum(value_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
     index, groups = group_index(group_B)
     total = torch.zeros(groups, dtype=value_B.dtype, device=value_B.device).index_add(0, index, value_B)
     size = torch.zeros_like(total).index_add(0, index, torch.ones_like(value_B))
-    return total[index], size[index]
+    return total.index_select(0, index), size.index_select(0, index)
 
 
 def group_mean(value_B: Tensor, group_B: Tensor) -> Tensor:

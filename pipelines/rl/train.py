@@ -24,6 +24,7 @@ from pipelines.generation import TorchGenerator
 from pipelines.models import precision
 from pipelines.models.adapters import plain_weights
 from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import make_optimiser, schedule
 from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
@@ -104,7 +105,11 @@ def train(
     guide = TorchGenerator(actor.frozen["guide"], tokenizer, settings.generation) if "guide" in actor.frozen else None
     by_id = {problem.problem_id: problem for problem in problems}
     validation = Validation(settings.validation, held_out, checkpoints, held) if settings.validation else None
-    with VerifierPool() as pool, Sampler(generator, pool, problems, settings, (seed, stage), policy, behaviour, eligible) as sampler:
+    with (
+        deterministic(policy.device),
+        VerifierPool() as pool,
+        Sampler(generator, pool, problems, settings, (seed, stage), policy, behaviour, eligible) as sampler,
+    ):
         state = {"held": held, **{role: actor.frozen[role] for role in moving}, **sampler.state()}
         step = _resume(policy, optimiser, state, checkpoints, journal, rollout_folder, settings.steps)
         history.read()

@@ -13,6 +13,7 @@ import torch
 
 from pipelines.config.training import LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import make_optimiser, schedule, update
 from pipelines.models.scoring import pad, token_logp
 from pipelines.progress import Journal
@@ -38,19 +39,20 @@ def train(
     if step:
         journal.say(f"resuming after step {step} of {total}")
     model.train()
-    for batch in _from(examples, settings.batch_size, seed, purpose, per_epoch, step, total):
-        began = time.monotonic()
-        step += 1
-        share = schedule(settings.optimiser, step, total)
-        loss, scored = gradients(model, batch)
-        norm = update(model, optimiser, share, settings.optimiser.max_grad_norm)
-        speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
-        journal.log(
-            step, total, f"loss {loss:.3f}  {speed:,.0f} tokens/s",
-            clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm, scored_tokens=float(scored),
-        )  # fmt: skip
-        if step % settings.checkpoint_every == 0 and step < total:
-            checkpoints.save(step, model, optimiser)
+    with deterministic(model.device):
+        for batch in _from(examples, settings.batch_size, seed, purpose, per_epoch, step, total):
+            began = time.monotonic()
+            step += 1
+            share = schedule(settings.optimiser, step, total)
+            loss, scored = gradients(model, batch)
+            norm = update(model, optimiser, share, settings.optimiser.max_grad_norm)
+            speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
+            journal.log(
+                step, total, f"loss {loss:.3f}  {speed:,.0f} tokens/s",
+                clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm, scored_tokens=float(scored),
+            )  # fmt: skip
+            if step % settings.checkpoint_every == 0 and step < total:
+                checkpoints.save(step, model, optimiser)
     model.eval()
     tail = [row["loss"] for row in journal.rows()[-20:]]
     return {"steps": float(total), "examples": float(len(examples)), "final_loss": sum(tail) / len(tail)}

@@ -24,6 +24,11 @@ def _pairs(better: Callable[[Tensor, Tensor], Tensor], rank_B: Tensor, group_B: 
     return first, second
 
 
+def _difference(score_B: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """score[first] - score[second] (N,), with a gradient that has one order although rows stand in many pairs."""
+    return score_B.index_select(0, first) - score_B.index_select(0, second)
+
+
 def count_pairs(reward_B: Tensor, group_B: Tensor, mask_BT: Tensor) -> Tensor:
     """How many pairs of responses to one prompt a batch has whose rewards differ."""
     return torch.tensor(len(_pairs(torch.gt, reward_B, group_B, mask_BT)[0])).to(mask_BT)
@@ -53,7 +58,7 @@ def preference(
     gap_BT = (logp_BT - logp_ref_BT) * mask_BT
     score_B = token_mean(gap_BT, mask_BT) if mean else gap_BT.sum(-1)
     first, second = _pairs(torch.gt, reward_B, group_B, mask_BT)
-    delta = score_B[first] - score_B[second]
+    delta = _difference(score_B, first, second)
     loss = -torch.nn.functional.logsigmoid(beta * delta) if link == "logistic" else (delta - 1 / (2 * beta)) ** 2
     return loss.sum() / pairs.clamp(min=1)
 
@@ -65,7 +70,8 @@ def odds_ratio(logp_BT: Tensor, reward_B: Tensor, group_B: Tensor, mask_BT: Tens
     bounded_B = mean_B.clamp(max=-1e-7)  # log(1 - exp(a)) near 0
     odds_B = bounded_B - torch.log(-torch.expm1(bounded_B))
     first, second = _pairs(torch.gt, reward_B, group_B, mask_BT)
-    loss = -mean_B[first] - coefficient * torch.nn.functional.logsigmoid(odds_B[first] - odds_B[second])
+    likelihood = mean_B.index_select(0, first)
+    loss = -likelihood - coefficient * torch.nn.functional.logsigmoid(_difference(odds_B, first, second))
     return loss.sum() / pairs.clamp(min=1)
 
 
@@ -89,7 +95,7 @@ def trust_region_preference(
         return -(present(mask_BT) * torch.nn.functional.logsigmoid(sign_B * score_B)).sum() / responses.clamp(min=1)
     first, second = _pairs(torch.lt, level_B, group_B, mask_BT)
     weight = torch.where(level_B[first] == 1, best, 1.0).to(score_B)
-    return -torch.nn.functional.logsigmoid(beta * weight * (score_B[first] - score_B[second])).sum() / level_pairs
+    return -torch.nn.functional.logsigmoid(beta * weight * _difference(score_B, first, second)).sum() / level_pairs
 
 
 def contrastive(
