@@ -180,7 +180,7 @@ class Bench:
         """Row -> time of score and update, as a ratio to grpo's of the same run."""
         generator = TorchGenerator(self.sft, self.tokenizer, self.settings.generation)
         with VerifierPool() as pool:
-            made = rollouts(generator, pool, self.problems[:16], 8, (self.seed, "cost", "rollout"), 1, Clock())
+            made = rollouts(generator, pool, self.problems[:16], 8, (self.seed, "cost", "rollout"), 1, Clock(), range(16))
         found: dict[str, dict[str, float]] = {}
         for name in names:
             pairs = [(self.cost("grpo", made), self.cost(name, made)) for _ in range(repeats)]

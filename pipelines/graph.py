@@ -14,7 +14,7 @@ TAIL = ("merging", "evaluation", "report")
 def stages(rl: dict[str, Any]) -> list[str]:
     """Addresses of all stages in an order in which they can run; `rl` is params' rl.stages (name -> settings).
 
-    RL stages run in the order of params, except that a stage follows its `init` and its `reference`.
+    RL stages run in the order of their names, except that a stage follows its `init` and its `reference`.
     """
     ordered: list[str] = []
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -12,6 +12,19 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0)]
 T = TypeVar("T", int, float)
 K = TypeVar("K")
+
+
+def canonical(given: Any) -> Any:
+    """Mappings in the order of their keys, all the way down, so that the order in which somebody wrote them decides nothing: neither
+    draws nor bytes. Keys that are numbers come first and by value, whether they are written as such or, as in JSON, as text."""
+    if isinstance(given, dict):
+        return {key: canonical(given[key]) for key in sorted(given, key=_by_value)}
+    return [canonical(value) for value in given] if isinstance(given, list) else given
+
+
+def _by_value(key: Any) -> tuple[int, int, str]:
+    text = str(key)
+    return (0, int(text), "") if text.isdecimal() else (1, 0, text)
 
 
 def _rising(span: tuple[T, T]) -> tuple[T, T]:
@@ -27,7 +40,7 @@ Span = Annotated[tuple[T, T], AfterValidator(_rising)]
 def _some_weight(weights: dict[K, float]) -> dict[K, float]:
     if sum(weights.values()) <= 0:
         raise ValueError(f"one weight must be above 0, got {weights}")
-    return weights
+    return canonical(weights)
 
 
 Weights = Annotated[dict[K, Annotated[float, Field(ge=0.0)]], AfterValidator(_some_weight)]
@@ -37,7 +50,12 @@ Weights = Annotated[dict[K, Annotated[float, Field(ge=0.0)]], AfterValidator(_so
 class Section(BaseModel):
     """Base of all settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _canonical(cls, given: Any) -> Any:
+        return canonical(given)
 
 
 class PromptSettings(Section):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights
+from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights, canonical
 from pipelines.config.sources import Source
 
 
@@ -32,7 +32,7 @@ class Preset(Section):
         if given["preset"] not in known:
             near = difflib.get_close_matches(str(given["preset"]), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"preset: there is no '{given['preset']}'; did you mean '{near}'? Known: {', '.join(known)}")
-        return _under(given, known[given["preset"]][cls.__name__.removesuffix("Settings").lower()])
+        return canonical(_under(given, known[given["preset"]][cls.__name__.removesuffix("Settings").lower()]))
 
 
 def _under(given: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

@@ -95,17 +95,20 @@ def respond(
     seed: tuple[object, ...],
     progress: Progress | None = None,
     first: int = 0,
+    slots: Sequence[int] | None = None,
 ) -> list[list[Sample]]:
     """`samples` responses to each problem, numbered from `first` on, in the order of `problems`.
 
     The randomness of a response depends on (seed, problem, number) alone: not on the order or number of problems, nor on how
-    many responses were asked for at once.
+    many responses were asked for at once. slots: a number for each problem that tells apart those that stand there twice; it is
+    part of what the randomness depends on.
     """
     requests = []
-    for problem in problems:
+    for place, problem in enumerate(problems):
         said = (generator.tokenizer, problem, generator.settings.prompt)
         ids, turns = tuple(prompting.prompt_ids(*said)), tuple(prompting.conversation(*said))
-        requests.append(Request(ids, samples, (*seed, problem.problem_id), first, turns))
+        key = (*seed, problem.problem_id) if slots is None else (*seed, slots[place], problem.problem_id)
+        requests.append(Request(ids, samples, key, first, turns))
     return generator.generate(requests, progress)
 
 

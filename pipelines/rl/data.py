@@ -66,15 +66,19 @@ def rollouts(
     seed: tuple[Any, ...],
     step: int,
     clock: Clock,
-    numbers: Sequence[int] | None = None,
+    slots: Sequence[int],
+    draw: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Rollout]:
-    """Groups of `group_size` judged responses, with ids 0, 1, ... or `numbers`. seed: (seed, stage, purpose)."""
-    groups = respond(generator, problems, group_size, (*seed, step), progress)
+    """Groups of `group_size` judged responses, with the ids `slots`. seed: (seed, stage, purpose).
+
+    Randomness is keyed by (seed, step, draw, slot, problem), so a problem that comes twice is answered twice.
+    """
+    groups = respond(generator, problems, group_size, (*seed, step, draw), progress, slots=slots)
     clock.lap("generate")
     verdicts = iter(pool.verify_batch([(problem, s.text) for problem, samples in zip(problems, groups, strict=True) for s in samples]))
     made = []
-    for group_id, problem, samples in zip(numbers or range(len(problems)), problems, groups, strict=True):
+    for group_id, problem, samples in zip(slots, problems, groups, strict=True):
         prompt = prompting.prompt_ids(generator.tokenizer, problem, generator.settings.prompt)
         for sample_id, sample in enumerate(samples):
             verdict = next(verdicts)

@@ -97,7 +97,7 @@ def inject(made: list[Rollout], at: Recomposition, *, at_most: float = 0.25, tri
         by_group[rollout.group_id].append(place)
     hard = [g for g, rows in by_group.items() if sum(made[row].outcome == Outcome.CORRECT for row in rows) <= at_most * len(rows)]
     problems = [at.problems[made[by_group[g][0]].problem_id] for g in hard]
-    groups = respond(at.guide, problems, tries, (*at.seed, "guide", at.step))
+    groups = respond(at.guide, problems, tries, (*at.seed, "guide", at.step), slots=hard)
     verdicts = iter(at.pool.verify_batch([(p, s.text) for p, samples in zip(problems, groups, strict=True) for s in samples]))
     out = list(made)
     for group, samples in zip(hard, groups, strict=True):

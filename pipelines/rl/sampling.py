@@ -105,7 +105,7 @@ class Sampler:
 
     def draw(self, step: int, clock: Clock, number: int = 0) -> list[Rollout]:
         """Judged responses to the problems of the step's further draw 1, 2, ..., of what is served now."""
-        return _flat(ranks.collect(self._answer(self._chosen(step, number), step, clock)))
+        return _flat(ranks.collect(self._answer(self._chosen(step, number), step, clock, number)))
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
         """Share of right responses of the policy as it stands after `step`, among those that could be judged.
@@ -117,8 +117,9 @@ class Sampler:
             self._under_way[1].result()
         self.generator.push(self._policy, step)
         clock = Clock()
-        mine = [problems[place] for place in self._share(len(problems))]
-        made = rollouts(self.generator, self.pool, mine, samples, (*self._seed, "validation"), step, clock) if mine else []
+        slots = self._share(len(problems))
+        mine = [problems[slot] for slot in slots]
+        made = rollouts(self.generator, self.pool, mine, samples, (*self._seed, "validation"), step, clock, slots) if mine else []
         outcomes = [r.outcome for r in made if r.outcome != Outcome.INFRASTRUCTURE]
         figures = ranks.total({"right": outcomes.count(Outcome.CORRECT), "all": len(outcomes)})
         if self._behaviour is not None:
@@ -142,12 +143,12 @@ class Sampler:
         key = (stage, f"draw {number}") if number else stage
         return draw(self._problems, self._settings.prompts_per_step, seed, key, step, self._eligible)
 
-    def _answer(self, chosen: Sequence[Problem], step: int, clock: Clock) -> list[list[Rollout]]:
+    def _answer(self, chosen: Sequence[Problem], step: int, clock: Clock, draw: int = 0) -> list[list[Rollout]]:
         """This process' groups, numbered as in `chosen`."""
-        numbers = self._share(len(chosen))
-        mine = [chosen[number] for number in numbers]
-        made = rollouts(self.generator, self.pool, mine, self._settings.group_size, (*self._seed, "rollout"), step, clock, numbers, self._beat)
-        return [[r for r in made if r.group_id == number] for number in numbers]
+        slots, seed = self._share(len(chosen)), (*self._seed, "rollout")
+        mine = [chosen[slot] for slot in slots]
+        made = rollouts(self.generator, self.pool, mine, self._settings.group_size, seed, step, clock, slots, draw, self._beat)
+        return [[r for r in made if r.group_id == slot] for slot in slots]
 
     def _share(self, count: int) -> range:
         """Which of so many problems this process answers: every `world`-th, or all where the first process has the engine."""

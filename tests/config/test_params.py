@@ -45,8 +45,8 @@ def put(*keys, value):
         (put("difficulty", "band", value=[0.9, 0.1]), "difficulty.band: must rise, got [0.9, 0.1]"),
         (put("curation", "steps", value=["normalize"]), "curation.steps.0: input should be 'normalise'"),
         (put("curation", "splits", "rl", value=-1), "curation.splits.rl: input should be greater than or equal to 0"),
-        (put("curation", "splits", value={"sft": 0, "rl": 0}), "curation.splits: one weight must be above 0, got {'sft': 0.0, 'rl': 0.0}"),
-        (put("rl", "stages", "math", "init", value="nope"), "rl.stages.math.init: 'nope' names no stage; choose one of base, sft, math, code"),
+        (put("curation", "splits", value={"sft": 0, "rl": 0}), "curation.splits: one weight must be above 0, got {'rl': 0.0, 'sft': 0.0}"),
+        (put("rl", "stages", "math", "init", value="nope"), "rl.stages.math.init: 'nope' names no stage; choose one of base, sft, code, math"),
         (put("rl", "stages", "base", value=PARAMS["rl"]["stages"]["math"]), "rl.stages.base: the name is taken"),
         (put("rl", "stages", "math", "domains", value=[]), "rl.stages.math.domains: tuple should have at least 1 item"),
         (put("sources", "train", "stories", "levels", value={1: 0}), "sources.train.stories.levels: one weight must be above 0, got {1: 0.0}"),
@@ -57,7 +57,7 @@ def put(*keys, value):
         (put("evaluation", "samples", value=4), "evaluation.ks: pass@8 needs as many samples, got evaluation.samples = 4"),
         (put("evaluation", "gate", "improve", value=["maths"]), "evaluation.gate.improve: 'maths' is no benchmark"),
         (put("merging", "dtype", value="int8"), "merging.dtype: input should be 'float32', 'bfloat16' or 'float16', got 'int8'"),
-        (put("merging", "models", value=["logic"]), "merging.models: 'logic' is no RL stage; there are math, code"),
+        (put("merging", "models", value=["logic"]), "merging.models: 'logic' is no RL stage; there are code, math"),
         (put("sources", "train", "a/b", value=PARAMS["sources"]["train"]["stories"]), "sources.train.a/b: string should match pattern"),
         (lambda content: content.pop("rl"), "key 'rl' is missing"),
     ],
@@ -73,7 +73,7 @@ def test_a_cycle_of_inits_is_named(tmp_path):
         content["rl"]["stages"]["math"]["init"] = "code"
         content["rl"]["stages"]["code"]["init"] = "math"
 
-    assert told(tmp_path, change) == "rl.stages.code.init: the stages math -> code -> math make a cycle"
+    assert told(tmp_path, change) == "rl.stages.math.init: the stages code -> math -> code make a cycle"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_a_file_that_is_no_params_file(tmp_path, text, words):
 
 def test_null_stands_for_all_of_them():
     params = config.load(ROOT / "params.yaml")
-    assert config.resolve(params, "merging").models == ("math", "code")
-    assert config.resolve(params, "evaluation").models == ("base", "sft", "math", "code", "merged")
+    assert config.resolve(params, "merging").models == ("code", "math")
+    assert config.resolve(params, "evaluation").models == ("base", "sft", "code", "math", "merged")
     assert set(config.resolve(params, "synthesis").generators) == set(PARAMS["sources"]["train"])
     assert config.resolve(params, "synthesis").curation == params.curation
     with pytest.raises(UserError, match="there is no RL stage 'logic'"):

@@ -119,7 +119,7 @@ def test_finished_rows_make_room_for_waiting_ones(monkeypatch):
     settings = GenerationSettings(max_new_tokens=30, batch_size=8)
     refilled = respond(TorchGenerator(model(), TOKENIZER, settings), PROBLEMS, 4, ("f",))
     tokens = sum(len(s.token_ids) for group in refilled for s in group)
-    assert len({len(s.token_ids) for group in refilled for s in group}) > 5  # responses of many lengths
+    assert len({len(s.token_ids) for group in refilled for s in group}) > 4  # responses of many lengths
     assert sum(widths) < 1.5 * tokens and widths.count(8) > 0.8 * len(widths)  # rows hold little that has ended
     widths.clear()
     whole = respond(TorchGenerator(model(), TOKENIZER, GenerationSettings(max_new_tokens=30, batch_size=1000)), PROBLEMS, 4, ("f",))

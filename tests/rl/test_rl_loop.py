@@ -8,12 +8,14 @@ import torch
 from killing import Killed
 from loops import PROBLEMS, run
 
+from pipelines.config.common import GenerationSettings
 from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Rollout
 from pipelines.rl import RECIPES
 from pipelines.rl.data import draw, judged, tensors
 from pipelines.rl.train import minibatches
 from pipelines.rl.update import group_buckets, length_buckets
+from pipelines.store import read_rollouts
 
 STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
 """grpo, and rows with state of their own: further draws, a value head, a teacher, an earlier policy, held statistics, histories."""
@@ -96,3 +98,18 @@ def test_minibatches_keep_groups_whole_and_buckets_keep_every_row():
     pairs, ends = torch.tensor([5, 7, 5, 7, 9]), torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0]]).bool()
     assert [b.tolist() for b in group_buckets(pairs, ends, 4)] == [[4, 1, 3], [0, 2]]  # whole groups, the short ones first
     assert [b.tolist() for b in group_buckets(pairs, ends, 1)] == [[4], [1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("row", ["grpo", "dapo"])
+def test_a_problem_that_comes_twice_is_answered_twice(tmp_path, start, row):
+    """Within a step, and in the further draws of dynamic sampling, whose groups stand beside those of the first."""
+    _, rows, files = run(tmp_path, start, row=row, steps=3, prompts_per_step=14, generation=GenerationSettings(max_new_tokens=12, temperature=2.0))
+    assert len(rows) == 3
+    for name in files:
+        groups: dict[int, list[tuple[int, ...]]] = {}
+        by_problem: dict[str, set[int]] = {}
+        for rollout in read_rollouts(tmp_path / "rollouts" / name):
+            groups.setdefault(rollout.group_id, []).append(tuple(rollout.response_ids))
+            by_problem.setdefault(rollout.problem_id, set()).add(rollout.group_id)
+        assert max(map(len, by_problem.values())) > 1  # ten problems, fourteen slots
+        assert len({tuple(answers) for answers in groups.values()}) == len(groups)
