@@ -24,6 +24,7 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
         loaded = settings.params(project)
         versioning.link_external(project, loaded)
         versioning.prune(project, loaded)
+        versioning.prepare_code(project, stage)
         before = versioning.fingerprint(project, stage)
         given = settings.given(loaded, stage)
         tracker = Tracker.open(project)
@@ -34,8 +35,9 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
             tracker.stage(stage, given, parent=parent, flow_run=str(flow_run.root_flow_run_id), inputs=inputs, models=models) as run,
         ):
             processes.run_stage(project, stage, given, run.log_rows)
+            versioning.check_unchanged(project, stage, before)
             if not versioning.under_dvc():
-                versioning.record(project, stage, before)
+                versioning.record(project, stage)
             _tell(run, models)
 
 

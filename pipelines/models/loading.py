@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from pipelines.errors import UserError
@@ -29,6 +29,18 @@ def load_policy(
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
     return model.to(device), load_tokenizer(source, revision, chat=chat)
+
+
+def hub_commit(repository: str, revision: str | None) -> str | None:
+    """The commit that `revision` (default: the main branch) of a hub's model is now; without the hub, of what it left on this machine.
+
+    Raises:
+        UserError: not a model, or the hub cannot be reached.
+    """
+    try:
+        return getattr(AutoConfig.from_pretrained(repository, revision=revision), "_commit_hash", None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{repository}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None, *, chat: bool = True) -> PreTrainedTokenizerBase:
