@@ -48,11 +48,12 @@ def _tell(run: StageRun, models: dict[str, str]) -> None:
     digests = versioning.output_digests(project, stage)
     run.tag({f"dvc.out.{path}": digest for path, digest in digests.items()})
     if model := versioning.trained(stage):
-        run.register(model, digests[paths.model(model).as_posix()])
+        run.register(model, digests[paths.model(model).as_posix()], versioning.weights(project, stage))
     if stage == "merging" and (project / paths.SEARCH).exists():
         run.log_search(read_json(project / paths.SEARCH))
     if stage == "evaluation":
-        decision = promotion.promote(run, models)
+        makers = {versioning.trained(maker): maker for maker in settings.stages(settings.params(project))}
+        decision = promotion.promote(run, models, lambda model: versioning.weights(project, makers[model]))
         run.tag(
             {
                 "gate.candidate": decision.model,

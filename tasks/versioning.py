@@ -154,6 +154,19 @@ def output_digests(project: Path, stage: str) -> dict[str, str]:
         return {out.def_path: out.hash_info.value for out in found.outs}
 
 
+def weights(project: Path, stage: str) -> dict[str, Path]:
+    """Name -> file in DVC's cache, of the model that `stage` has made: files that nothing changes any more.
+
+    Under `dvc repro` DVC itself fills its cache after the stage; here the model is put there first.
+    """
+    with _repository(project) as repository:
+        folder = paths.model(trained(stage) or "").as_posix()
+        out = next(out for out in repository.stage.load_one(name=stage).outs if out.def_path == folder)
+        out.save()
+        out.commit()
+        return {"/".join(key): Path(out.cache.oid_to_path(digest.value)) for key, (_, digest) in out.get_obj().iteritems()}
+
+
 def trained(stage: str) -> str | None:
     """Name of the model that a stage makes, if it makes one."""
     name, _, item = stage.partition("@")
