@@ -37,7 +37,7 @@ def entries(stage, kind):
 
 def test_the_stages_are_those_of_the_graph():
     assert list(DOCUMENT["stages"]) == [CODE, *NAMES]
-    assert NAMES == [*graph.HEAD, "rl", *graph.TAIL]
+    assert [*graph.HEAD, "rl", *graph.TAIL] == NAMES
     assert DOCUMENT["stages"]["rl"]["foreach"] == "${rl.stages}"
 
 

@@ -11,7 +11,7 @@ from hub import hub
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines import paths
-from pipelines.config.training import Architecture
+from pipelines.config.training import ArchitectureSettings, BaseSettings
 from pipelines.lineage.manifests import resolved
 from pipelines.models.tokenizer import train_tokenizer
 
@@ -44,7 +44,7 @@ def test_a_dataset_that_is_not_pinned_is_recorded_with_the_commit_it_was_read_at
 
 def test_a_model_that_is_not_pinned_is_recorded_with_its_commit_and_what_rounds_its_sums_too(tmp_path):
     folder = tmp_path / "made"
-    tokenizer = train_tokenizer(["one two three four"] * 9, Architecture().vocab_size)
+    tokenizer = train_tokenizer(["one two three four"] * 9, ArchitectureSettings().vocab_size)
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -52,7 +52,7 @@ def test_a_model_that_is_not_pinned_is_recorded_with_its_commit_and_what_rounds_
     root = tmp_path / "project"
     root.mkdir()
     with hub(COMMIT, files) as address:
-        statement = run(root, "base", {"model": "org/name"}, address)
+        statement = run(root, "base", BaseSettings(model="org/name").model_dump(mode="json"), address)
     (entry,) = [entry for entry in resolved(statement) if "uri" in entry]
     assert (entry["uri"], entry["digest"]) == (f"hub:org/name@{COMMIT}", {"gitCommit": COMMIT})
     machine = statement["predicate"]["runDetails"]["metadata"]
