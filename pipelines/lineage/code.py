@@ -39,7 +39,7 @@ BEHIND = {
     "numba": ("llvmlite",),
 }
 """Library -> others that decide what it returns."""
-NEUTRAL = frozenset({"pydantic", "yaml", "huggingface_hub", "httpx"})
+NEUTRAL = frozenset({"pydantic", "yaml", "huggingface_hub"})
 """Libraries whose version decides nothing: what they read (settings, tables, a commit of a hub) is compared itself."""
 
 

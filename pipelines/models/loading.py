@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
 from pipelines.errors import UserError
 from pipelines.store import replacing_folder
@@ -38,7 +38,7 @@ def hub_commit(repository: str, revision: str | None) -> str | None:
         UserError: not a model, or the hub cannot be reached.
     """
     try:
-        return getattr(AutoConfig.from_pretrained(repository, revision=revision), "_commit_hash", None)
+        return extract_commit_hash(cached_file(repository, CONFIG_NAME, revision=revision), None)
     except (OSError, ValueError) as error:
         raise UserError(f"{repository}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
 

@@ -137,8 +137,7 @@ def _hub_errors(settings: FileSource, name: str) -> Iterator[None]:
     """What the block says of a dataset as a sentence for the user."""
     try:
         from datasets.exceptions import DatasetNotFoundError
-        from httpx import HTTPError
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
     except ImportError:
         raise UserError(f"sources: '{name}': kind huggingface needs the package 'datasets' (extra train)") from None
     try:

@@ -19,12 +19,17 @@ COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(root, stage, settings, address):
-    """`python -m pipelines STAGE`, and what its manifest says was read."""
+def start(root, stage, settings, address):
+    """`python -m pipelines STAGE` where the hub is at `address`."""
     (root / "settings.json").write_text(json.dumps({"seed": 1, "settings": settings}))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_ENDPOINT": address, "HF_HOME": str(root / "hf"), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "pipelines", stage, "--settings", str(root / "settings.json"), "--root", str(root)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+def run(root, stage, settings, address):
+    """The manifest of a stage that has run."""
+    done = start(root, stage, settings, address)
     assert done.returncode == 0, done.stderr
     return json.loads((root / paths.manifest(stage)).read_text())
 
@@ -40,6 +45,13 @@ def test_a_dataset_that_is_not_pinned_is_recorded_with_the_commit_it_was_read_at
     assert entry["digest"] == {"gitCommit": COMMIT}
     assert entry["annotations"] == {"setting": "train.mine", "revision": None}
     assert json.loads((tmp_path / paths.SOURCES / paths.LEDGER).read_text())["train"]["mine"]["problems"] == 5
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path):
+    settings = {"train": {"mine": {"kind": "huggingface", "path": "org/name", "fields": {"prompt": "q", "answer": "a"}}}, "benchmarks": {}}
+    done = start(tmp_path, "sources", settings, "http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stderr.startswith("sources: 'mine': org/name: cannot be read from the hub: ") and len(done.stderr.splitlines()) == 1
 
 
 def test_a_model_that_is_not_pinned_is_recorded_with_its_commit_and_what_rounds_its_sums_too(tmp_path):
