@@ -11,6 +11,7 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.lineage import code, syntax
 from pipelines.lineage.code import Code, changes
+from pipelines.models.checkpoints import Checkpoints
 from pipelines.stages import ENTRIES
 
 FILES = {
@@ -191,6 +192,23 @@ def test_an_upgrade_of_torch_changes_the_stages_that_use_it_and_no_other(tmp_pat
     changed = {name: changes(before[name], after[name]) for name in before}
     assert {name for name, found in changed.items() if not found} == {"sources", "report"}
     assert changed["base"] == changed["rl"] == [f"torch {before['base']['libraries']['torch']} -> 99.0"]
+
+
+def test_interrupted_training_goes_on_over_a_comment_and_names_the_file_or_library_that_changed(root, tmp_path):
+    """The identity of checkpoints is the same notion as that of stages."""
+    put(root, "pipelines/e.py", PROGRAM)
+    folder = tmp_path / "work"
+    before = {"code": identity(root, "pipelines.e")}
+    Checkpoints(folder, before).prepare()
+    put(folder, "step-00000004.pt", "state")
+    put(root, "pipelines/e.py", SAME["a comment"])
+    assert Checkpoints(folder, {"code": identity(root, "pipelines.e")}).prepare() == ""
+    put(root, "pipelines/e.py", OTHER["a number"])
+    with pytest.raises(UserError, match=r"at step 4 that was made otherwise: code.files.pipelines/e.py. Undo that"):
+        Checkpoints(folder, {"code": identity(root, "pipelines.e")}).prepare()
+    upgraded = {"code": {**before["code"], "libraries": {"python": "9.9"}}}
+    with pytest.raises(UserError, match=r"code.libraries.python: 3.\d+ -> 9.9"):
+        Checkpoints(folder, upgraded).prepare()
 
 
 def test_code_that_does_not_parse_is_said_with_its_line(root):
