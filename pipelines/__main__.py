@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from pipelines import graph, paths
 from pipelines.errors import UserError
-from pipelines.lineage.manifests import write_manifest
+from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
 from pipelines.stages import ENTRIES, ON_CHANGE, Context
 from pipelines.store import replacing, write_json
@@ -82,16 +82,17 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
     rank = int(os.environ.get("RANK", "0"))
     journal = Journal(work / f"rank-{rank}.jsonl", stage, io.StringIO()) if rank else Journal(work / "journal.jsonl", stage)
     context = Context(stage, root, given["seed"], settings, work, journal, device, on_change)
+    inputs = graph.inputs(stage, *getattr(settings, "models", ()))
+    beginning = None if rank else begin(root, stage, given, inputs=inputs, modules=(module, settings_module))
     summary = importlib.import_module(module).run(context)
-    if rank:
+    if beginning is None:
         return summary  # the first process writes for all
     for path in graph.records(stage):
         if path.suffix == ".json":
             write_json(root / path, summary)
         else:
             write_plot(root / path, journal.rows())
-    inputs = graph.inputs(stage, *getattr(settings, "models", ()))
-    write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), modules=(module, settings_module), accepted=context.accepted)
+    write_manifest(beginning, outputs=graph.outputs(stage), accepted=context.accepted, commits=context.commits, device=device)
     return summary
 
 

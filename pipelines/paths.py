@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+TORN = ".*.part"
+"""Pattern of temporary names: what is being written, or was when a process was killed. Never part of a folder's content; .dvcignore says so too."""
 
 SOURCES = Path("data/sources")
 PROBLEMS = SOURCES / "problems.parquet"
@@ -60,6 +62,8 @@ CARD = "card.json"
 """Name of the data card beside them, as values; `card.md` says the same for readers."""
 DROPPED = "dropped.parquet"
 """Name of the file of dropped rows in the folder of each curating stage."""
+IDENTITY = Path("data/identity")
+"""<stage>.json: digests of the code and versions of the libraries that decide the stage's results; DVC's stage `code` writes them."""
 MANIFESTS = Path("data/manifests")
 """One provenance statement per stage. They stand apart from the outputs, so that a rerun that writes the same bytes stops there."""
 RL_MANIFESTS = MANIFESTS / "rl"
@@ -86,6 +90,11 @@ def manifest(stage: str) -> Path:
         return REPORT / "manifest.json"
     name, _, item = stage.partition("@")
     return MANIFESTS / name / f"{item}.json" if item else MANIFESTS / f"{name}.json"
+
+
+def identity(stage: str) -> Path:
+    """What decides a stage's results beside its settings and data; all RL stages share one."""
+    return IDENTITY / f"{stage.partition('@')[0]}.json"
 
 
 def slug(stage: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import paths
 from pipelines.records import DROPPED_SCHEMA, PROBLEM_SCHEMA, ROLLOUT_SCHEMA, Dropped, Problem, Rollout
 
 _PROBLEM_FIELDS = [f.name for f in fields(Problem)]
@@ -98,7 +99,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def forget_torn(folder: Path) -> None:
     """Remove the temporary files and folders that a killed process left in `folder`; nobody else may be writing there."""
-    for torn in folder.glob(".*.part"):
+    for torn in folder.glob(paths.TORN):
         shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
 
 

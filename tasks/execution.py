@@ -24,6 +24,7 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
         loaded = settings.params(project)
         versioning.link_external(project, loaded)
         versioning.prune(project, loaded)
+        versioning.prepare_code(project, stage)
         before = versioning.fingerprint(project, stage)
         given = settings.given(loaded, stage)
         tracker = Tracker.open(project)
@@ -34,8 +35,9 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
             tracker.stage(stage, given, parent=parent, flow_run=str(flow_run.root_flow_run_id), inputs=inputs, models=models) as run,
         ):
             processes.run_stage(project, stage, given, run.log_rows)
+            versioning.check_unchanged(project, stage, before)
             if not versioning.under_dvc():
-                versioning.record(project, stage, before)
+                versioning.record(project, stage)
             _tell(run, models)
 
 
@@ -46,11 +48,12 @@ def _tell(run: StageRun, models: dict[str, str]) -> None:
     digests = versioning.output_digests(project, stage)
     run.tag({f"dvc.out.{path}": digest for path, digest in digests.items()})
     if model := versioning.trained(stage):
-        run.register(model, digests[paths.model(model).as_posix()])
+        run.register(model, digests[paths.model(model).as_posix()], versioning.weights(project, stage))
     if stage == "merging" and (project / paths.SEARCH).exists():
         run.log_search(read_json(project / paths.SEARCH))
     if stage == "evaluation":
-        decision = promotion.promote(run, models)
+        makers = {versioning.trained(maker): maker for maker in settings.stages(settings.params(project))}
+        decision = promotion.promote(run, models, lambda model: versioning.weights(project, makers[model]))
         run.tag(
             {
                 "gate.candidate": decision.model,

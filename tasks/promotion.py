@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines import paths
@@ -20,15 +22,15 @@ class Decision:
     reasons: tuple[str, ...]
 
 
-def promote(run: StageRun, models: dict[str, str]) -> Decision:
+def promote(run: StageRun, models: Mapping[str, str], files: Callable[[str], Mapping[str, Path]]) -> Decision:
     """Read the gate from scores.json. On a pass the candidate gets the alias `champion`; else the old champion stays.
 
     models: model -> DVC's digest of its folder as it was evaluated. The version of exactly these weights is promoted; one is
-    registered where there is none, as when the weights came from DVC's cache.
+    registered where there is none, as when the weights came from DVC's cache. files: model -> its files, as `StageRun.register` takes them.
     """
     gate: dict[str, Any] = read_json(run.tracker.project / paths.SCORES)["gate"]
     model = gate["candidate"]
     if gate["passed"]:
-        version = run.tracker.version(model, models[model]) or run.register(model, models[model])
+        version = run.tracker.version(model, models[model]) or run.register(model, models[model], files(model))
         run.tracker.client.set_registered_model_alias(registered(model), CHAMPION, version.version)
     return Decision(model, bool(gate["passed"]), tuple(gate["decided_by"]), tuple(gate["reasons"]))

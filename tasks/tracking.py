@@ -1,8 +1,10 @@
 """MLflow: a run per pipeline run, a child run per stage, every trained model a version of a registered model.
 
 Registered models are named touchstone-<model> (touchstone-sft, touchstone-merged, ...). The newest version bears the alias
-`candidate`; `promotion.py` gives `champion`. Weights stay where DVC keeps them: a version points to its folder and bears
-DVC's digest of it. All goes through a client with an explicit address, because MLflow's default depends on the working directory.
+`candidate`; `promotion.py` gives `champion`. A version bears DVC's digest of its weights, and its files are in MLflow's artifact store:
+hard links to DVC's cache where the store is a folder on the same disk, which takes no space of their own and outlives `dvc gc`, a copy on
+another disk, and an upload to a server. So a version's files never change, whatever the work tree holds. All goes through a client with
+an explicit address, because MLflow's default depends on the working directory.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines import graph, paths
@@ -195,8 +199,11 @@ class StageRun:
     def log_artifact(self, path: Path) -> None:
         self.tracker.client.log_artifact(self.id, str(path))
 
-    def register(self, model: str, digest: str) -> Any:
-        """Make the folder of `model` a new version of its registered model, with the alias `candidate`; returns the version."""
+    def register(self, model: str, digest: str, files: Mapping[str, Path]) -> Any:
+        """Make `model` a new version of its registered model, with the alias `candidate`; returns the version.
+
+        digest: DVC's, of the model's folder. files: name -> file that holds its content and never changes.
+        """
         from mlflow.entities import LoggedModelOutput
         from mlflow.exceptions import MlflowException
 
@@ -205,16 +212,31 @@ class StageRun:
         tags = {"path": folder, "dvc_md5": digest, "stage": self.stage}
         params = {key: _text(value)[:500] for key, value in _flatten(self.given["settings"])}
         logged = client.create_logged_model(self.tracker.experiment, name=name, source_run_id=self.id, tags=tags, params=params)
+        self._keep(logged, files)
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(self.id, [LoggedModelOutput(logged.model_id, 0)])
         try:
             client.get_registered_model(name)
         except MlflowException:
-            client.create_registered_model(name, description=f"what stage {self.stage} trains; the weights are under DVC at {folder}")
-        source = (self.tracker.project / folder).as_uri()
-        version = client.create_model_version(name, source, run_id=self.id, tags={**tags, "model_id": logged.model_id}, model_id=logged.model_id)
+            client.create_registered_model(name, description=f"what stage {self.stage} trains, at {folder} of the work tree")
+        tags |= {"model_id": logged.model_id}
+        version = client.create_model_version(name, logged.artifact_location, run_id=self.id, tags=tags, model_id=logged.model_id)
         client.set_registered_model_alias(name, CANDIDATE, version.version)
         return version
+
+    def _keep(self, logged: Any, files: Mapping[str, Path]) -> None:
+        """Put the files of a model where MLflow keeps those of `logged`."""
+        from mlflow.utils.file_utils import local_file_uri_to_path
+        from mlflow.utils.uri import is_local_uri
+
+        if is_local_uri(logged.artifact_location):
+            place(files, Path(local_file_uri_to_path(logged.artifact_location)))
+            return
+        state = self.tracker.project / paths.STATE
+        state.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=state) as folder:
+            place(files, Path(folder))
+            self.tracker.client.log_model_artifacts(logged.model_id, folder)
 
     def _log(self, values: list[tuple[str, Any, int]], prefix: str = "") -> None:
         """Finite numbers only: MLflow would turn an infinity into the largest float."""
@@ -228,6 +250,17 @@ class StageRun:
         ]
         for start in range(0, len(metrics), BATCH):
             self.tracker.client.log_batch(self.id, metrics=metrics[start : start + BATCH])
+
+
+def place(files: Mapping[str, Path], folder: Path) -> None:
+    """Make `folder` hold `files`: as hard links where the disk is the same, else as copies."""
+    for name, file in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(file)
+        except OSError:
+            shutil.copyfile(file, target)
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 The questions are those of `dvc repro`, in the same order: a stage whose command, code, params, data and outputs are as
 dvc.lock says is current; one that the run cache knows is checked out; any other runs. Under `dvc repro` DVC does the asking
-and recording itself, and only `digests` is used here.
+and recording itself; what a stage starts from is compared before and after all the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from pipelines import graph, paths
 from pipelines.config import Params
 from pipelines.errors import UserError
 from pipelines.lineage import external
-from tasks import settings
+from pipelines.lineage.digests import files_below
+from tasks import identity, settings
+
+CODE = "code"
+"""DVC's stage that writes what decides the results of the others."""
 
 State = Literal["current", "restored", "stale"]
 
@@ -58,12 +62,14 @@ def _repository(project: Path) -> Iterator[Any]:
 
 def settle(project: Path, stage: str, *, force: bool = False) -> Answer:
     """Is `stage` current? If not, but the cache holds what it would make, its outputs are checked out and recorded."""
+    identity.write(project)
     with _repository(project) as repository, repository.lock:
+        _record_code(repository)
         found = repository.stage.load_one(name=stage)
         if force:
             return Answer(stage, "stale", ("forced",))
         never = not any(out.hash_info for out in found.outs)
-        reasons = ("it has not run yet",) if never else tuple(_reasons(found.status().get(found.addressing, [])))
+        reasons = ("it has not run yet",) if never else tuple(_reasons(project, stage, found.status().get(found.addressing, [])))
         if not reasons:
             return Answer(stage, "current")
         if _restore(repository, found):
@@ -71,15 +77,24 @@ def settle(project: Path, stage: str, *, force: bool = False) -> Answer:
         return Answer(stage, "stale", reasons)
 
 
-def _reasons(entries: list[Any]) -> Iterator[str]:
-    """DVC's status of a stage as short phrases: `pipelines/store.py modified`, `params sft.train modified`."""
+def _record_code(repository: Any) -> None:
+    """Write into dvc.lock what the stage `code` has made, as `dvc repro` does."""
+    found = repository.stage.load_one(name=CODE)
+    if any(out.status() for out in found.outs):
+        _commit(found)
+
+
+def _reasons(project: Path, stage: str, entries: list[Any]) -> Iterator[str]:
+    """DVC's status of a stage as short phrases: `params.yaml: sft.train modified`, and of its code `pipelines/store.py`, `torch 2.13 -> 2.14`."""
     for entry in entries:
         if isinstance(entry, str):
             yield entry
             continue
         for changes in entry.values():
             for path, change in changes.items():
-                if isinstance(change, dict):
+                if path == paths.identity(stage).as_posix():
+                    yield from identity.changed_since_run(project, stage) or [f"{path} {change}"]
+                elif isinstance(change, dict):
                     yield from (f"{path}: {key} {how}" for key, how in change.items())
                 else:
                     yield f"{path} {change}"
@@ -123,7 +138,11 @@ def digests(project: Path, stage: str) -> dict[str, str]:
     with _repository(project) as repository:
         found = repository.stage.load_one(name=stage)
         found.save_deps()
-        return {dep.def_path: dep.hash_info.value for dep in found.deps if dep.def_path.startswith("data/")}
+        return {dep.def_path: dep.hash_info.value for dep in found.deps if _is_data(dep, stage)}
+
+
+def _is_data(dep: Any, stage: str) -> bool:
+    return dep.def_path not in (paths.PARAMS.as_posix(), paths.identity(stage).as_posix())
 
 
 def output_digests(project: Path, stage: str) -> dict[str, str]:
@@ -133,6 +152,19 @@ def output_digests(project: Path, stage: str) -> dict[str, str]:
         for out in found.outs:
             out.save()
         return {out.def_path: out.hash_info.value for out in found.outs}
+
+
+def weights(project: Path, stage: str) -> dict[str, Path]:
+    """Name -> file in DVC's cache, of the model that `stage` has made: files that nothing changes any more.
+
+    Under `dvc repro` DVC itself fills its cache after the stage; here the model is put there first.
+    """
+    with _repository(project) as repository:
+        folder = paths.model(trained(stage) or "").as_posix()
+        out = next(out for out in repository.stage.load_one(name=stage).outs if out.def_path == folder)
+        out.save()
+        out.commit()
+        return {"/".join(key): Path(out.cache.oid_to_path(digest.value)) for key, (_, digest) in out.get_obj().iteritems()}
 
 
 def trained(stage: str) -> str | None:
@@ -157,22 +189,39 @@ def models_read(project: Path, loaded: Params, stage: str) -> dict[str, str]:
 
 def fingerprint(project: Path, stage: str) -> dict[str, str]:
     """Digest of everything a stage depends on: code, data, params. Taken before and after a run, it tells of edits during it."""
+    code = identity.current(project, stage)
     with _repository(project) as repository:
         found = repository.stage.load_one(name=stage)
         found.save_deps()
-        return {str(dep): str(dep.hash_info.value) for dep in found.deps}
+        other = {str(dep): str(dep.hash_info.value) for dep in found.deps if dep.def_path != paths.identity(stage).as_posix()}
+        return {**code["files"], **code["libraries"], **other}
 
 
-def record(project: Path, stage: str, before: dict[str, str]) -> None:
-    """Tell DVC that `stage` has just run on what `before`, its fingerprint, says.
+def prepare_code(project: Path, stage: str) -> None:
+    """Have the identity of the code that is about to run on the disk, where DVC compares it; `dvc repro` has seen to that itself.
 
     Raises:
-        UserError: something it depends on was edited meanwhile, so nobody can say what was made from what.
+        UserError: under `dvc repro`, code was edited after DVC looked at it, so DVC would take the new code's work for the old one's.
+    """
+    if not under_dvc():
+        identity.write(project)
+    elif changed := identity.changed_since_written(project, stage):
+        raise UserError(f"{stage}: {', '.join(changed)} changed since DVC's stage `{CODE}` looked; run `dvc repro` again, with that stage in it")
+
+
+def check_unchanged(project: Path, stage: str, before: dict[str, str]) -> None:
+    """
+    Raises:
+        UserError: something that `stage` depends on is not as `before`, its fingerprint, says, so nobody can say what was made from what.
     """
     after = fingerprint(project, stage)
-    changed = [name for name in after if before.get(name) != after[name]]
+    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     if changed:
         raise UserError(f"{stage}: {', '.join(changed)} changed while the stage ran, so its outputs are not recorded; run again")
+
+
+def record(project: Path, stage: str) -> None:
+    """Tell DVC that `stage` has just run."""
     with _repository(project) as repository, repository.lock:
         _commit(repository.stage.load_one(name=stage))
 
@@ -183,8 +232,7 @@ def link_external(project: Path, loaded: Params) -> None:
         folder = project / paths.EXTERNAL / stage
         wanted: dict[Path, Path] = {}
         for key, path in external.local(project, settings.given(loaded, stage)["settings"]).items():
-            files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-            wanted |= {folder / key / file.relative_to(path.parent): file.resolve() for file in files}
+            wanted |= {folder / key / file.relative_to(path.parent): file.resolve() for file in files_below(path)}
         present = [entry for entry in folder.rglob("*") if entry.is_symlink()] if folder.exists() else []
         for link in present:
             if link not in wanted or link.readlink() != wanted[link]:

@@ -9,11 +9,17 @@ import yaml
 from pipelines import graph, paths
 from pipelines.config import load
 from pipelines.stages import ENTRIES
-from tasks.graph import body, expected_deps
+from tasks.versioning import CODE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 NAMES = list(ENTRIES)
+
+
+def body(name):
+    """The mapping of one stage, below `do` where it is a foreach."""
+    stage = DOCUMENT["stages"][name]
+    return stage.get("do", stage)
 
 
 def address(name):
@@ -30,19 +36,26 @@ def entries(stage, kind):
 
 
 def test_the_stages_are_those_of_the_graph():
-    assert list(DOCUMENT["stages"]) == NAMES == [*graph.HEAD, "rl", *graph.TAIL]
+    assert list(DOCUMENT["stages"]) == [CODE, *NAMES]
+    assert [*graph.HEAD, "rl", *graph.TAIL] == NAMES
     assert DOCUMENT["stages"]["rl"]["foreach"] == "${rl.stages}"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_data_and_code_dependencies(name):
-    """After moving an import: python -m tasks.graph --write."""
-    assert body(DOCUMENT, name)["deps"] == expected_deps(ROOT, name)
+def test_a_stage_depends_on_its_data_and_on_the_identity_of_its_code(name):
+    data = graph.inputs(address(name), "${item.init}", "${item.reference}")
+    assert body(name)["deps"] == [path.as_posix() for path in (*data, paths.identity(name))]
+
+
+def test_the_identities_are_written_whenever_dvc_runs():
+    stage = DOCUMENT["stages"][CODE]
+    assert stage["always_changed"] is True
+    assert entries(stage, "outs") == {paths.IDENTITY.as_posix(): {"cache": False}}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_metrics_and_plots(name):
-    stage = body(DOCUMENT, name)
+    stage = body(name)
     outs = [path.as_posix() for path in graph.outputs(address(name))]
     manifest = paths.manifest(address(name)).as_posix()
     assert stage["outs"] == (outs if name == "report" else [*outs, manifest])
@@ -53,13 +66,13 @@ def test_outputs_metrics_and_plots(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_is_the_flow_of_that_name(name):
-    assert body(DOCUMENT, name)["cmd"] == f"python -m flows.{name}" + (" ${key}" if name == "rl" else "")
+    assert body(name)["cmd"] == f"python -m flows.{name}" + (" ${key}" if name == "rl" else "")
     assert (ROOT / "flows" / f"{name}.py").is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stage_depends_on_its_section_and_on_the_seed_if_it_uses_it(name):
-    params = body(DOCUMENT, name)["params"]
+    params = body(name)["params"]
     tree = ast.parse((ROOT / "pipelines/stages" / f"{name}.py").read_text())
     uses_seed = any(isinstance(node, ast.Attribute) and node.attr == "seed" for node in ast.walk(tree))
     assert ("seed" in params) == uses_seed

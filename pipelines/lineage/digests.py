@@ -1,10 +1,18 @@
-"""SHA-256 of files and folders. A folder's digest covers names and contents, so a moved, added or edited file shows."""
+"""SHA-256 of files and folders. A folder's digest covers names and contents, so a moved, added or edited file shows.
+
+What lies in a folder is what `files_below` says, here and wherever files of a folder are counted, linked or compared. DVC sees the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pipelines import paths
+
+IGNORED = (paths.TORN, ".git", ".hg", ".dvc")
+"""Patterns of files and folders that are not content: writes in progress, and what DVC passes over by itself."""
 CHUNK = 1 << 20
 
 
@@ -18,10 +26,14 @@ def file_sha256(path: Path) -> str:
 
 
 def files_below(path: Path) -> list[Path]:
-    """`path` itself if it is a file, else every file below it in the order of their names; links are followed."""
+    """`path` itself if it is a file, else every file below it in the order of their names but the IGNORED; links to files are followed."""
     if path.is_file():
         return [path]
-    return sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return sorted(entry for entry in path.rglob("*") if entry.is_file() and not _ignored(entry.relative_to(path)))
+
+
+def _ignored(path: Path) -> bool:
+    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in IGNORED)
 
 
 def combine(named: dict[str, str]) -> str:

@@ -36,7 +36,6 @@ def local(root: Path, settings: Any) -> dict[str, Path]:
     return {key: path for key, path in paths.items() if path.exists()}
 
 
-def hub(root: Path, settings: Any) -> dict[str, str]:
-    """Dotted key -> `id@revision`, of those that do not."""
-    elsewhere = {key: entry for key, entry in named(settings).items() if not (root / entry["path"]).exists()}
-    return {key: f"{entry['path']}@{entry['revision'] or 'unpinned'}" for key, entry in elsewhere.items()}
+def hub(root: Path, settings: Any) -> dict[str, dict[str, Any]]:
+    """Dotted key -> {path, revision}, of those that do not."""
+    return {key: entry for key, entry in named(settings).items() if not (root / entry["path"]).exists()}

@@ -2,6 +2,9 @@
 
 The form is an in-toto Statement v1 with an SLSA provenance v1 predicate. There is no time and no host in it: the same run
 leaves the same bytes. Every path is relative to the project root, except those of files outside it.
+
+What a stage starts from is taken before it runs (`begin`); when it has run and something of that is not as it was, there is no
+statement: nobody could say what was made from what.
 """
 
 from __future__ import annotations
@@ -9,41 +12,85 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
-from importlib import metadata
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import paths
+from pipelines.errors import UserError
 from pipelines.lineage import external
-from pipelines.lineage.code import closure
-from pipelines.lineage.digests import combine, file_sha256, files_below, tree_sha256
+from pipelines.lineage.code import RUNNING, Code, Identity, changes, identity_sha256
+from pipelines.lineage.digests import file_sha256, files_below, tree_sha256
 from pipelines.store import read_json, write_json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "touchstone/stage/v1"
-PACKAGES = ("numpy", "pyarrow", "duckdb", "torch", "transformers", "tokenizers", "safetensors", "math-verify", "reasoning-gym", "vllm")
-"""Installed versions of these are part of the statement: they can change a number."""
 TRACKED = ("pipelines", "params.yaml", "dvc.yaml", "requirements")
 """A change here that is not committed makes the work tree count as dirty."""
+Stamps = dict[Path, tuple[int, int, int]]
+"""File -> inode, size and time of its last change (ns): as long as they are the same the content is."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a stage starts from, as it was before it ran."""
+
+    root: Path
+    stage: str
+    given: dict[str, Any]
+    read: dict[str, Path]
+    """Name -> file or folder, of all inputs and of the local files that the settings name."""
+    digests: dict[str, str]
+    stamps: dict[str, Stamps]
+    code: Identity
+    git: dict[str, Any]
+    modules: tuple[str, ...]
+    source: Path
+
+    def changed(self) -> list[str]:
+        """What is no longer as it was: files of code, libraries, inputs."""
+        code = changes(self.code, Code(self.source).identity(self.modules))
+        touched = [name for name, path in self.read.items() if _stamps(path) != self.stamps[name]]
+        return [*code, *(name for name in touched if tree_sha256(self.read[name]) != self.digests[name])]
+
+
+def begin(root: Path, stage: str, given: dict[str, Any], *, inputs: Iterable[Path], modules: Iterable[str], source: Path = RUNNING) -> Beginning:
+    """Take the digests of all that `stage` starts from. given: {seed, settings} as the stage got them; modules: where its code starts.
+
+    source: the folder that holds the package `pipelines` that runs.
+    """
+    modules = tuple(modules)
+    read = _read(root, given["settings"], inputs)
+    stamps = {name: _stamps(path) for name, path in read.items()}
+    digests = {name: tree_sha256(path) for name, path in read.items()}
+    return Beginning(root, stage, given, read, digests, stamps, Code(source).identity(modules), git_state(root), modules, source)
 
 
 def write_manifest(
-    root: Path,
-    stage: str,
-    given: dict[str, Any],
+    beginning: Beginning,
     *,
-    inputs: Iterable[Path],
     outputs: Iterable[Path],
-    modules: Iterable[str],
     accepted: Sequence[dict[str, Any]] = (),
+    commits: Mapping[str, str] | None = None,
+    device: str = "cpu",
 ) -> None:
-    """Write the statement of `stage`. given: {seed, settings} as the stage got them; modules: where its code starts.
+    """Write the statement of a stage that has run.
 
-    accepted: changes on the way that the user accepted; without them all of it was made by one code from one input.
+    accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. commits: setting ->
+    commit of a hub's repository that the stage read. device: where tensors were.
+
+    Raises:
+        UserError: what the stage started from was edited while it ran.
     """
+    root, stage = beginning.root, beginning.stage
+    if changed := beginning.changed():
+        raise UserError(f"{stage}: {', '.join(changed)} changed while the stage ran, so nobody can say what made its outputs; run again")
     made = [file for folder in outputs for file in files_below(root / folder) if file != root / paths.manifest(stage)]
+    code = {"sha256": identity_sha256(beginning.code), **beginning.code, **beginning.git}
     statement = {
         "_type": STATEMENT,
         "subject": [{"name": file.relative_to(root).as_posix(), "digest": {"sha256": file_sha256(file)}} for file in made],
@@ -51,41 +98,61 @@ def write_manifest(
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD,
-                "externalParameters": {"stage": stage, **given},
-                "internalParameters": {"code": code_state(root, modules)} | ({"accepted_changes": list(accepted)} if accepted else {}),
-                "resolvedDependencies": dependencies(root, given["settings"], inputs),
+                "externalParameters": {"stage": stage, **beginning.given},
+                "internalParameters": {"code": code} | ({"accepted_changes": list(accepted)} if accepted else {}),
+                "resolvedDependencies": _dependencies(beginning, commits or {}),
             },
-            "runDetails": {"builder": {"id": "touchstone", "version": versions()}},
+            "runDetails": {"builder": {"id": "touchstone", "version": {"python": platform.python_version()}}, "metadata": _machine(device)},
         },
     }
     write_json(root / paths.manifest(stage), statement)
 
 
-def dependencies(root: Path, settings: Any, inputs: Iterable[Path]) -> list[dict[str, Any]]:
-    """Everything the stage read: {name, digest} of each input, of each local file named in the settings, {uri} of hub ids."""
+def _read(root: Path, settings: Any, inputs: Iterable[Path]) -> dict[str, Path]:
+    """Name -> place of everything on this machine that a stage reads."""
     read: dict[str, Path] = {}
     for path in inputs:
         if path == paths.RL_MANIFESTS:  # stands for the experts themselves
             read |= {folder.as_posix(): root / folder for folder in (paths.model(file.stem) for file in files_below(root / path))}
         elif path.parent != paths.EXTERNAL:  # links to what `external` names below
             read[path.as_posix()] = root / path
-    found = [{"name": name, "digest": {"sha256": tree_sha256(path)}} for name, path in read.items()]
+    return read | {named(root, path): path for path in external.local(root, settings).values()}
+
+
+def _dependencies(beginning: Beginning, commits: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Everything the stage read: {name, digest} of what lies on this machine, {uri, digest} of what came from a hub, by its commit."""
+    root, settings = beginning.root, beginning.given["settings"]
+    keys: dict[str, list[str]] = defaultdict(list)
     for key, path in external.local(root, settings).items():
-        found.append({"name": named(root, path), "digest": {"sha256": tree_sha256(path)}, "annotations": {"setting": key}})
-    found += [{"uri": f"hub:{uri}", "annotations": {"setting": key}} for key, uri in external.hub(root, settings).items()]
+        keys[named(root, path)].append(key)
+    found: list[dict[str, Any]] = []
+    for name, digest in beginning.digests.items():
+        found.append({"name": name, "digest": {"sha256": digest}} | ({"annotations": {"setting": ", ".join(keys[name])}} if name in keys else {}))
+    for key, entry in external.hub(root, settings).items():
+        commit, revision = commits.get(key), entry["revision"]
+        at = {"uri": f"hub:{entry['path']}@{commit or revision or 'unpinned'}", "annotations": {"setting": key, "revision": revision}}
+        found.append(at | ({"digest": {"gitCommit": commit}} if commit else {}))
     return found
+
+
+def _stamps(path: Path) -> Stamps:
+    """Of every file at or below `path`."""
+    stats = {file: file.stat() for file in files_below(path)}
+    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """What decides how sums are rounded, where the stage computed with torch."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {"device": device, "threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def named(root: Path, path: Path) -> str:
     """A path as manifests write it: relative to the project root where it lies below it."""
     resolved = path.resolve()
     return resolved.relative_to(root.resolve()).as_posix() if resolved.is_relative_to(root.resolve()) else resolved.as_posix()
-
-
-def code_state(root: Path, modules: Iterable[str]) -> dict[str, Any]:
-    """Digest of the stage's code with that of each file, the git commit, and whether the tree held uncommitted changes."""
-    files = {file.as_posix(): file_sha256(root / file) for file in closure(root, modules)}
-    return {"sha256": combine(files), "files": files, **git_state(root)}
 
 
 def git_state(root: Path) -> dict[str, Any]:
@@ -102,17 +169,6 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def versions() -> dict[str, str]:
-    """Python and the installed packages of PACKAGES."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def read_manifests(root: Path) -> dict[str, dict[str, Any]]:
     """Stage -> its statement, for all that there are."""
     files = [*files_below(root / paths.MANIFESTS), root / paths.manifest("report")]
@@ -126,7 +182,7 @@ def parameters(statement: dict[str, Any]) -> dict[str, Any]:
 
 
 def code(statement: dict[str, Any]) -> dict[str, Any]:
-    """{sha256, files, git_commit, dirty} of a statement."""
+    """{sha256, files, libraries, git_commit, dirty} of a statement."""
     return statement["predicate"]["buildDefinition"]["internalParameters"]["code"]
 
 

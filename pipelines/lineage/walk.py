@@ -1,8 +1,9 @@
 """From a model or file back to the rows and source files it came from, through the manifests of the stages.
 
 A link is one recorded digest: a file that a stage wrote, or something it read. `verify` recomputes every link of a chain,
-origin first, so that the first broken one is where the trouble began. Code that has changed since is told, but breaks
-nothing: the statement names the commit, and the chain is about data.
+origin first, so that the first broken one is where the trouble began; a file among a stage's outputs that it did not write
+breaks the chain too. Code and libraries that have changed since are told, but break nothing: the statement names the commit,
+and the chain is about data.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines import graph, paths
 from pipelines.errors import UserError
+from pipelines.lineage.code import RUNNING, Code, changes
 from pipelines.lineage.digests import combine, file_sha256, files_below
 from pipelines.lineage.manifests import code, named, parameters, read_manifests, resolved
 
@@ -33,10 +36,11 @@ class Broken:
 
 
 class Lineage:
-    """The statements of a project, and which stage made what."""
+    """The statements of a project, and which stage made what. source: the folder that holds the package `pipelines`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, source: Path = RUNNING) -> None:
         self.root = root
+        self.source = source
         self.statements = read_manifests(root)
         self._maker = {subject["name"]: stage for stage, statement in self.statements.items() for subject in statement["subject"]}
         self._digests: dict[Path, str] = {}
@@ -95,8 +99,8 @@ class Lineage:
             yield from (f"{indent}  wrote {line}" for line in _written(statement))
             for entry in resolved(statement):
                 label = entry.get("name") or entry["uri"]
-                digest = entry.get("digest", {}).get("sha256", "no digest, it lives on a hub")
-                yield f"{indent}  read {label}  {digest[:SHORT] if entry.get('digest') else digest}"
+                digest = next(iter(entry.get("digest", {}).values()), None)
+                yield f"{indent}  read {label}  {digest[:SHORT] if digest else 'no digest: it lives on a hub, and nobody asked for a commit'}"
             for parent in self.parents(stage):
                 yield from visit(parent, depth + 1)
 
@@ -107,6 +111,7 @@ class Lineage:
         """(first broken link or None, links checked, notes on code that has changed since)."""
         checked = 0
         notes = []
+        source = Code(self.source)
         for stage in self.chain(stages):
             statement = self.statements[stage]
             for entry in (entry for entry in resolved(statement) if "name" in entry):
@@ -117,10 +122,18 @@ class Lineage:
                 checked += 1
                 if reason := self._differs(entry, "is not what the stage wrote"):
                     return Broken(stage, entry["name"], reason), checked, notes
-            changed = [file for file, digest in code(statement)["files"].items() if self._digest(Path(file)) != digest]
-            if changed:
+            if added := self._added(stage):
+                return Broken(stage, added, "was added: the stage did not write it"), checked, notes
+            recorded: Any = code(statement)
+            if changed := changes(recorded, source.again(recorded)):
                 notes.append(f"stage {stage}: code has changed since: {', '.join(changed)}")
         return None, checked, notes
+
+    def _added(self, stage: str) -> str | None:
+        """The first file among the outputs of `stage` that its statement does not name."""
+        known = {paths.manifest(stage).as_posix(), *(subject["name"] for subject in self.statements[stage]["subject"])}
+        lying = (file.relative_to(self.root).as_posix() for folder in graph.outputs(stage) for file in files_below(self.root / folder))
+        return next((name for name in lying if name not in known), None)
 
     def _differs(self, entry: dict[str, Any], what: str) -> str | None:
         found = self._digest(Path(entry["name"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
 from pipelines.errors import UserError
 from pipelines.store import replacing_folder
@@ -29,6 +29,18 @@ def load_policy(
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
     return model.to(device), load_tokenizer(source, revision, chat=chat)
+
+
+def hub_commit(repository: str, revision: str | None) -> str | None:
+    """The commit that `revision` (default: the main branch) of a hub's model is now; without the hub, of what it left on this machine.
+
+    Raises:
+        UserError: not a model, or the hub cannot be reached.
+    """
+    try:
+        return extract_commit_hash(cached_file(repository, CONFIG_NAME, revision=revision), None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{repository}: cannot be loaded as a causal language model: {str(error).strip().splitlines()[0]}") from error
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None, *, chat: bool = True) -> PreTrainedTokenizerBase:

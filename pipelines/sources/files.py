@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,29 +90,64 @@ def _hugging_face(settings: FileSource, path: Path, name: str) -> Iterator[tuple
     yield from enumerate(dataset(settings, path, name), 1)
 
 
+def hub_commit(settings: FileSource, name: str, root: Path) -> str | None:
+    """The commit that the source's revision (default: the main branch) is now on the hub; None for what lies on this machine.
+
+    Raises:
+        UserError: no such dataset, or the hub cannot be reached.
+    """
+    if settings.kind != "huggingface" or (root / settings.path).exists():
+        return None
+    _check_id(settings, name)
+    from huggingface_hub import HfApi
+
+    with _hub_errors(settings, name):
+        return HfApi().dataset_info(settings.path, revision=settings.revision).sha
+
+
 def dataset(settings: FileSource, path: Path, name: str) -> Any:
     """The split as an iterable of rows; a local folder wins over a hub id of the same name."""
-    try:
+    if not path.exists():
+        _check_id(settings, name)
+    with _hub_errors(settings, name):
         import datasets  # only this kind of source needs it
-        from datasets.exceptions import DatasetNotFoundError
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError:
-        raise UserError(f"sources: '{name}': kind huggingface needs the package 'datasets' (extra train)") from None
-    where = f"sources: '{name}': {settings.path}"
-    if not path.exists() and (settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1):
-        raise UserError(f"{where}: no such folder")
-    try:
+
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             saved = datasets.load_from_disk(str(path))
-            return _split(saved, settings.split, where) if isinstance(saved, datasets.DatasetDict) else saved
+            return _split(saved, settings.split, _where(settings, name)) if isinstance(saved, datasets.DatasetDict) else saved
         location = str(path) if path.exists() else settings.path
         return datasets.load_dataset(location, settings.name, split=settings.split, revision=settings.revision, streaming=True)
-    except DatasetNotFoundError:
-        raise UserError(f"{where}: no such dataset on the hub and no such folder") from None
-    except (ConnectionError, HfHubHTTPError) as error:
-        raise UserError(f"{where}: cannot be read from the hub: {str(error).splitlines()[0]}") from None
+
+
+def _where(settings: FileSource, name: str) -> str:
+    return f"sources: '{name}': {settings.path}"
+
+
+def _check_id(settings: FileSource, name: str) -> None:
+    """
+    Raises:
+        UserError: what is no folder cannot be the id of a dataset either.
+    """
+    if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
+        raise UserError(f"{_where(settings, name)}: no such folder")
+
+
+@contextmanager
+def _hub_errors(settings: FileSource, name: str) -> Iterator[None]:
+    """What the block says of a dataset as a sentence for the user."""
+    try:
+        from datasets.exceptions import DatasetNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+    except ImportError:
+        raise UserError(f"sources: '{name}': kind huggingface needs the package 'datasets' (extra train)") from None
+    try:
+        yield
+    except (DatasetNotFoundError, RepositoryNotFoundError):
+        raise UserError(f"{_where(settings, name)}: no such dataset on the hub and no such folder") from None
+    except (ConnectionError, HTTPError, HfHubHTTPError) as error:
+        raise UserError(f"{_where(settings, name)}: cannot be read from the hub: {str(error).splitlines()[0]}") from None
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{_where(settings, name)}: {str(error).splitlines()[0]}") from None
 
 
 def _split(saved: Any, split: str, where: str) -> Any:

@@ -40,7 +40,8 @@ class Context:
 
     stage: its address, such as `rl@math`. root: the project root that `pipelines.paths` is relative to. settings: its
     section of params, resolved. work: folder for resumable state, outside the outputs. device: cpu, cuda, ... on_change: what
-    becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest.
+    becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. commits:
+    dotted key in the settings -> commit of the hub's repository that was read there, for the manifest.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class Context:
     device: str = "cpu"
     on_change: Literal["refuse", "accept", "discard"] = "refuse"
     accepted: list[dict[str, Any]] = field(default_factory=list)
+    commits: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.training import BaseSettings
 from pipelines.errors import UserError
-from pipelines.lineage.code import code_sha256
+from pipelines.lineage.code import code_identity
 from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.loading import load_policy, save_policy
+from pipelines.models.loading import hub_commit, load_policy, save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.sft.examples import corpus_examples, document
@@ -26,7 +26,10 @@ def run(context: Context) -> dict[str, float]:
     target = context.root / paths.BASE
     if settings.model is not None:
         local = context.root / settings.model
-        model, tokenizer = load_policy(local if local.is_dir() else settings.model, revision=settings.revision, dtype="auto")
+        commit = None if local.is_dir() else hub_commit(settings.model, settings.revision)
+        if commit:
+            context.commits["model"] = commit
+        model, tokenizer = load_policy(local if local.is_dir() else settings.model, revision=commit or settings.revision, dtype="auto")
         save_policy(target, model, tokenizer)
         return {"parameters": float(model.num_parameters()), "steps": 0.0}
     split = context.root / paths.SPLITS["base"]
@@ -41,7 +44,7 @@ def run(context: Context) -> dict[str, float]:
         raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
     checkpoints = Checkpoints(
         context.work,
-        {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split), "code": code_sha256(__name__)},
+        {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split), "code": code_identity(__name__)},
         context.on_change,
     )
     if note := checkpoints.prepare():

@@ -85,7 +85,7 @@ def _node(lineage: Lineage, stage: str) -> StageNode:
         settings=given["settings"],
         code=state["sha256"],
         commit=(state["git_commit"] or "none")[:12] + (" with uncommitted changes" if state["dirty"] else ""),
-        versions=statement["predicate"]["runDetails"]["builder"]["version"],
+        versions=state["libraries"] | statement["predicate"]["runDetails"]["builder"]["version"],
     )
 
 

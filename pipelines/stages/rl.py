@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
-from pipelines.lineage.code import code_sha256
+from pipelines.lineage.code import code_identity
 from pipelines.lineage.digests import tree_sha256
 from pipelines.models.adapters import add_adapters, plain_weights
 from pipelines.models.checkpoints import Checkpoints
@@ -59,7 +59,7 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], sources: lis
         {
             "settings": settings.model_dump(mode="json"),
             "seed": context.seed,
-            "code": code_sha256(__name__),
+            "code": code_identity(__name__),
             "problems": [tree_sha256(path) for path in sources],
             "init": tree_sha256(init),
             "reference": tree_sha256(reference),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.training import SftSettings
 from pipelines.errors import UserError
-from pipelines.lineage.code import code_sha256
+from pipelines.lineage.code import code_identity
 from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
@@ -31,7 +31,7 @@ def run(context: Context) -> dict[str, float]:
         {
             "settings": settings.model_dump(mode="json"),
             "seed": context.seed,
-            "code": code_sha256(__name__),
+            "code": code_identity(__name__),
             "data": tree_sha256(split),
             "base": tree_sha256(context.root / paths.BASE),
         },

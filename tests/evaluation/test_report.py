@@ -20,7 +20,7 @@ from pipelines.config.evaluation import ReportSettings
 from pipelines.config.sources import ArithmeticSource, SourcesSettings
 from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
 from pipelines.evaluation.report import Inputs, render
-from pipelines.lineage.manifests import write_manifest
+from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
 from pipelines.stages import Context, curation, report, sources, synthesis
 from pipelines.store import read_problems, write_json, write_problems, write_table
@@ -75,7 +75,8 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluation", [paths.BENCHMARKS, paths.SFT, paths.model("sums")], [paths.EVALUATION]),
     ):
         settings = {"note": ATTACK, "seeded": True}
-        write_manifest(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, outputs=outputs, modules=["pipelines.stages.report"])
+        beginning = begin(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, modules=["pipelines.stages.report"])
+        write_manifest(beginning, outputs=outputs)
     for model in ("sft", "sums"):
         poison(root / paths.SAMPLES / model / "sums.parquet")
     return root

@@ -2,10 +2,19 @@
 
 import json
 import math
+import os
+import shutil
+import signal
+import sys
+import urllib.request
+from pathlib import Path
 
+import mini_project
+import mlflow
 import pytest
 
-from pipelines import paths
+from pipelines import graph, paths
+from tasks import settings, versioning
 from tasks.promotion import promote
 from tasks.reporting import score_table
 from tasks.tracking import Tracker
@@ -22,10 +31,19 @@ def stage(tracker, name, inputs=None, models=None, given=GIVEN):
     return tracker.stage(name, given, parent="0" * 32, flow_run="f", inputs=inputs or {}, models=models or {})
 
 
+def files(tracker, digest):
+    """A model's files as they might lie in DVC's cache."""
+    weights, tokenizer = (tracker.project / "cache" / digest / name for name in ("4f", "a0"))
+    for file in (weights, tokenizer):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{file.name} of {digest}")
+    return {"model.safetensors": weights, "inner/tokenizer.json": tokenizer}
+
+
 def train(tracker, name, model, digest, **read):
     """A stage that makes `model`; returns its run's id."""
     with stage(tracker, name, **read) as run:
-        run.register(model, digest)
+        run.register(model, digest, files(tracker, digest))
     return run.id
 
 
@@ -77,21 +95,75 @@ def test_only_a_passed_gate_makes_a_champion_and_only_of_what_was_evaluated(trac
     train(tracker, "merging", "merged", "one.dir")
     gate(tracker, passed=True)
     with stage(tracker, "evaluation") as run:
-        assert promote(run, {"merged": "one.dir"}).promoted
+        assert promote(run, {"merged": "one.dir"}, lambda model: files(tracker, "one.dir")).promoted
     assert alias(tracker, "touchstone-merged", "champion") == "one.dir"
 
     train(tracker, "merging", "merged", "two.dir")
     gate(tracker, passed=False)
     with stage(tracker, "evaluation") as run:
-        decision = promote(run, {"merged": "two.dir"})
+        decision = promote(run, {"merged": "two.dir"}, lambda model: files(tracker, "two.dir"))
     assert (decision.promoted, decision.decided_by, decision.reasons) == (False, ("improve math",), ("math: +0.1",))
     assert alias(tracker, "touchstone-merged", "candidate") == "two.dir"
     assert alias(tracker, "touchstone-merged", "champion") == "one.dir", "the old champion stays"
 
     gate(tracker, passed=True)
     with stage(tracker, "evaluation") as run:
-        promote(run, {"merged": "from the cache.dir"})
+        promote(run, {"merged": "from the cache.dir"}, lambda model: files(tracker, "from the cache.dir"))
     assert alias(tracker, "touchstone-merged", "champion") == "from the cache.dir"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Address of an MLflow server as a team shares it: its store and its artifacts are its own, behind HTTP."""
+    folder, port = tmp_path_factory.mktemp("server"), mini_project.free_port()
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port)]
+    process = mini_project.start(folder, *command)
+    try:
+        mini_project.wait_until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/health"), 180)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("where", ["local", "server"])
+def test_a_version_keeps_its_weights_when_the_stage_has_run_again(request, tmp_path, monkeypatch, where):
+    """What a user downloads by alias, from DVC's own cache objects, after the work tree has other weights."""
+    if where == "server":
+        monkeypatch.setenv("TOUCHSTONE_MLFLOW_URI", request.getfixturevalue("server"))
+    project = mini_project.make(tmp_path / "project")
+    tracker, folder = Tracker.open(project), project / paths.MERGED
+    for weights in ("first", "second"):
+        shutil.rmtree(folder, ignore_errors=True)  # as DVC does before a stage runs
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(f"{weights} weights")
+        for written in (paths.manifest("merging"), *graph.records("merging")):
+            (project / written).parent.mkdir(parents=True, exist_ok=True)
+            (project / written).write_text("{}")
+        digest = versioning.output_digests(project, "merging")[paths.MERGED.as_posix()]
+        with stage(tracker, "merging") as run:
+            run.register("merged", digest, versioning.weights(project, "merging"))
+        gate(tracker, passed=weights == "first")
+        with stage(tracker, "evaluation") as run:
+            promote(run, {"merged": digest}, lambda model: versioning.weights(project, "merging"))
+    shutil.rmtree(folder)
+    usual = mlflow.get_tracking_uri()
+    request.addfinalizer(lambda: mlflow.set_tracking_uri(usual))
+    mlflow.set_tracking_uri(settings.mlflow_uri(project))  # all that a user says before loading by alias
+    for role, weights in (("champion", "first"), ("candidate", "second")):
+        found = mlflow.artifacts.download_artifacts(f"models:/touchstone-merged@{role}")
+        assert {file.name: file.read_text() for file in Path(found).iterdir()} == {"model.safetensors": f"{weights} weights"}
+    kept = [file for file in (project / ".dvc/cache").rglob("*") if file.is_file() and file.read_bytes() == b"first weights"]
+    assert len(kept) == 1
+    assert kept[0].stat().st_nlink == (2 if where == "local" else 1), "a local version takes no space of its own"
 
 
 def test_the_trials_of_a_search_are_nested_runs(tracker):

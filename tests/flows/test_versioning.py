@@ -7,15 +7,21 @@ import pytest
 
 from pipelines.config import read_yaml
 from pipelines.errors import UserError
+from pipelines.lineage import code
 from tasks import planning, processes, settings, versioning
 
 STAGES = ("sources", "curation")
+INSTALLED = code.installed
 
 
 def run(project, stage):
-    before = versioning.fingerprint(project, stage)
     processes.run_stage(project, stage, settings.given(settings.params(project), stage), lambda rows: None)
-    versioning.record(project, stage, before)
+    versioning.record(project, stage)
+
+
+def append(file, text):
+    with file.open("a") as opened:
+        opened.write(text)
 
 
 def states(project):
@@ -44,23 +50,36 @@ def test_what_has_run_is_current(project):
 
 
 def test_an_edited_file_of_code_makes_its_stages_stale_and_no_other(project):
-    with (project / "pipelines/curation/filters.py").open("a") as file:
-        file.write("# edited\n")
+    append(project / "pipelines/curation/filters.py", "LIMIT = 3\n")
     answer = versioning.settle(project, "curation")
-    assert (answer.state, answer.reasons) == ("stale", ("pipelines/curation/filters.py modified",))
+    assert (answer.state, answer.reasons) == ("stale", ("pipelines/curation/filters.py",))
     assert versioning.settle(project, "sources").state == "current"
+
+
+def test_a_comment_in_code_that_all_stages_use_makes_none_stale(project):
+    lock = (project / "dvc.lock").read_bytes()
+    for name in ("errors.py", "store.py", "curation/filters.py"):
+        append(project / "pipelines" / name, "# edited\n")
+    append(project / "pipelines/config/presets.yaml", "# edited\n")
+    assert states(project) == ["current", "current"]
+    assert (project / "dvc.lock").read_bytes() == lock
 
 
 def test_code_of_other_stages_does_not_matter(project):
     for name in ("rl/train.py", "merging/methods.py", "__main__.py", "config/rl.py"):
-        with (project / "pipelines" / name).open("a") as file:
-            file.write("# edited\n")
+        append(project / "pipelines" / name, "LIMIT = 3\n")
     assert states(project) == ["current", "current"]
 
 
+def test_another_version_of_a_library_makes_stale_what_uses_it(project, monkeypatch):
+    monkeypatch.setattr(code, "installed", lambda module: "99" if module == "rensa" else INSTALLED(module))
+    assert versioning.settle(project, "sources").state == "current"
+    answer = versioning.settle(project, "curation")
+    assert (answer.state, answer.reasons) == ("stale", (f"rensa {INSTALLED('rensa')} -> 99",))
+
+
 def test_a_stage_that_writes_the_same_bytes_stops_the_rerun(project):
-    with (project / "pipelines/stages/sources.py").open("a") as file:
-        file.write("# edited\n")
+    append(project / "pipelines/stages/sources.py", "LIMIT = 3\n")
     assert states(project)[0] == "stale"
     manifest = (project / "data/manifests/sources.json").read_bytes()
     run(project, "sources")
@@ -96,15 +115,21 @@ def test_without_the_cache_a_changed_output_makes_its_stage_run(project):
     assert (project / "data/curation/base.parquet").read_bytes() == b"tampered", "nothing is touched before the stage runs"
 
 
-def test_force_and_an_edit_while_the_stage_runs(project):
+def test_force_makes_a_current_stage_run(project):
     assert versioning.settle(project, "sources", force=True).state == "stale"
+
+
+@pytest.mark.parametrize("edited", ["pipelines/sources/arithmetic.py", "params.yaml"])
+def test_an_edit_while_the_stage_runs_is_not_recorded(project, edited):
     before = versioning.fingerprint(project, "sources")
-    with (project / "pipelines/sources/arithmetic.py").open("a") as file:
-        file.write("# edited meanwhile\n")
-    lock = (project / "dvc.lock").read_bytes()
-    with pytest.raises(UserError, match=r"pipelines/sources/arithmetic.py changed while the stage ran"):
-        versioning.record(project, "sources", before)
-    assert (project / "dvc.lock").read_bytes() == lock
+    append(project / "pipelines/sources/arithmetic.py", "# edited meanwhile\n")
+    versioning.check_unchanged(project, "sources", before)
+    if edited == "params.yaml":
+        mini_project.write_params(project, mini_project.params_with(seed=9))
+    else:
+        append(project / edited, "LIMIT = 3\n")
+    with pytest.raises(UserError, match=rf"{edited} changed while the stage ran"):
+        versioning.check_unchanged(project, "sources", before)
 
 
 def test_the_content_of_a_file_that_params_name_is_a_dependency(project, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,10 @@ from pipelines import paths
 from pipelines.errors import UserError
 from pipelines.lineage import external
 from pipelines.lineage.digests import combine, tree_sha256
-from pipelines.lineage.manifests import read_manifests, write_manifest
+from pipelines.lineage.manifests import begin, read_manifests, resolved, write_manifest
 from pipelines.lineage.walk import Lineage
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def put(root, name, text):
@@ -37,9 +40,7 @@ def root(tmp_path):
     return root
 
 
-def record(root, stage, settings, inputs, files):
-    for name, text in files.items():
-        put(root, name, text)
+def record(root, stage, settings, inputs, files, commits=None):
     outputs = list(
         dict.fromkeys(next(p for p in (paths.ROLLOUTS, paths.MODELS, paths.SOURCES, paths.CURATION) if name.startswith(f"{p}/")) for name in files)
     )
@@ -47,11 +48,14 @@ def record(root, stage, settings, inputs, files):
         folder / name.split("/")[2] if folder in (paths.MODELS, paths.ROLLOUTS) else folder for folder, name in zip(outputs, files, strict=False)
     ]
     modules = [f"pipelines.stages.{stage.partition('@')[0]}"]
-    write_manifest(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, outputs=folders, modules=modules)
+    beginning = begin(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, modules=modules, source=root)
+    for name, text in files.items():
+        put(root, name, text)
+    write_manifest(beginning, outputs=folders, commits=commits)
 
 
 def test_the_chain_goes_back_to_the_source_file_and_holds(root):
-    lineage = Lineage(root)
+    lineage = Lineage(root, root)
     stages = lineage.find(root / "data/models/merged")
     assert stages == ["merging"]
     chain = lineage.chain(stages)
@@ -83,40 +87,45 @@ def test_the_chain_goes_back_to_the_source_file_and_holds(root):
 )
 def test_one_changed_byte_is_found_where_it_is(root, file, stage, name):
     (root / file).write_bytes(b"\x00" + (root / file).read_bytes()[1:])
-    broken, _, _ = Lineage(root).verify(["merging"])
+    broken, _, _ = Lineage(root, root).verify(["merging"])
     assert broken.stage == stage and broken.name.endswith(name)
     assert "is not what the stage" in str(broken)
 
 
 def test_an_added_and_a_missing_file_break_the_chain(root):
     put(root, "data/models/sft/extra", "smuggled in")
-    broken, _, _ = Lineage(root).verify(["merging"])
-    assert (broken.stage, broken.name) == ("rl@code", "data/models/sft")
+    for asked in (["sft"], ["merging"]):
+        assert str(Lineage(root, root).verify(asked)[0]) == "stage sft: data/models/sft/extra: was added: the stage did not write it"
     (root / "data/models/sft/extra").unlink()
     (root / "data/models/sft/w").unlink()
-    assert str(Lineage(root).verify(["merging"])[0]) == "stage sft: data/models/sft/w: is missing"
+    assert str(Lineage(root, root).verify(["merging"])[0]) == "stage sft: data/models/sft/w: is missing"
 
 
 def test_a_stage_that_ran_again_without_its_followers_is_told(root):
     record(root, "sft", {}, [paths.SPLITS["sft"], paths.BASE], {"data/models/sft/w": "another", "data/models/sft/config.json": "{}"})
-    broken, _, _ = Lineage(root).verify(["merging"])
+    broken, _, _ = Lineage(root, root).verify(["merging"])
     assert (broken.stage, broken.name) == ("rl@code", "data/models/sft")
-    assert Lineage(root).verify(["sft"])[0] is None
+    assert Lineage(root, root).verify(["sft"])[0] is None
 
 
 def test_edited_code_is_a_note(root):
     put(root, "pipelines/stages/sft.py", "y = 2\n")
-    broken, _, notes = Lineage(root).verify(["merging"])
+    broken, _, notes = Lineage(root, root).verify(["merging"])
     assert broken is None
     assert notes == ["stage sft: code has changed since: pipelines/stages/sft.py"]
+
+
+def test_a_comment_in_the_code_is_no_change(root):
+    put(root, "pipelines/stages/sft.py", "# the same\ny = 1\n")
+    assert Lineage(root, root).verify(["merging"])[2] == []
 
 
 def test_what_no_stage_made(root):
     put(root, "data/models/foreign/w", "?")
     for path, message in (("data/models/foreign", "no manifest"), ("data/models/none", "no such file")):
         with pytest.raises(UserError, match=message):
-            Lineage(root).find(root / path)
-    assert Lineage(root).find(root / "data/models/math/w") == ["rl@math"]
+            Lineage(root, root).find(root / path)
+    assert Lineage(root, root).find(root / "data/models/math/w") == ["rl@math"]
 
 
 def test_a_manifest_is_a_provenance_statement_and_the_same_run_leaves_the_same_bytes(root):
@@ -159,6 +168,44 @@ def test_a_folder_digest_covers_names_contents_and_nothing_else(tmp_path):
     assert tree_sha256(tmp_path / "a/x") == one
 
 
+def test_what_is_being_written_is_no_part_of_a_folder(root):
+    """As in DVC's digest: what a killed process left breaks no chain, and neither does another's write in progress."""
+    before = tree_sha256(root / "data/models/sft")
+    put(root, "data/models/sft/.w.123.part", "torn")
+    put(root, "data/models/.sft.part/w", "torn")
+    put(root, "data/models/sft/.inner.part/w", "torn")
+    assert tree_sha256(root / "data/models/sft") == before
+    assert Lineage(root, root).verify(["merging"])[0] is None
+    put(root, "data/models/sft/model.part", "a name that somebody chose")
+    assert tree_sha256(root / "data/models/sft") != before
+    assert [line for line in (REPOSITORY / ".dvcignore").read_text().splitlines() if not line.startswith("#")] == [paths.TORN]
+
+
+@pytest.mark.parametrize("edited", ["pipelines/stages/sft.py", "data/models/base", "data/curation/sft.parquet"])
+def test_what_is_edited_while_a_stage_runs_is_not_recorded_as_having_made_it(root, edited):
+    before = (root / paths.manifest("sft")).read_bytes()
+    inputs = [paths.SPLITS["sft"], paths.BASE]
+    beginning = begin(root, "sft", {"seed": 7, "settings": {}}, inputs=inputs, modules=["pipelines.stages.sft"], source=root)
+    file = root / edited / "w" if edited == "data/models/base" else root / edited
+    text = file.read_text()
+    file.write_text("y = 2\n" if file.suffix == ".py" else "X")
+    with pytest.raises(UserError, match=f"^sft: {edited} changed while the stage ran"):
+        write_manifest(beginning, outputs=[paths.SFT])
+    assert (root / paths.manifest("sft")).read_bytes() == before
+    file.write_text(text + ("# a comment\n" if file.suffix == ".py" else ""))
+    write_manifest(beginning, outputs=[paths.SFT])
+    assert (root / paths.manifest("sft")).read_bytes() == before
+
+
+def test_the_commit_of_a_hub_is_a_digest(root):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    settings = {"architecture": {}, "model": "org/name", "revision": None}
+    record(root, "base", settings, [paths.SPLITS["base"]], {"data/models/base/w": "0"}, {"model": commit})
+    (entry,) = [entry for entry in resolved(read_manifests(root)["base"]) if "uri" in entry]
+    assert entry == {"uri": f"hub:org/name@{commit}", "digest": {"gitCommit": commit}, "annotations": {"setting": "model", "revision": None}}
+    assert f"read hub:org/name@{commit}  {commit[:12]}" in "\n".join(Lineage(root, root).tree(["base"]))
+
+
 def test_external_settings(tmp_path):
     put(tmp_path, "rows.jsonl", "")
     sources = {
@@ -166,5 +213,5 @@ def test_external_settings(tmp_path):
         "benchmarks": {"c": {"kind": "huggingface", "path": "org/set", "revision": "abc"}},
     }
     assert external.local(tmp_path, sources) == {"train.b": tmp_path / "rows.jsonl"}
-    assert external.hub(tmp_path, sources) == {"benchmarks.c": "org/set@abc"}
+    assert external.hub(tmp_path, sources) == {"benchmarks.c": {"path": "org/set", "revision": "abc"}}
     assert external.hub(tmp_path, {"architecture": {}, "model": None}) == {}
