@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipelines import graph, paths
+from pipelines import answered, graph, paths
 from pipelines.errors import UserError
 from pipelines.lineage.manifests import write_manifest
 from pipelines.progress import Journal
@@ -66,9 +66,9 @@ def load_settings(options: argparse.Namespace) -> dict[str, Any]:
     """{seed, settings} of the stage, from the file the flow wrote or resolved here from params."""
     if options.settings:
         return json.loads(options.settings.read_text())
-    from pipelines import config  # all sections, which a flow's child does not need
+    from pipelines import checks, config  # all sections, which a flow's child does not need
 
-    params = config.load(options.params)
+    params = checks.load(options.params, options.root)
     return {"seed": params.seed, "settings": config.resolve(params, options.stage).model_dump(mode="json")}
 
 
@@ -82,7 +82,9 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
     rank = int(os.environ.get("RANK", "0"))
     journal = Journal(work / f"rank-{rank}.jsonl", stage, io.StringIO()) if rank else Journal(work / "journal.jsonl", stage)
     context = Context(stage, root, given["seed"], settings, work, journal, device, on_change)
-    summary = importlib.import_module(module).run(context)
+    answers = answered.of_stage(root, stage, given, work, begin=not rank)
+    with answered.kept(answers):
+        summary = importlib.import_module(module).run(context)
     if rank:
         return summary  # the first process writes for all
     for path in graph.records(stage):
@@ -91,7 +93,8 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
         else:
             write_plot(root / path, journal.rows())
     inputs = graph.inputs(stage, *getattr(settings, "models", ()))
-    write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), modules=(module, settings_module), accepted=context.accepted)
+    made_by = {"modules": (module, settings_module), "accepted": context.accepted, "endpoints": answers.summary()}
+    write_manifest(root, stage, given, inputs=inputs, outputs=graph.outputs(stage), **made_by)
     return summary
 
 

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipelines import graph, paths
-from pipelines.config import Params, load, read_yaml, resolve
+from pipelines.config import Params, resolve
 from pipelines.errors import UserError
 
 HOST = "127.0.0.1"
@@ -71,53 +69,14 @@ def mlflow_uri(project: Path) -> str:
 
 
 def params(project: Path) -> Params:
-    """params.yaml, checked.
+    """params.yaml, checked whole: names, settings, files, machine.
 
     Raises:
-        UserError: it does not hold, or lacks a section that dvc.yaml depends on.
+        UserError: one sentence a line for all that does not hold.
     """
-    file = project / paths.PARAMS
-    loaded = load(file)
-    written = read_yaml(file)
-    for name in Params.model_fields:
-        if name not in written:
-            raise UserError(f"{file}: section '{name}' is missing; write '{name}: {{}}' for all defaults, because dvc.yaml depends on it")
-    return loaded
+    from pipelines import checks  # all sciences' tables, which not every command needs
 
-
-def check_methods(loaded: Params) -> None:
-    """Every recipe, merge method and verifier that params name exists and takes its settings: said before hours of work, not after.
-
-    Raises:
-        UserError: names the method or setting and the nearest valid one.
-    """
-    from pipelines.merging import rule
-    from pipelines.merging.search import grid
-    from pipelines.methods import choose
-    from pipelines.rl.recipe import recipe
-    from pipelines.verifiers import VERIFIERS
-
-    for role in ("train", "benchmarks"):
-        for name, source in getattr(loaded.sources, role).items():
-            with _naming(f"sources.{role}.{name}"):
-                choose("verifier", VERIFIERS, getattr(source, "verifier", "exact"))
-    for name, stage in loaded.rl.stages.items():
-        with _naming(f"rl.stages.{name}"):
-            recipe(stage.recipe, **stage.overrides)
-    with _naming("merging"):
-        rule(loaded.merging.method, loaded.merging.settings)
-        for entry in loaded.merging.search.candidates if loaded.merging.search else ():
-            for candidate in grid(entry.method, entry.settings, entry.grid):
-                rule(entry.method, candidate.settings)
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Errors in the block are told as those of this key of params.yaml."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{paths.PARAMS}: {key}: {error}") from None
+    return checks.load(project / paths.PARAMS, project)
 
 
 def stages(loaded: Params) -> list[str]:

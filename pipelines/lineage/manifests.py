@@ -38,10 +38,12 @@ def write_manifest(
     outputs: Iterable[Path],
     modules: Iterable[str],
     accepted: Sequence[dict[str, Any]] = (),
+    endpoints: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write the statement of `stage`. given: {seed, settings} as the stage got them; modules: where its code starts.
 
-    accepted: changes on the way that the user accepted; without them all of it was made by one code from one input.
+    accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. endpoints: who
+    answered requests of the stage, with a digest of what was said (`answered.summary`).
     """
     made = [file for folder in outputs for file in files_below(root / folder) if file != root / paths.manifest(stage)]
     statement = {
@@ -52,7 +54,9 @@ def write_manifest(
             "buildDefinition": {
                 "buildType": BUILD,
                 "externalParameters": {"stage": stage, **given},
-                "internalParameters": {"code": code_state(root, modules)} | ({"accepted_changes": list(accepted)} if accepted else {}),
+                "internalParameters": {"code": code_state(root, modules)}
+                | ({"accepted_changes": list(accepted)} if accepted else {})
+                | ({"endpoints": list(endpoints)} if endpoints else {}),
                 "resolvedDependencies": dependencies(root, given["settings"], inputs),
             },
             "runDetails": {"builder": {"id": "touchstone", "version": versions()}},
@@ -128,6 +132,11 @@ def parameters(statement: dict[str, Any]) -> dict[str, Any]:
 def code(statement: dict[str, Any]) -> dict[str, Any]:
     """{sha256, files, git_commit, dirty} of a statement."""
     return statement["predicate"]["buildDefinition"]["internalParameters"]["code"]
+
+
+def endpoints(statement: dict[str, Any]) -> list[dict[str, Any]]:
+    """Who answered requests of the stage: {role, model, reported, replies, sha256} each."""
+    return statement["predicate"]["buildDefinition"]["internalParameters"].get("endpoints", [])
 
 
 def resolved(statement: dict[str, Any]) -> list[dict[str, Any]]:

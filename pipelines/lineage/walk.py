@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.lineage.digests import combine, file_sha256, files_below
-from pipelines.lineage.manifests import code, named, parameters, read_manifests, resolved
+from pipelines.lineage.manifests import code, endpoints, named, parameters, read_manifests, resolved
 
 SHORT = 12
 """Hex digits shown to people."""
@@ -97,6 +97,9 @@ class Lineage:
                 label = entry.get("name") or entry["uri"]
                 digest = entry.get("digest", {}).get("sha256", "no digest, it lives on a hub")
                 yield f"{indent}  read {label}  {digest[:SHORT] if entry.get('digest') else digest}"
+            for entry in endpoints(statement):
+                names = " or ".join(entry["reported"]) or "a model that did not say its name"
+                yield f"{indent}  asked {entry['role']} {entry['model']}: {entry['replies']} replies of {names}  {entry['sha256'][:SHORT]}"
             for parent in self.parents(stage):
                 yield from visit(parent, depth + 1)
 
