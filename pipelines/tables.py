@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -96,43 +96,59 @@ class _StandIns(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None: ...
 
 
-def _recipe(question: Question) -> None:
+Faults = Iterator[tuple[str, str]]
+
+
+def _recipe(question: Question) -> Faults:
     from pipelines.rl.recipe import recipe
 
-    chosen = recipe(question["name"], **question["overrides"])
-    if question["kl_control"] and "kl_scale" not in chosen.read:
-        raise UserError(f"kl_control steers KL terms to the reference, and recipe '{chosen.name}' has none: add one, or leave kl_control out")
+    key, name, overrides = question["key"], question["name"], question["overrides"]
+    if refused := list(_refused(f"{key}.recipe", "recipe: ", recipe, name)):
+        yield from refused
+        return
+    for slot, value in overrides.items():
+        refused += _refused(f"{key}.overrides.{slot}", f"recipe '{name}': ", recipe, name, **{slot: value})
+    yield from refused or _refused(f"{key}.overrides", f"recipe '{name}': ", recipe, name, **overrides)
+    if question["kl_control"] and not refused and "kl_scale" not in recipe(name, **overrides).read:
+        yield f"{key}.kl_control", f"it steers KL terms to the reference, and recipe '{name}' has none: add one, or leave kl_control out"
 
 
-def _merge(question: Question) -> None:
-    from pipelines.merging.methods import rule
+def _merge(question: Question) -> Faults:
+    from pipelines.merging.methods import METHODS, rule
     from pipelines.merging.search import grid
     from pipelines.merging.tensors import require_experts
+    from pipelines.methods import choose
 
-    for candidate in grid(question["method"], question["settings"], question["grid"]):
-        rule(question["method"], candidate.settings)
-    require_experts(question["method"], question["experts"])
+    key, method = question["key"], question["method"]
+    if refused := list(_refused(f"{key}.method", "merge method: ", choose, "merge method", METHODS, method)):
+        yield from refused
+        return
+    for candidate in grid(method, question["settings"], question["grid"]):
+        yield from _refused(f"{key}.settings" if not question["grid"] else key, "merge ", rule, method, candidate.settings)
+    yield from _refused(f"{key}.method", "merge ", require_experts, method, question["experts"])
 
 
-def _puzzle(question: Question) -> None:
+def _puzzle(question: Question) -> Faults:
     from pipelines.sources.puzzles import configured
 
-    configured(question["task"], question["count"], question["settings"], 0)
+    yield from _refused(question["key"], "", configured, question["task"], question["count"], question["settings"], 0)
 
 
-ABOUT: dict[str, Callable[[Question], None]] = {"recipe": _recipe, "merge": _merge, "puzzle": _puzzle}
+def _refused(key: str, prefix: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Faults:
+    """Each sentence of a UserError that the call raises, without a prefix that says what the key says."""
+    try:
+        function(*arguments, **named)
+    except UserError as error:
+        yield from ((key, sentence.removeprefix(prefix)) for sentence in str(error).splitlines())
+
+
+ABOUT: dict[str, Callable[[Question], Faults]] = {"recipe": _recipe, "merge": _merge, "puzzle": _puzzle}
 
 
 def main() -> None:
     if REAL not in sys.argv:
         sys.meta_path.insert(0, _StandIns())
-    faults = []
-    for question in json.load(sys.stdin):
-        try:
-            ABOUT[question["about"]](question)
-        except UserError as error:
-            faults.append((question["key"], str(error)))
-    json.dump(faults, sys.stdout)
+    json.dump([fault for question in json.load(sys.stdin) for fault in ABOUT[question["about"]](question)], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -107,11 +107,11 @@ def upstream(loaded: Params, stage: str) -> list[str]:
     needed = set(matching(loaded, stage))
     for name in reversed(everything):
         if name in needed:
-            needed |= {parent for parent in everything if parent != name and _feeds(loaded, parent, name)}
+            needed |= {parent for parent in everything if parent != name and feeds(loaded, parent, name)}
     return [name for name in everything if name in needed]
 
 
-def _feeds(loaded: Params, parent: str, child: str) -> bool:
+def feeds(loaded: Params, parent: str, child: str) -> bool:
     """Does `child` read what `parent` writes?"""
     name = child.partition("@")[2]
     models = loaded.rl.stages[name].models if name else ()

@@ -29,7 +29,7 @@ def faults(params: Params) -> Faults:
         yield from _shares(key, curation, params)
     for key, source in sources(params).items():
         if isinstance(source, FileSource):
-            yield from _verifier(key, source)
+            yield from verifier(key, source)
     for name, source in (params.synthesis.generators or {}).items():
         if source.kind not in GENERATORS:
             yield f"synthesis.generators.{name}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
@@ -82,7 +82,7 @@ def endpoints(params: Params) -> Faults:
     judged = (key for key, source in sources(params).items() if isinstance(source, FileSource) and source.verifier == "judge")
     needed |= {f"{key}.verifier": ("judge", JUDGE_URL) for key in judged}
     for key, generation in generations(params).items():
-        if generation.engine == "server":
+        if generation.engine == "server" and not key.startswith("rl."):  # where it cannot be anyway
             needed[f"{key}.engine"] = "server", GENERATION_URL
             if not generation.server.model:
                 yield f"{key}.server.model", "is empty; name the model as the endpoint knows it"
@@ -116,7 +116,7 @@ def _unknown(key: str, names: Iterable[str], what: str, known: Iterable[str] | N
             yield key, f"'{name}' is the {what}; there are {', '.join(sorted(known))}{nearest(name, sorted(known))}"
 
 
-def _verifier(key: str, source: FileSource) -> Faults:
+def verifier(key: str, source: FileSource) -> Faults:
     """The verifier of a source's rows, and the settings that the source gives it, fixed or mapped."""
     if source.verifier not in VERIFIERS:
         yield f"{key}.verifier", f"there is no '{source.verifier}'{nearest(source.verifier, VERIFIERS)} Known: {', '.join(VERIFIERS)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import subprocess
@@ -88,9 +89,9 @@ def _base(params: Params, root: Path) -> names.Faults:
     elif folder.exists():
         yield "base.model", f"{model} is a file; expected a folder with config.json, tokenizer, chat template and weights, or a hub id"
     elif not _is_hub_id(model):
-        yield "base.model", f"{model}: no such folder{_neighbour(folder)}, and no hub id, which looks like OWNER/NAME"
+        yield "base.model", f"{model}: no such folder, and no hub id, which looks like OWNER/NAME{_neighbour(folder)}"
     elif os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on") and not _cached(model, params.base.revision):
-        yield "base.model", f"{model}: no such folder{_neighbour(folder)}, not in the hub's cache, and HF_HUB_OFFLINE is set"
+        yield "base.model", f"{model}: no such folder, not in the hub's cache, and HF_HUB_OFFLINE is set{_neighbour(folder)}"
 
 
 def _lacks(folder: Path) -> Iterator[str]:
@@ -121,8 +122,9 @@ def _json(path: Path) -> Any:
 
 
 def _neighbour(path: Path) -> str:
-    """The entry beside a missing path that is named most like it."""
-    return nearest(path.name, [entry.name for entry in path.parent.iterdir()]).replace(";", ",") if path.parent.is_dir() else ""
+    """A question for the entry beside a missing path that is named much like it."""
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, difflib.get_close_matches(path.name, there))
 
 
 def _is_hub_id(name: str) -> bool:
@@ -158,11 +160,12 @@ def _rows(key: str, source: FileSource, root: Path) -> names.Faults:
         yield f"{key}.{'fields' if sentence.startswith('fields ') else 'path'}", sentence + ("" if path.exists() else _neighbour(path))
         return
     problems = [row for row in found if isinstance(row, Problem)]
+    bad = [row for row in found if isinstance(row, BadRow)]
     if problems:
-        yield from _verdict(key, problems[0])
-    elif found:
-        first = found[0]
-        assert isinstance(first, BadRow)
+        if not any(names.verifier(key, source)):
+            yield from _verdict(key, problems[0])
+    elif bad:
+        first = bad[0]
         where = f"{source.path} line {first.line}: {first.field}: {first.reason}{_column(first)}"
         yield f"{key}.fields", f"none of the first {len(found)} rows fits; {where}"
     else:
@@ -195,14 +198,14 @@ def _verdict(key: str, problem: Problem) -> names.Faults:
 
 
 def _packages(params: Params) -> names.Faults:
-    wanted = {f"{key}.engine": "ray" for key, curation in names.curations(params).items() if curation.engine == "ray"}
-    wanted |= {f"rl.stages.{name}.lora": "peft" for name, stage in params.rl.stages.items() if stage.lora}
+    wanted = {f"{key}.engine": ("ray", "ray") for key, curation in names.curations(params).items() if curation.engine == "ray"}
+    wanted |= {f"rl.stages.{name}.lora": ("peft", "lora") for name, stage in params.rl.stages.items() if stage.lora}
     for key, generation in names.generations(params).items():
         if generation.engine == "vllm" or (generation.engine == "vllm_server" and not os.environ.get(names.GENERATION_URL)):
-            wanted[f"{key}.engine"] = "vllm"
-    for key, package in wanted.items():
+            wanted[f"{key}.engine"] = "vllm", generation.engine
+    for key, (package, what) in wanted.items():
         try:
-            extras.require(package, "this")
+            extras.require(package, f"'{what}'")
         except UserError as error:
             yield key, str(error)
 
@@ -219,7 +222,8 @@ def _embeddings(params: Params, root: Path) -> names.Faults:
                 packaged.located(model)
             except UserError as error:
                 yield at, str(error)
-            if model not in packaged.PACKAGED and not (root / model).is_dir() and not _is_hub_id(model):
+            misspelt = difflib.get_close_matches(model, packaged.PACKAGED, cutoff=0.8)
+            if model not in packaged.PACKAGED and not (root / model).is_dir() and (misspelt or not _is_hub_id(model)):
                 known = ", ".join(packaged.PACKAGED)
                 yield at, f"'{model}' is neither a packaged model ({known}), nor a folder, nor a hub id{nearest(model, packaged.PACKAGED)}"
 
