@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
     parser.set_defaults(on_change=os.environ.get("TOUCHSTONE_ON_CHANGE", "refuse"))
     options = parser.parse_args(argv)
-    given = load_settings(options)
+    try:
+        given = load_settings(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     if (processes := given["settings"].get("processes", 1)) > 1 and "RANK" not in os.environ:
         become_torchrun(processes, sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

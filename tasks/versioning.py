@@ -58,7 +58,7 @@ def _repository(project: Path) -> Iterator[Any]:
 
 def look(project: Path, stage: str) -> Answer:
     """What `settle` would say, with nothing checked out and nothing recorded."""
-    with _repository(project) as repository:
+    with _repository(project) as repository, repository.lock:
         found = repository.stage.load_one(name=stage)
         reasons = _changes(found)
         return Answer(stage, "current" if not reasons else "restored" if _in_cache(repository, found) else "stale", reasons)
