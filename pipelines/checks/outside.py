@@ -85,7 +85,7 @@ def _base(params: Params, root: Path) -> names.Faults:
         return
     folder = root / model
     if folder.is_dir():
-        yield from ((("base.model"), f"{model}: {what}") for what in _lacks(folder))
+        yield from (("base.model", f"{model}: {what}") for what in _lacks(folder))
     elif folder.exists():
         yield "base.model", f"{model} is a file; expected a folder with config.json, tokenizer, chat template and weights, or a hub id"
     elif not _is_hub_id(model):
