@@ -34,7 +34,7 @@ from pipelines.curation.normalise import without_wrapper
 from pipelines.curation.run import curate_file
 from pipelines.curation.steps import Inputs
 from pipelines.curation.words import words_of
-from pipelines.models.embedding import installed
+from pipelines.models.packaged import installed
 from pipelines.records import PROBLEM_SCHEMA, Problem, problem_id
 from pipelines.store import problem_table
 

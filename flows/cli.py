@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     changed = sub.add_mutually_exclusive_group()
     changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
+    add("check", check, "check all of params.yaml and say what a run would do, stage by stage; nothing runs, nothing changes")
     add("up", up, "start a lasting Prefect server and the MLflow UI on loopback")
     add("down", down, "stop what `up` started")
     add("serve", serve, "serve the deployments of prefect.yaml until Ctrl-C, so that the Prefect UI or a schedule can start runs")
@@ -64,6 +65,14 @@ def run(options: argparse.Namespace) -> int:
             command.with_server(lambda: post_training(until=options.until, force=options.force))
     if (project / paths.PAGE).exists() and "report" in plan.stages:
         print(f"report: {project / paths.PAGE}")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    from tasks import describing, settings
+
+    for line in describing.plan(settings.root()):
+        print(line)
     return 0
 
 

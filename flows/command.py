@@ -26,8 +26,13 @@ def run(command: Callable[[], object]) -> int:
 
 
 def run_stage(flow: Callable[[], object]) -> int:
-    """Run the flow of a stage as a command."""
-    return run(lambda: with_server(flow))
+    """Run the flow of a stage as a command, once params hold: no server is started for what cannot run."""
+
+    def checked() -> int:
+        settings.params(settings.root())
+        return with_server(flow)
+
+    return run(checked)
 
 
 def with_server(flow: Callable[[], object]) -> int:

@@ -49,7 +49,6 @@ def post_training(until: str | None = None, force: list[str] | None = None) -> l
             if not planning.stale(project, plan, stage):
                 continue
             if not ran:  # a run that does nothing leaves no trace in MLflow
-                settings.check_methods(settings.params(project))
                 tracker = Tracker.open(project)
                 pipeline_run = stack.enter_context(tracker.pipeline())
                 reporting.show_link(tracker.link(pipeline_run))

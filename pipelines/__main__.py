@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipelines import graph, paths
+from pipelines import answered, graph, paths
 from pipelines.errors import UserError
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
     parser.set_defaults(on_change=os.environ.get("TOUCHSTONE_ON_CHANGE", "refuse"))
     options = parser.parse_args(argv)
-    given = load_settings(options)
+    try:
+        given = load_settings(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     if (processes := given["settings"].get("processes", 1)) > 1 and "RANK" not in os.environ:
         become_torchrun(processes, sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -66,9 +70,9 @@ def load_settings(options: argparse.Namespace) -> dict[str, Any]:
     """{seed, settings} of the stage, from the file the flow wrote or resolved here from params."""
     if options.settings:
         return json.loads(options.settings.read_text())
-    from pipelines import config  # all sections, which a flow's child does not need
+    from pipelines import checks, config  # all sections, which a flow's child does not need
 
-    params = config.load(options.params)
+    params = checks.load(options.params, options.root)
     return {"seed": params.seed, "settings": config.resolve(params, options.stage).model_dump(mode="json")}
 
 
@@ -84,7 +88,9 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
     context = Context(stage, root, given["seed"], settings, work, journal, device, on_change)
     inputs = graph.inputs(stage, *getattr(settings, "models", ()))
     beginning = None if rank else begin(root, stage, given, inputs=inputs, modules=(module, settings_module))
-    summary = importlib.import_module(module).run(context)
+    answers = answered.of_stage(root, stage, given, work, begin=not rank)
+    with answered.kept(answers):
+        summary = importlib.import_module(module).run(context)
     if beginning is None:
         return summary  # the first process writes for all
     for path in graph.records(stage):
@@ -92,7 +98,8 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
             write_json(root / path, summary)
         else:
             write_plot(root / path, journal.rows())
-    write_manifest(beginning, outputs=graph.outputs(stage), accepted=context.accepted, commits=context.commits, device=device)
+    told = {"accepted": context.accepted, "commits": context.commits, "endpoints": answers.summary(), "device": device}
+    write_manifest(beginning, outputs=graph.outputs(stage), **told)
     return summary
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
+from pipelines import answered
 from pipelines.endpoint import Endpoint, Failed
 
 TEACHER_URL, TEACHER_KEY = "TOUCHSTONE_TEACHER_URL", "TOUCHSTONE_TEACHER_KEY"
@@ -24,11 +25,12 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Reply:
-    """The text of a completion, or why there is none (`text` is None). cut: it ended at `max_tokens`."""
+    """The text of a completion, or why there is none (`text` is None). cut: it ended at `max_tokens`. model: its name as the server gives it."""
 
     text: str | None
     error: str = ""
     cut: bool = False
+    model: str = ""
 
 
 class Replies:
@@ -38,16 +40,17 @@ class Replies:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._database.execute("create table if not exists completions (key text primary key, reply text not null, cut integer not null)")
+        columns = "key text primary key, reply text not null, cut integer not null, model text not null"
+        self._database.execute(f"create table if not exists answers ({columns})")
 
     def get(self, key: str) -> Reply | None:
         with self._lock:
-            row = self._database.execute("select reply, cut from completions where key = ?", (key,)).fetchone()
-        return Reply(row[0], cut=bool(row[1])) if row else None
+            row = self._database.execute("select reply, cut, model from answers where key = ?", (key,)).fetchone()
+        return Reply(row[0], cut=bool(row[1]), model=row[2]) if row else None
 
     def put(self, key: str, reply: Reply) -> None:
         with self._lock:
-            self._database.execute("insert or replace into completions values (?, ?, ?)", (key, reply.text, reply.cut))
+            self._database.execute("insert or replace into answers values (?, ?, ?, ?)", (key, reply.text, reply.cut, reply.model))
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class ChatClient:
     """An endpoint: `url` ends before `/chat/completions` (usually in `/v1`).
 
     timeout: seconds for one try. retries: further tries. pause: seconds before the first of them, doubled each time.
-    concurrency: requests under way at once. replies: where `complete_all` keeps what it was told.
+    concurrency: requests under way at once. replies: where `complete_all` keeps what it was told. role: what the endpoint is to the
+    stage, whose manifest says who answered it (answered.py).
     """
 
     url: str
@@ -66,6 +70,7 @@ class ChatClient:
     pause: float = 0.5
     concurrency: int = 8
     replies: Replies | None = field(default=None, repr=False, compare=False)
+    role: str = "teacher"
     _endpoint: Endpoint = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -73,11 +78,20 @@ class ChatClient:
 
     def complete(self, messages: Messages, *, temperature: float, max_tokens: int, **options: Any) -> Reply:
         """One completion; a failure is a Reply without text. options: further fields of the request, such as `seed`."""
+        reply = self._complete(messages, temperature, max_tokens, options)
+        self._enter(json.dumps([list(messages), temperature, max_tokens, options]), reply)
+        return reply
+
+    def _complete(self, messages: Messages, temperature: float, max_tokens: int, options: Mapping[str, Any]) -> Reply:
         body = {"model": self.model, "messages": list(messages), "temperature": temperature, "max_tokens": max_tokens, **options}
         try:
             return self._endpoint.ask("/chat/completions", body, _reply)
         except Failed as failure:
             return Reply(None, str(failure))
+
+    def _enter(self, request: str, reply: Reply) -> None:
+        if reply.text is not None:
+            answered.enter(self.role, self.model, request, reply.model, reply.text)
 
     def complete_all(
         self,
@@ -94,27 +108,29 @@ class ChatClient:
         """
         threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="chat")
         times: Counter[str] = Counter()
-        keys = []
+        requests = []
         given = options or [{}] * len(conversations)
         for messages, more in zip(conversations, given, strict=True):
-            asked = json.dumps([self.url, self.model, list(messages), temperature, max_tokens, *([more] if more else [])])
-            keys.append(hashlib.sha256(f"{asked} {times[asked]}".encode()).hexdigest())
+            asked = json.dumps([list(messages), temperature, max_tokens, more])
+            requests.append(f"{asked} {times[asked]}")
             times[asked] += 1
 
-        def answer(messages: Messages, more: Mapping[str, Any], key: str) -> Reply:
-            if self.replies and (known := self.replies.get(key)):
-                return known
-            reply = self.complete(messages, temperature=temperature, max_tokens=max_tokens, **more)
-            if self.replies and reply.text is not None:
-                self.replies.put(key, reply)
+        def answer(messages: Messages, more: Mapping[str, Any], request: str) -> Reply:
+            key = hashlib.sha256(f"{self.url} {self.model} {request}".encode()).hexdigest()
+            reply = self.replies.get(key) if self.replies else None
+            if reply is None:
+                reply = self._complete(messages, temperature, max_tokens, more)
+                if self.replies and reply.text is not None:
+                    self.replies.put(key, reply)
+            self._enter(request, reply)
             return reply
 
         made = []
         try:
-            for reply in threads.map(answer, conversations, given, keys):
+            for reply in threads.map(answer, conversations, given, requests):
                 made.append(reply)
                 if progress:
-                    progress(len(made), len(keys))
+                    progress(len(made), len(requests))
             return made
         finally:  # all are done, or this was interrupted and nobody waits for the rest
             threads.shutdown(wait=False, cancel_futures=True)
@@ -141,10 +157,11 @@ def teacher(asked: Asked, replies: Path) -> ChatClient | None:
 
 def _reply(raw: bytes) -> Reply:
     try:
-        choice = json.loads(raw)["choices"][0]
+        answer = json.loads(raw)
+        choice, model = answer["choices"][0], answer.get("model")
         content = choice["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise Failed("the answer is no chat completion", transient=True) from None
     if not isinstance(content, str):
         raise Failed("the completion holds no text", transient=True)
-    return Reply(content, cut=choice.get("finish_reason") == "length")
+    return Reply(content, cut=choice.get("finish_reason") == "length", model=model if isinstance(model, str) else "")

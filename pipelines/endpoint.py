@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from pipelines.errors import UserError
 
+GENERATION_URL, GENERATION_KEY = "TOUCHSTONE_GENERATION_URL", "TOUCHSTONE_GENERATION_KEY"
+"""Environment variables with the server that engines `server` and `vllm_server` ask, and its key."""
 TRANSIENT = (408, 409, 429)
 LONGEST_PAUSE = 30.0
 T = TypeVar("T")

@@ -6,15 +6,15 @@ that a misspelt setting is found before anything runs.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.config.checking import nearest
 from pipelines.errors import UserError
 
 T = TypeVar("T")
@@ -24,25 +24,30 @@ def bind(kind: str, family: Mapping[str, Callable[..., Any]], name: str, setting
     """The function called `name` with its keyword-only settings filled in.
 
     Raises:
-        UserError: no such name or setting (names the nearest), a value of another type, or a setting without default is missing.
+        UserError: no such name or setting (names the nearest), a value of another type, or a setting without default is missing; a
+            line for each.
     """
     function = choose(kind, family, name)
-    known = settings_of(function)
-    for key in settings or {}:
+    told = list(_objections(function, settings or {}))
+    if told:
+        raise UserError("\n".join(f"{kind} '{name}': {each}" for each in told))
+    return functools.partial(function, **(settings or {}))
+
+
+def _objections(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the settings of a method."""
+    known, types = settings_of(function), typing.get_type_hints(function)
+    for key, value in settings.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            hint = f"; did you mean '{near[0]}'?" if near else "; it takes none"
-            raise UserError(f"{kind} '{name}': unknown setting '{key}'{hint}")
-    types = typing.get_type_hints(function)
-    for key, value in (settings or {}).items():
+            yield f"unknown setting '{key}'{nearest(key, known) or '; it takes none'}"
+            continue
         try:
             TypeAdapter(types[key]).validate_python(value)
         except ValidationError:
-            raise UserError(f"{kind} '{name}': setting '{key}': expected {inspect.formatannotation(types[key])}, got {value!r}") from None
+            yield f"setting '{key}': expected {inspect.formatannotation(types[key])}, got {value!r}"
     for key, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and key not in (settings or {}):
-            raise UserError(f"{kind} '{name}': setting '{key}' is missing")
-    return functools.partial(function, **(settings or {}))
+        if parameter.default is inspect.Parameter.empty and key not in settings:
+            yield f"setting '{key}' is missing"
 
 
 def choose(kind: str, family: Mapping[str, T], name: str) -> T:
@@ -52,9 +57,7 @@ def choose(kind: str, family: Mapping[str, T], name: str) -> T:
         UserError: there is none; names the nearest and all.
     """
     if name not in family:
-        near = difflib.get_close_matches(name, family, n=1, cutoff=0.0)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise UserError(f"{kind}: there is no '{name}'{hint} Known: {', '.join(sorted(family))}")
+        raise UserError(f"{kind}: there is no '{name}'{nearest(name, family) or '.'} Known: {', '.join(sorted(family))}")
     return family[name]
 
 

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import Params, check, read_yaml
+from pipelines import checks
+from pipelines.config import read_yaml
 from pipelines.errors import UserError
 from pipelines.store import replacing
 
 Change = tuple[str, Any, Any]
 
 
-def apply(params: Path, overlay: Path) -> list[Change]:
+def apply(params: Path, overlay: Path, root: Path | None = None) -> list[Change]:
     """Merge `overlay` into `params` and write it, if the result holds. A null deletes its key. Returns (key, before, after).
+
+    root: where relative paths in params start, by default their folder.
 
     Raises:
         UserError: the overlay is no mapping, or params.yaml would not hold; nothing is written then.
@@ -35,9 +38,9 @@ def apply(params: Path, overlay: Path) -> list[Change]:
     with replacing(params) as temporary:
         temporary.write_text(text.getvalue())
         try:
-            check(Params, read_yaml(temporary), str(overlay))
+            checks.load(temporary, root or params.parent, str(overlay))
         except UserError as error:
-            raise UserError(f"{error}; {params.name} is left as it was") from None
+            raise UserError(f"{error}\n{params.name} is left as it was") from None
     return told
 
 

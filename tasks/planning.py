@@ -22,7 +22,7 @@ class Plan:
 
 
 def make(project: Path, until: str | None = None, force: Sequence[str] = ()) -> Plan:
-    """Read params.yaml and bring the work tree in line with it: links to outside files, nothing left of RL stages that are gone.
+    """Check params.yaml and bring the work tree in line with it: links to outside files, nothing left of RL stages that are gone.
 
     Raises:
         UserError: params.yaml does not hold, or `until` or `force` names no stage of the run.
@@ -44,9 +44,13 @@ def stale(project: Path, plan: Plan, stage: str) -> bool:
     answer = versioning.settle(project, stage, force=stage in plan.force)
     if answer.state == "current":
         return False
-    told = ", ".join(answer.reasons[:REASONS]) + (f" and {len(answer.reasons) - REASONS} more" if len(answer.reasons) > REASONS else "")
-    print(f"{stage}: {'taken from the cache' if answer.state == 'restored' else 'runs'} ({told})", flush=True)
+    print(f"{stage}: {'taken from the cache' if answer.state == 'restored' else 'runs'} ({told(answer.reasons)})", flush=True)
     return answer.state == "stale"
+
+
+def told(reasons: Sequence[str]) -> str:
+    """The first reasons, and how many more there are."""
+    return ", ".join(reasons[:REASONS]) + (f" and {len(reasons) - REASONS} more" if len(reasons) > REASONS else "")
 
 
 def all_current(project: Path, plan: Plan) -> bool:

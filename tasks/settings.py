@@ -8,20 +8,18 @@ params.yaml holds what changes a result. Ports, addresses and devices do not, so
     TOUCHSTONE_MLFLOW_PORT    port of its MLflow UI, default 5000
     TOUCHSTONE_MLFLOW_URI     MLflow tracking URI; default: MLFLOW_TRACKING_URI, else SQLite under .touchstone
     TOUCHSTONE_MIN_FREE_GB    a stage does not start with less free disk, default 1
-    TOUCHSTONE_TEACHER_URL, TOUCHSTONE_TEACHER_KEY    endpoint of `synthesis.method: teacher`
+    TOUCHSTONE_TEACHER_URL, TOUCHSTONE_TEACHER_KEY    endpoint of `synthesis.method: teacher` and of the steps of curation that ask one
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipelines import graph, paths
-from pipelines.config import Params, load, read_yaml, resolve
+from pipelines.config import Params, resolve
 from pipelines.errors import UserError
 
 HOST = "127.0.0.1"
@@ -71,53 +69,14 @@ def mlflow_uri(project: Path) -> str:
 
 
 def params(project: Path) -> Params:
-    """params.yaml, checked.
+    """params.yaml, checked whole: names, settings, files, machine.
 
     Raises:
-        UserError: it does not hold, or lacks a section that dvc.yaml depends on.
+        UserError: one sentence a line for all that does not hold.
     """
-    file = project / paths.PARAMS
-    loaded = load(file)
-    written = read_yaml(file)
-    for name in Params.model_fields:
-        if name not in written:
-            raise UserError(f"{file}: section '{name}' is missing; write '{name}: {{}}' for all defaults, because dvc.yaml depends on it")
-    return loaded
+    from pipelines import checks  # all sciences' tables, which not every command needs
 
-
-def check_methods(loaded: Params) -> None:
-    """Every recipe, merge method and verifier that params name exists and takes its settings: said before hours of work, not after.
-
-    Raises:
-        UserError: names the method or setting and the nearest valid one.
-    """
-    from pipelines.merging import rule
-    from pipelines.merging.search import grid
-    from pipelines.methods import choose
-    from pipelines.rl.recipe import recipe
-    from pipelines.verifiers import VERIFIERS
-
-    for role in ("train", "benchmarks"):
-        for name, source in getattr(loaded.sources, role).items():
-            with _naming(f"sources.{role}.{name}"):
-                choose("verifier", VERIFIERS, getattr(source, "verifier", "exact"))
-    for name, stage in loaded.rl.stages.items():
-        with _naming(f"rl.stages.{name}"):
-            recipe(stage.recipe, **stage.overrides)
-    with _naming("merging"):
-        rule(loaded.merging.method, loaded.merging.settings)
-        for entry in loaded.merging.search.candidates if loaded.merging.search else ():
-            for candidate in grid(entry.method, entry.settings, entry.grid):
-                rule(entry.method, candidate.settings)
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Errors in the block are told as those of this key of params.yaml."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{paths.PARAMS}: {key}: {error}") from None
+    return checks.load(project / paths.PARAMS, project)
 
 
 def stages(loaded: Params) -> list[str]:
@@ -148,11 +107,11 @@ def upstream(loaded: Params, stage: str) -> list[str]:
     needed = set(matching(loaded, stage))
     for name in reversed(everything):
         if name in needed:
-            needed |= {parent for parent in everything if parent != name and _feeds(loaded, parent, name)}
+            needed |= {parent for parent in everything if parent != name and feeds(loaded, parent, name)}
     return [name for name in everything if name in needed]
 
 
-def _feeds(loaded: Params, parent: str, child: str) -> bool:
+def feeds(loaded: Params, parent: str, child: str) -> bool:
     """Does `child` read what `parent` writes?"""
     name = child.partition("@")[2]
     models = loaded.rl.stages[name].models if name else ()

@@ -60,6 +60,15 @@ def _repository(project: Path) -> Iterator[Any]:
         raise UserError(f"DVC: {error}{cause}") from error
 
 
+def look(project: Path, stage: str) -> Answer:
+    """What `settle` would say, with nothing checked out and nothing recorded."""
+    with _repository(project) as repository, repository.lock:
+        found = repository.stage.load_one(name=stage)
+        edited = identity.changed_since_written(project, stage)
+        reasons = _changes(project, found) or tuple(edited)
+        return Answer(stage, "current" if not reasons else "restored" if not edited and _in_cache(repository, found) else "stale", reasons)
+
+
 def settle(project: Path, stage: str, *, force: bool = False) -> Answer:
     """Is `stage` current? If not, but the cache holds what it would make, its outputs are checked out and recorded."""
     identity.write(project)
@@ -68,8 +77,7 @@ def settle(project: Path, stage: str, *, force: bool = False) -> Answer:
         found = repository.stage.load_one(name=stage)
         if force:
             return Answer(stage, "stale", ("forced",))
-        never = not any(out.hash_info for out in found.outs)
-        reasons = ("it has not run yet",) if never else tuple(_reasons(project, stage, found.status().get(found.addressing, [])))
+        reasons = _changes(project, found)
         if not reasons:
             return Answer(stage, "current")
         if _restore(repository, found):
@@ -82,6 +90,12 @@ def _record_code(repository: Any) -> None:
     found = repository.stage.load_one(name=CODE)
     if any(out.status() for out in found.outs):
         _commit(found)
+
+
+def _changes(project: Path, stage: Any) -> tuple[str, ...]:
+    """Why a stage is not current; empty where it is."""
+    never = not any(out.hash_info for out in stage.outs)
+    return ("it has not run yet",) if never else tuple(_reasons(project, stage.name, stage.status().get(stage.addressing, [])))
 
 
 def _reasons(project: Path, stage: str, entries: list[Any]) -> Iterator[str]:
@@ -100,8 +114,8 @@ def _reasons(project: Path, stage: str, entries: list[Any]) -> Iterator[str]:
                     yield f"{path} {change}"
 
 
-def _restore(repository: Any, stage: Any) -> bool:
-    """Check out the outputs if the run cache knows this command, code, params and data."""
+def _in_cache(repository: Any, stage: Any) -> bool:
+    """Whether the run cache knows this command, code, params and data."""
     from dvc.dependency.base import DependencyDoesNotExistError
     from dvc.stage.cache import RunCacheNotFoundError
 
@@ -115,6 +129,13 @@ def _restore(repository: Any, stage: Any) -> bool:
     try:
         repository.stage_cache.restore(stage, dry=True)
     except RunCacheNotFoundError:
+        return False
+    return True
+
+
+def _restore(repository: Any, stage: Any) -> bool:
+    """Check out the outputs if the run cache has them."""
+    if not _in_cache(repository, stage):
         return False
     stage.remove_outs()
     repository.stage_cache.restore(stage)

@@ -12,13 +12,14 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """Status, body (text becomes a completion, bytes go out as they are), headers, and how slowly the body trickles."""
+    """Status, body (text becomes a completion of `model`, bytes go out as they are), headers, and how slowly the body trickles."""
 
     content: str | bytes = ""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     trickle: float = 0.0
+    model: str = ""
 
 
 @dataclass
@@ -47,7 +48,8 @@ def serve(answer: Callable[[str, int], Answer]) -> Iterator[Endpoint]:
                 endpoint.most_at_once = max(endpoint.most_at_once, under_way)
             reply = answer(body["messages"][-1]["content"], number)
             time.sleep(reply.delay)
-            text = json.dumps({"choices": [{"message": {"role": "assistant", "content": reply.content}}]}) if isinstance(reply.content, str) else ""
+            said = {"choices": [{"message": {"role": "assistant", "content": reply.content}}]} | ({"model": reply.model} if reply.model else {})
+            text = json.dumps(said) if isinstance(reply.content, str) else ""
             raw = text.encode() if text else reply.content
             with lock:
                 under_way -= 1

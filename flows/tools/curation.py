@@ -81,7 +81,7 @@ def decontaminate(options: argparse.Namespace) -> int:
 
 def _embedding(model: str | None) -> str | None:
     """The model that searches paraphrases: the given one, none for `none`, else the packaged one where it is installed."""
-    from pipelines.models.embedding import PACKAGED, installed
+    from pipelines.models.packaged import PACKAGED, installed
 
     if model == "none":
         return None

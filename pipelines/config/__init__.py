@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, model_validator
 
-from pipelines.config.checking import check
+from pipelines.config.checking import check, nearest
 from pipelines.config.common import Section
 from pipelines.config.curation import CurationSettings, DifficultySettings, SynthesisSettings
 from pipelines.config.evaluation import EvaluationSettings, MergingSettings, ReportSettings
@@ -39,18 +40,26 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
-        gate = self.evaluation.gate
-        for name in self.merging.models or ():
-            if name not in self.rl.stages:
-                raise ValueError(f"merging.models: '{name}' is no RL stage; there are {', '.join(self.rl.stages)}")
-        for key, names in (("gate.improve", gate.improve), ("gate.retain", gate.retain), ("clusters", self.evaluation.clusters)):
-            for name in names:
-                if name not in self.sources.benchmarks:
-                    raise ValueError(f"evaluation.{key}: '{name}' is no benchmark; there are {', '.join(self.sources.benchmarks)}")
-        if gate.candidate not in (*self.rl.stages, "base", "sft", "merged"):
-            raise ValueError(f"evaluation.gate.candidate: '{gate.candidate}' is no model")
+        gate, told = self.evaluation.gate, list[str]()
+        stages, benchmarks = tuple(self.rl.stages), tuple(self.sources.benchmarks)
+        models = ("base", "sft", *stages, "merged")
+
+        def known(key: str, names: Iterable[str], what: str, there: tuple[str, ...]) -> None:
+            told.extend(f"{key}: '{name}' is no {what}; there are {', '.join(there)}{nearest(name, there)}" for name in names if name not in there)
+
+        known("merging.models", self.merging.models or (), "RL stage", stages)
+        known("merging.base", [self.merging.base], "model to merge from", ("base", "sft", *stages))
+        known("evaluation.gate.improve", gate.improve, "benchmark", benchmarks)
+        known("evaluation.gate.retain", gate.retain, "benchmark", benchmarks)
+        known("evaluation.clusters", self.evaluation.clusters, "benchmark", benchmarks)
+        known("evaluation.models", self.evaluation.models or (), "model", models)
+        evaluated = models if self.evaluation.models is None else self.evaluation.models
+        known("evaluation.gate.candidate", [gate.candidate], "model that is evaluated", evaluated)
+        known("evaluation.gate.against", [gate.against], "model that is evaluated", evaluated)
         if (most := max(self.evaluation.ks, default=1)) > self.evaluation.samples:
-            raise ValueError(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
+            told.append(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
+        if told:
+            raise ValueError("\n".join(told))
         return self
 
 

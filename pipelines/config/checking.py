@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -20,20 +22,69 @@ def check(model: type[M], content: object, where: str) -> M:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_sentence(model, details)}" for details in error.errors())) from None
+        raise UserError("\n".join(f"{where}: {sentence}" for sentence in _sentences(model, error))) from None
 
 
-def _sentence(model: type[BaseModel], details: Any) -> str:
+def examine(model: type[M], content: object) -> tuple[M | None, list[str]]:
+    """`content` as `model`, and a sentence for each error in it.
+
+    Settings that do not hold are left to their defaults, so that the others can be judged; None where more than a setting is wrong: an
+    entry that others may name, or something that is missing.
+    """
+    rest, told = copy.deepcopy(content), list[str]()
+    while True:
+        try:
+            return model.model_validate(rest), told
+        except ValidationError as error:
+            if told and any(details["type"] == "missing" for details in error.errors()):
+                return None, told  # what was left out above has no default
+            told += _sentences(model, error)
+            left_out = [_left_out(model, rest, details["loc"]) for details in error.errors()]
+            if not all(left_out):
+                return None, told
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, with the known name that is nearest to `name`; empty where none is known."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.0)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _left_out(model: Any, content: Any, place: tuple[Any, ...]) -> bool:
+    """Delete the innermost setting of a section that holds what an error is about; False where that is not there."""
+    setting: tuple[dict[Any, Any], Any] | None = None
+    for part in place:
+        annotation, model = _unwrap(model), _below(model, part)
+        if isinstance(annotation, list):
+            continue  # a tag, which users do not write
+        if not isinstance(content, dict):
+            break
+        if part not in content:
+            return False
+        if _keys(annotation, []):
+            setting = content, part
+        content = content[part]
+    if setting is None:
+        return False
+    setting[0].pop(setting[1], None)  # another error may have been about the same
+    return True
+
+
+def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    """Every error as a clear sentence; a validator of ours may have raised several, one a line."""
+    for details in error.errors():
+        messages = details["msg"].removeprefix("Value error, ").split("\n") if details["type"] == "value_error" else [details["msg"]]
+        yield from (_sentence(model, details, message) for message in messages)
+
+
+def _sentence(model: type[BaseModel], details: Any, message: str) -> str:
     """One error of pydantic as one clear sentence."""
     path = [part for part in details["loc"] if part != "[key]"]
     key = ".".join(str(part) for part in _without_tags(model, path))
     if details["type"] == "extra_forbidden":
-        known = _keys(model, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.0)
-        return f"unknown key '{key}'; did you mean '{near[0]}'?" if near else f"unknown key '{key}'"
+        return f"unknown key '{key}'{nearest(path[-1], _keys(model, path[:-1]))}"
     if details["type"] == "missing":
         return f"key '{key}' is missing"
-    message = details["msg"].removeprefix("Value error, ")
     if not key:
         return message
     if details["type"] == "value_error":
@@ -41,9 +92,9 @@ def _sentence(model: type[BaseModel], details: Any) -> str:
     if details["type"] == "union_tag_invalid":
         given = str(details["ctx"]["tag"])
         known = re.findall(r"'([^']*)'", details["ctx"]["expected_tags"])
-        near = difflib.get_close_matches(given, known, n=1, cutoff=0.0)[0]
-        return f"{key}.kind: '{given}' is none of {', '.join(known)}; did you mean '{near}'?"
-    return f"{key}: {message[0].lower() + message[1:]}, got {details['input']!r}"
+        return f"{key}.kind: '{given}' is none of {', '.join(known)}{nearest(given, known)}"
+    near = nearest(details["input"], re.findall(r"'([^']*)'", details["ctx"]["expected"])) if details["type"] == "literal_error" else ""
+    return f"{key}: {message[0].lower() + message[1:]}, got {details['input']!r}{near}"
 
 
 def _without_tags(model: Any, path: list[Any]) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from pipelines.config.checking import nearest
 from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights, canonical
 from pipelines.config.sources import Source
 
@@ -30,8 +30,7 @@ class Preset(Section):
             return given
         known = presets()
         if given["preset"] not in known:
-            near = difflib.get_close_matches(str(given["preset"]), known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"preset: there is no '{given['preset']}'; did you mean '{near}'? Known: {', '.join(known)}")
+            raise ValueError(f"preset: there is no '{given['preset']}'{nearest(given['preset'], known)} Known: {', '.join(known)}")
         return canonical(_under(given, known[given["preset"]][cls.__name__.removesuffix("Settings").lower()]))
 
 
@@ -135,10 +134,12 @@ class SemanticDuplicateSettings(Section):
 
 class EndpointSettings(Section):
     """The OpenAI-compatible endpoint of `reformulate`, `consensus` and `grade`. Address and key come from TOUCHSTONE_TEACHER_URL and
-    TOUCHSTONE_TEACHER_KEY; without an address these steps are skipped, and the ledger says so."""
+    TOUCHSTONE_TEACHER_KEY; which model answered, and a digest of what it said, are in the stage's manifest."""
 
     model: str = "default"
     """Model name sent with each request."""
+    missing: Literal["fail", "skip"] = "fail"
+    """What becomes of these steps where no address is set: nothing starts, or they are left out, as the ledger then says."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.7
     max_tokens: Positive = 2048
     timeout: Annotated[float, Field(gt=0)] = 120.0

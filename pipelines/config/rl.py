@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.config.checking import nearest
 from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Rate, Section
 from pipelines.config.training import LoraSettings
 
@@ -119,12 +120,14 @@ class RlSettings(Section):
 
     @model_validator(mode="after")
     def _walkable(self) -> RlSettings:
+        told = [f"stages.{name}: the name is taken by a stage of the graph; choose another" for name in self.stages if name in RESERVED]
+        known = ["base", "sft", *self.stages]
         for name, stage in self.stages.items():
-            if name in RESERVED:
-                raise ValueError(f"stages.{name}: the name is taken by a stage of the graph; choose another")
             for role, model in (("init", stage.init), ("reference", stage.reference)):
-                if model not in self.stages and model not in ("base", "sft"):
-                    raise ValueError(f"stages.{name}.{role}: '{model}' names no stage; choose one of {', '.join(['base', 'sft', *self.stages])}")
+                if model not in known:
+                    told.append(f"stages.{name}.{role}: '{model}' names no stage; choose one of {', '.join(known)}{nearest(model, known)}")
+        if told:
+            raise ValueError("\n".join(told))
         for name in self.stages:
             self._walk([name])
         return self

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import UserError
+from pipelines import extras
 
 BATCH = 8192
 """Rows at once; it bounds memory and changes no result."""
@@ -78,11 +78,10 @@ class Ray:
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-            import ray.data
-        except ImportError:
-            raise UserError("curation.engine 'ray' needs Ray: pip install 'touchstone[ray]'") from None
+        extras.require("ray", "curation.engine 'ray'")
+        import ray
+        import ray.data
+
         if not ray.is_initialized():
             local: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if "RAY_ADDRESS" not in os.environ else {}
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)

@@ -1,4 +1,5 @@
-r"""Steps that ask a model behind an OpenAI-compatible endpoint. Without an endpoint they are skipped, and the ledger says so.
+r"""Steps that ask a model behind an OpenAI-compatible endpoint. Without one they fail, or, where `curation.endpoint.missing` says so, are
+skipped, and the ledger tells it.
 
     reformulate  a multiple-choice problem becomes an open one, checked by form, by the gold option and by a second look (Big-Math, arXiv 2502.17387)
     consensus    the model's own solutions must agree with the gold answer (AceReason, arXiv 2505.16400; DeepMath, arXiv 2504.11456)
@@ -17,6 +18,7 @@ from typing import Any
 
 from pipelines import verifiers
 from pipelines.chat import TEACHER_URL, ChatClient, Messages, Reply
+from pipelines.config.curation import CurationSettings
 from pipelines.curation.signals import multiple_choice
 from pipelines.curation.steps import Apply, Decided, Inputs, Reason, Rows, Skipped
 from pipelines.errors import UserError
@@ -43,6 +45,8 @@ RATE = (
     "Rate how hard this problem is, from 1 (a first exercise) to 10 (the hardest of an international olympiad), in steps of 0.5. "
     "Answer with the number within \\boxed{{}}.\n\n{prompt}"
 )
+ASKING = ("reformulate", "consensus", "grade")
+"""Steps of this module."""
 VOTED = ("math", "exact", "choice")
 """Verifiers whose gold is one short answer, which can be voted on."""
 _OPTION = re.compile(r"\([A-E]\)|(?m:^\s*[A-E][).:]\s)")
@@ -53,7 +57,7 @@ def reformulate(rows: Rows, inputs: Inputs) -> Apply:
     """Multiple-choice rows as open ones, which name the old row as parent; those that cannot be go as `not_reformulated`.
 
     Raises:
-        Skipped: there is no endpoint.
+        Skipped: there is no endpoint, which the settings allow.
         UserError: not one request was answered.
     """
     client = _client(inputs)
@@ -90,7 +94,7 @@ def consensus(rows: Rows, inputs: Inputs) -> Apply:
     """Drop rows whose gold is not what enough of the model's solutions say: `consensus_against_gold`, `no_consensus`, `no_votes`.
 
     Raises:
-        Skipped: there is no endpoint.
+        Skipped: there is no endpoint, which the settings allow.
         UserError: not one request was answered.
     """
     client, settings = _client(inputs), inputs.settings.consensus
@@ -108,7 +112,7 @@ def grade(rows: Rows, inputs: Inputs) -> Apply:
     """Set `difficulty` to a tenth of the mean rating; rows outside the band go as `rated_too_easy` or `rated_too_hard`, unrated ones as `not_rated`.
 
     Raises:
-        Skipped: there is no endpoint.
+        Skipped: there is no endpoint, which the settings allow.
         UserError: not one request was answered.
     """
     client, settings = _client(inputs), inputs.settings.grading
@@ -130,8 +134,21 @@ def grade(rows: Rows, inputs: Inputs) -> Apply:
 
 def _client(inputs: Inputs) -> ChatClient:
     if inputs.client is None:
-        raise Skipped(f"no endpoint: set {TEACHER_URL}")
+        raise Skipped(f"{TEACHER_URL} is not set, and curation.endpoint.missing is skip")
     return inputs.client
+
+
+def refuse_without_endpoint(settings: CurationSettings, there: bool) -> None:
+    """
+    Raises:
+        UserError: a step asks an endpoint, none is there, and the settings do not let the step be skipped.
+    """
+    asking = [step for step in settings.steps if step in ASKING]
+    if asking and not there and settings.endpoint.missing == "fail":
+        raise UserError(
+            f"curation: {', '.join(asking)}: asks the OpenAI-compatible endpoint that {TEACHER_URL} names, which is not set; set it, or let "
+            "these steps be left out: curation.endpoint.missing: skip"
+        )
 
 
 def _chosen(rows: Rows, wanted: Callable[[Problem], bool] = bool) -> Iterator[list[tuple[int, Problem]]]:

@@ -22,7 +22,7 @@ from pipelines.curation.decontamination import decontaminate
 from pipelines.curation.deduplication import exact_dedup
 from pipelines.curation.engines import engine
 from pipelines.curation.filters import filters
-from pipelines.curation.judging import consensus, grade, reformulate
+from pipelines.curation.judging import consensus, grade, reformulate, refuse_without_endpoint
 from pipelines.curation.near_duplicates import near_dedup
 from pipelines.curation.normalise import normalise
 from pipelines.curation.selection import mix, select
@@ -87,9 +87,10 @@ def curate_file(source: Path, kept: Path, dropped: Path, inputs: Inputs, scratch
     kept, dropped: Parquet files to write. scratch: a folder to make, for shards, some three times the size of the source; it may be removed then.
 
     Raises:
-        UserError: something that a step needs is not there.
+        UserError: something that a step needs is not there, such as an endpoint.
         AssertionError: a step lost or invented a row, which is a bug.
     """
+    refuse_without_endpoint(inputs.settings, there=inputs.client is not None)
     scratch.mkdir(parents=True)
     steps = inputs.settings.steps
     run_on = engine(inputs.settings.engine, inputs.settings.workers)

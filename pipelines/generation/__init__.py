@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from pipelines import prompting
 from pipelines.config.common import GenerationSettings
+from pipelines.endpoint import GENERATION_URL
 from pipelines.errors import UserError
 from pipelines.generation.chat_engine import ChatGenerator
 from pipelines.generation.protocol import Generator, Progress, Request, Sample
@@ -24,7 +25,7 @@ from pipelines.generation.responses import Responses
 from pipelines.generation.scripted import Script, ScriptedGenerator
 from pipelines.generation.torch_engine import TorchGenerator
 from pipelines.generation.vllm_engine import Backend, LocalVllm, VllmGenerator, write_model
-from pipelines.generation.vllm_server import URL, ServedVllm
+from pipelines.generation.vllm_server import ServedVllm
 from pipelines.models.loading import load_policy, load_tokenizer
 from pipelines.records import Problem
 
@@ -50,7 +51,7 @@ def create(settings: GenerationSettings, model: Path | str, device: str = "cpu",
     """
     if settings.engine == "torch":
         return TorchGenerator(*load_policy(model, device, chat=False), settings)
-    if settings.engine == "vllm_server" and os.environ.get(URL):
+    if settings.engine == "vllm_server" and os.environ.get(GENERATION_URL):
         policy, tokenizer = load_policy(model, chat=False)
         with tempfile.TemporaryDirectory() as folder:
             return serving(settings, policy, tokenizer, Path(folder))
@@ -83,7 +84,7 @@ def serving(settings: GenerationSettings, policy: Any, tokenizer: Any, folder: P
         return generator
     write_model(folder, policy, tokenizer)
     generator = VllmGenerator(_backend(settings, folder, policy.device.type), Responses.of(tokenizer, policy.generation_config, settings), folder)
-    if settings.engine == "vllm_server" and os.environ.get(URL):
+    if settings.engine == "vllm_server" and os.environ.get(GENERATION_URL):
         generator.reload(0)  # it has another model's weights
     return generator
 
@@ -115,7 +116,7 @@ def respond(
 def _backend(settings: GenerationSettings, model: Path | str, device: str) -> Backend:
     if settings.engine == "vllm":
         return LocalVllm(model, settings, device)
-    if url := os.environ.get(URL):
+    if url := os.environ.get(GENERATION_URL):
         return ServedVllm.at(url, settings)
     return ServedVllm.started(model, settings, device)
 

@@ -14,25 +14,26 @@ from typing import Any
 from pipelines import seeding
 from pipelines.chat import ChatClient, Replies
 from pipelines.config.common import GenerationSettings
+from pipelines.endpoint import GENERATION_KEY, GENERATION_URL
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation.protocol import Progress, Request, Sample
-from pipelines.generation.vllm_server import KEY, URL
 
 
 class ChatGenerator:
     """replies: a file that keeps what was answered, so that it is not asked again after an interruption."""
 
     def __init__(self, tokenizer: Any, settings: GenerationSettings, replies: Path | None = None) -> None:
-        if not (url := os.environ.get(URL)):
-            raise UserError(f"generation.engine server asks the endpoint that {URL} names, which is not set; it must look like http://host:port/v1")
+        if not (url := os.environ.get(GENERATION_URL)):
+            raise UserError(f"generation.engine server asks the endpoint that {GENERATION_URL} names, which is not set; it must look like http://host:port/v1")
         if not settings.server.model:
             raise UserError("generation.server.model is empty; name the model as the endpoint knows it")
         self.tokenizer = tokenizer
         self.settings = settings
         asked = settings.server
         self._client = ChatClient(
-            url, asked.model, os.environ.get(KEY), asked.timeout, asked.retries, concurrency=asked.concurrency, replies=replies and Replies(replies)
-        )
+            url, asked.model, os.environ.get(GENERATION_KEY), asked.timeout, asked.retries, concurrency=asked.concurrency,
+            replies=replies and Replies(replies), role="generation",
+        )  # fmt: skip
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Sample]]:
         """See `Generator.generate`. The seed goes along; whether it is heeded is up to the server.

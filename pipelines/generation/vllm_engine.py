@@ -11,7 +11,6 @@ How it differs from the torch engine:
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import secrets
 import weakref
@@ -24,9 +23,9 @@ from typing import Any, Protocol
 
 from safetensors.torch import save_file
 
-from pipelines import seeding
+from pipelines import extras, seeding
 from pipelines.config.common import GenerationSettings
-from pipelines.errors import InfrastructureError, UserError
+from pipelines.errors import InfrastructureError
 from pipelines.generation.guard import Guard
 from pipelines.generation.protocol import Progress, Request, Sample
 from pipelines.generation.responses import Responses
@@ -221,8 +220,7 @@ def sleeps(settings: GenerationSettings, device: str) -> bool:
 
 def require_vllm(engine: str) -> None:
     """Raises UserError where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(f"generation.engine {engine} needs vLLM, which is not installed: `make install-vllm`, or `pip install vllm` for a GPU")
+    extras.require("vllm", f"generation.engine {engine}")
 
 
 def write_model(folder: Path, policy: Any, tokenizer: Any) -> None:

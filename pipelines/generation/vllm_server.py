@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.common import GenerationSettings
-from pipelines.endpoint import Endpoint, Failed
+from pipelines.endpoint import GENERATION_KEY, Endpoint, Failed
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation.guard import Guard
 from pipelines.generation.protocol import Progress
 from pipelines.generation.vllm_engine import QUIET, UNFINISHED, WHOLE, Answer, engine_arguments, require_vllm, sleeps
 
-URL, KEY = "TOUCHSTONE_GENERATION_URL", "TOUCHSTONE_GENERATION_KEY"
-"""Environment variables with the server that samples, and its key."""
 FLAGS = "VLLM_SERVER_DEV_MODE=1 in its environment, --enable-scale-out and --logprobs-mode processed_logprobs"
 LARGEST = 1 << 28
 """Bytes of an answer; a token of a response takes some 200."""
@@ -49,7 +47,7 @@ class ServedVllm:
     @classmethod
     def at(cls, url: str, settings: GenerationSettings) -> ServedVllm:
         """A server that runs already."""
-        return cls(_endpoint(url.rstrip("/").removesuffix("/v1"), os.environ.get(KEY), settings), settings)
+        return cls(_endpoint(url.rstrip("/").removesuffix("/v1"), os.environ.get(GENERATION_KEY), settings), settings)
 
     @classmethod
     def started(cls, model: Path | str, settings: GenerationSettings, device: str) -> ServedVllm:

@@ -76,12 +76,14 @@ def write_manifest(
     outputs: Iterable[Path],
     accepted: Sequence[dict[str, Any]] = (),
     commits: Mapping[str, str] | None = None,
+    endpoints: Sequence[dict[str, Any]] = (),
     device: str = "cpu",
 ) -> None:
     """Write the statement of a stage that has run.
 
     accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. commits: setting ->
-    commit of a hub's repository that the stage read. device: where tensors were.
+    commit of a hub's repository that the stage read. endpoints: who answered requests of the stage, with a digest of what was said
+    (`answered.summary`). device: where tensors were.
 
     Raises:
         UserError: what the stage started from was edited while it ran.
@@ -99,7 +101,9 @@ def write_manifest(
             "buildDefinition": {
                 "buildType": BUILD,
                 "externalParameters": {"stage": stage, **beginning.given},
-                "internalParameters": {"code": code} | ({"accepted_changes": list(accepted)} if accepted else {}),
+                "internalParameters": {"code": code}
+                | ({"accepted_changes": list(accepted)} if accepted else {})
+                | ({"endpoints": list(endpoints)} if endpoints else {}),
                 "resolvedDependencies": _dependencies(beginning, commits or {}),
             },
             "runDetails": {"builder": {"id": "touchstone", "version": {"python": platform.python_version()}}, "metadata": _machine(device)},
@@ -184,6 +188,11 @@ def parameters(statement: dict[str, Any]) -> dict[str, Any]:
 def code(statement: dict[str, Any]) -> dict[str, Any]:
     """{sha256, files, libraries, git_commit, dirty} of a statement."""
     return statement["predicate"]["buildDefinition"]["internalParameters"]["code"]
+
+
+def endpoints(statement: dict[str, Any]) -> list[dict[str, Any]]:
+    """Who answered requests of the stage: {role, model, reported, replies, sha256} each."""
+    return statement["predicate"]["buildDefinition"]["internalParameters"].get("endpoints", [])
 
 
 def resolved(statement: dict[str, Any]) -> list[dict[str, Any]]:

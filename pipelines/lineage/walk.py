@@ -17,7 +17,7 @@ from pipelines import graph, paths
 from pipelines.errors import UserError
 from pipelines.lineage.code import RUNNING, Code, changes
 from pipelines.lineage.digests import combine, file_sha256, files_below
-from pipelines.lineage.manifests import code, named, parameters, read_manifests, resolved
+from pipelines.lineage.manifests import code, endpoints, named, parameters, read_manifests, resolved
 
 SHORT = 12
 """Hex digits shown to people."""
@@ -101,6 +101,9 @@ class Lineage:
                 label = entry.get("name") or entry["uri"]
                 digest = next(iter(entry.get("digest", {}).values()), None)
                 yield f"{indent}  read {label}  {digest[:SHORT] if digest else 'no digest: it lives on a hub, and nobody asked for a commit'}"
+            for entry in endpoints(statement):
+                names = " or ".join(entry["reported"]) or "a model that did not say its name"
+                yield f"{indent}  asked {entry['role']} {entry['model']}: {entry['replies']} replies of {names}  {entry['sha256'][:SHORT]}"
             for parent in self.parents(stage):
                 yield from visit(parent, depth + 1)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.merging.tensors import Group, PerModel, per_model, product
+from pipelines.merging.tensors import Group, PerModel, per_model, product, require_experts
 
 
 def linear(group: Group, *, weight: PerModel = 1.0, normalize: bool = True) -> Iterator[Tensor]:
@@ -45,8 +45,7 @@ def model_stock(group: Group, *, filter_wise: bool = False) -> Iterator[Tensor]:
     c is the mean cosine between the deltas of two experts, over the whole tensor or, `filter_wise`, over each row. It does not depend on
     the deltas' size. An expert that changed nothing has cosine 0 with every other; where the denominator vanishes t is 0.
     """
-    if group.experts < 2:
-        raise UserError(f"merge method 'model_stock': it needs two models at least, got {group.experts}")
+    require_experts("model_stock", group.experts)
     pairs = [(i, j) for i in range(group.experts) for j in range(i + 1, group.experts)]
     if filter_wise and len(group.shape) > 1:
         for chunk in group.rows():

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.errors import UserError
-from pipelines.merging.tensors import Group, PerModel, per_model, product
+from pipelines.merging.tensors import Group, PerModel, per_model, product, require_experts
 
 COLLINEAR = 0.9995
 """|cosine| above which SLERP takes the chord."""
@@ -21,8 +20,7 @@ def slerp(group: Group, *, t: float) -> Iterator[Tensor]:
 
     sin((1-t) w) / sin w * theta_0 + sin(t w) / sin w * theta_1; nearly parallel or opposite tensors are interpolated along the chord.
     """
-    if group.experts != 1 or not group.has_base:
-        raise UserError(f"merge method 'slerp': it takes the base and one model, got {group.experts} models")
+    require_experts("slerp", group.experts)
     dots = np.zeros(3)
     for chunk in group.chunks():
         assert chunk.base is not None
@@ -39,8 +37,7 @@ def nuslerp(group: Group, *, weight: PerModel = 1.0, nuslerp_flatten: bool = Tru
     The angle is that of the whole tensor (`nuslerp_flatten`), else of each row as it is stored; `nuslerp_row_wise`, named for the
     transposed matrix, is that of each column.
     """
-    if group.experts != 2:
-        raise UserError(f"merge method 'nuslerp': it takes two models, got {group.experts}")
+    require_experts("nuslerp", group.experts)
     first, second = per_model("weight", weight, 2)
     t = 0.5 if abs(first + second) < 1e-6 else second / (first + second)
     whole = nuslerp_flatten or len(group.shape) < 2

@@ -113,6 +113,24 @@ def collect(group: Group, pieces: Iterator[Tensor]) -> Tensor:
     return torch.cat(found).reshape(group.shape) if found else torch.empty(group.shape)
 
 
+EXPERTS: dict[str, tuple[int, float, str]] = {
+    "slerp": (1, 1, "it takes the base and one model"),
+    "nuslerp": (2, 2, "it takes two models"),
+    "model_stock": (2, float("inf"), "it needs two models at least"),
+}
+"""Method -> fewest and most models that it takes beside the base, in numbers and in words; the others take any number."""
+
+
+def require_experts(method: str, count: int) -> None:
+    """
+    Raises:
+        UserError: the method does not take so many models.
+    """
+    fewest, most, words = EXPERTS.get(method, (1, float("inf"), "it needs a model"))
+    if not fewest <= count <= most:
+        raise UserError(f"merge method '{method}': {words}, got {count}")
+
+
 def per_model(setting: str, value: PerModel, experts: int) -> list[float]:
     """One number per expert.
 

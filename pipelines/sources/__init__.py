@@ -23,7 +23,10 @@ SOURCES: dict[str, Callable[[Any, int, str, Path], Iterator[Problem | BadRow]]] 
 }
 """Value of `kind` in params.yaml -> source."""
 
+DOMAINS = {"arithmetic": arithmetic.DOMAIN, "functions": functions.DOMAIN, "reasoning_gym": puzzles.DOMAIN}
+"""Generator -> domain of all its problems; rows of the others say it themselves."""
+
 GENERATORS = ("arithmetic", "functions", "reasoning_gym")
 """Kinds that can make as many new problems as asked for."""
 
-__all__ = ["GENERATORS", "SOURCES", "BadRow"]
+__all__ = ["DOMAINS", "GENERATORS", "SOURCES", "BadRow"]

@@ -25,6 +25,7 @@ from pipelines.config.sources import ArithmeticSource
 from pipelines.records import Problem, problem_id
 from pipelines.sources.drawing import distinct
 
+DOMAIN = "math"
 LARGEST = 20
 """No count in a story exceeds this."""
 NAMES = ("Mia", "Omar", "Lena", "Ivan", "Ruth", "Paul", "Nina", "Hugo", "Aiko", "Samir", "Clara", "Felix", "Dora", "Jonas", "Priya", "Marco")
@@ -45,7 +46,7 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
     for position, level, _, (prompt, answer, solution) in distinct(rng, settings, name, itemgetter(0), story):
         yield Problem(
             problem_id=problem_id(prompt, answer),
-            domain="math",
+            domain=DOMAIN,
             prompt=prompt,
             answer=answer,
             answer_type="integer",

@@ -23,6 +23,7 @@ from pipelines.config.sources import FunctionsSource
 from pipelines.records import Problem, problem_id
 from pipelines.sources.drawing import distinct
 
+DOMAIN = "code"
 NAMES = ("f", "g", "h", "shift", "scale", "move", "solve", "change", "update", "step")
 OPENINGS = (
     "Write a function {name}(x) that {chain}.",
@@ -46,7 +47,7 @@ def problems(settings: FunctionsSource, seed: int, name: str, root: Path) -> Ite
         tests = [{"args": [x], "expected": value(operations, x)} for x in ARGUMENTS]
         yield Problem(
             problem_id=problem_id(prompt, program),
-            domain="code",
+            domain=DOMAIN,
             prompt=prompt,
             answer=program,
             answer_type="program",

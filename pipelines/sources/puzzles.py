@@ -9,14 +9,17 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.checking import nearest
 from pipelines.config.sources import ReasoningGymSource
 from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
 from pipelines.sources.rows import RAW_CHARS, BadRow
 
+DOMAIN = "logic"
 SEEDS = 2**31
 """Some tasks seed NumPy's old generator, which takes no more."""
 
@@ -35,7 +38,7 @@ def problems(settings: ReasoningGymSource, seed: int, name: str, root: Path) -> 
             continue
         yield Problem(
             problem_id=problem_id(entry["question"], entry["answer"]),
-            domain="logic",
+            domain=DOMAIN,
             prompt=entry["question"],
             answer=entry["answer"],
             answer_type="text",
@@ -51,18 +54,45 @@ def problems(settings: ReasoningGymSource, seed: int, name: str, root: Path) -> 
 
 def _dataset(settings: ReasoningGymSource, seed: int, name: str) -> Any:
     try:
-        import reasoning_gym  # a second to import, and only this kind of source needs it
+        made, config = configured(settings.task, settings.count, settings.settings, seed % SEEDS)
+        return made(config=config)
+    except UserError as error:
+        raise UserError(f"sources: '{name}': {error}") from None
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"sources: '{name}': {_refused(settings.task, error)}") from None
+
+
+def configured(task: str, count: int, settings: dict[str, Any], seed: int) -> tuple[Any, Any]:
+    """Class and configuration of the task's data set; no entry is made yet.
+
+    Raises:
+        UserError: reasoning-gym is missing, has no such task or setting, or refuses a value.
+    """
+    try:
+        import reasoning_gym  # noqa: F401  a second to import, and only this kind of source needs it; it fills the table
         from reasoning_gym.factory import DATASETS
     except ImportError:
-        raise UserError(f"sources: '{name}': kind reasoning_gym needs the package 'reasoning-gym'") from None
-    if settings.task not in DATASETS:
-        near = difflib.get_close_matches(settings.task, DATASETS, n=3, cutoff=0.5)
+        raise UserError("kind reasoning_gym needs the package 'reasoning-gym'") from None
+    if task not in DATASETS:
+        near = difflib.get_close_matches(task, DATASETS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {len(DATASETS)}, such as {', '.join(sorted(DATASETS)[:5])}"
-        raise UserError(f"sources: '{name}': reasoning-gym has no task '{settings.task}'; {hint}")
+        raise UserError(f"reasoning-gym has no task '{task}'; {hint}")
+    made, kind = DATASETS[task]
+    known = [each.name for each in fields(kind) if each.init and each.name not in ("size", "seed")]
+    for name in settings:
+        if name not in known:
+            raise UserError(f"reasoning-gym refuses the settings of '{task}': it has no '{name}'{nearest(name, known)}")
     try:
-        return reasoning_gym.create_dataset(settings.task, size=settings.count, seed=seed % SEEDS, **settings.settings)
+        config = kind(size=count, seed=seed, **settings)
+        if hasattr(config, "validate"):
+            config.validate()
     except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"sources: '{name}': reasoning-gym refuses the settings of '{settings.task}': {str(error) or type(error).__name__}") from None
+        raise UserError(_refused(task, error)) from None
+    return made, config
+
+
+def _refused(task: str, error: Exception) -> str:
+    return f"reasoning-gym refuses the settings of '{task}': {str(error) or type(error).__name__}"
 
 
 def _plain(value: Any) -> Any:

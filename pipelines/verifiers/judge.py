@@ -2,7 +2,7 @@
 
 verifier_args {"rubric": [{"name": "...", "description": "...", "weight": 2.0, "veto": false}, ...], "threshold": 0.5}. The judge gives
 each component a number from 0 to 10; the score is their weighted mean over 10, and 0 when a component with `veto` gets 0. Correct means
-at least the threshold. Address, model and key come from TOUCHSTONE_JUDGE_URL, TOUCHSTONE_JUDGE_MODEL and TOUCHSTONE_JUDGE_KEY.
+at least the threshold. "model" names the judge; address and key come from TOUCHSTONE_JUDGE_URL and TOUCHSTONE_JUDGE_KEY.
 
 The response is fenced by a mark it cannot hold and the judge is told that it is data; what a judge says is still an opinion that can
 be talked round, so prefer a verifier where one exists. No answer, or none that can be read, is `infrastructure`: it says nothing of
@@ -21,10 +21,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.chat import ChatClient
+from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers.judgement import Job, failed
 
-URL, MODEL, KEY = "TOUCHSTONE_JUDGE_URL", "TOUCHSTONE_JUDGE_MODEL", "TOUCHSTONE_JUDGE_KEY"
+URL, KEY = "TOUCHSTONE_JUDGE_URL", "TOUCHSTONE_JUDGE_KEY"
 MAX_LENGTH = 50_000
 MAX_TOKENS = 1024
 BEST = 10
@@ -56,12 +57,18 @@ class Rubric(BaseModel):
 
     rubric: tuple[Component, ...] = (Component(name="correctness", description="The final answer agrees with the reference answer."),)
     threshold: float = Field(default=0.5, ge=0, le=1)
+    model: str = "default"
+    """Model name sent with each request."""
     timeout: float = Field(default=60.0, gt=0)
     """Seconds for one request."""
     retries: int = Field(default=3, ge=0)
 
 
 def verify_judge(problem: Problem, text: str) -> Verdict | Job:
+    """
+    Raises:
+        InfrastructureError: no address of a judge is set, so nothing can be judged.
+    """
     try:
         settings = Rubric.model_validate(problem.args)
     except ValidationError as error:
@@ -69,14 +76,13 @@ def verify_judge(problem: Problem, text: str) -> Verdict | Job:
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if not text.strip() or len(text) > MAX_LENGTH:
         return failed(Outcome.UNPARSABLE, f"the response has {len(text.strip())} characters; 1 to {MAX_LENGTH} are read")
-    return Job(f"{problem.prompt}\0{text}", lambda _: _ask(problem, settings, text))
+    if not (url := os.environ.get(URL)):
+        raise InfrastructureError(f"verifier 'judge' asks the OpenAI-compatible endpoint that {URL} names, which is not set")
+    return Job(f"{problem.prompt}\0{text}", lambda _: _ask(problem, settings, text, url))
 
 
-def _ask(problem: Problem, settings: Rubric, text: str) -> Verdict:
-    url = os.environ.get(URL)
-    if not url:
-        return failed(Outcome.INFRASTRUCTURE, f"the judge has no address: set {URL} to an OpenAI-compatible endpoint")
-    client = _client(url, os.environ.get(MODEL, "default"), os.environ.get(KEY), settings.timeout, settings.retries)
+def _ask(problem: Problem, settings: Rubric, text: str, url: str) -> Verdict:
+    client = _client(url, settings.model, os.environ.get(KEY), settings.timeout, settings.retries)
     reply = client.complete(conversation(problem, settings, text), temperature=0.0, max_tokens=MAX_TOKENS)
     if reply.text is None:
         return failed(Outcome.INFRASTRUCTURE, f"the judge did not answer: {reply.error}")
@@ -90,7 +96,7 @@ def _ask(problem: Problem, settings: Rubric, text: str) -> Verdict:
 
 @functools.lru_cache(maxsize=8)
 def _client(url: str, model: str, key: str | None, timeout: float, retries: int) -> ChatClient:
-    return ChatClient(url, model, key, timeout=timeout, retries=retries)
+    return ChatClient(url, model, key, timeout=timeout, retries=retries, role="judge")
 
 
 def conversation(problem: Problem, settings: Rubric, text: str) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from pipelines import config
 from pipelines.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+needs_tasks = pytest.mark.skipif(not (ROOT.parent / "shared/data/tasks").is_dir(), reason="the rows that overlays name are not there")
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
@@ -100,10 +101,11 @@ def test_null_stands_for_all_of_them():
 
 
 @pytest.mark.parametrize("overlay", sorted((ROOT / "overlays").glob("*.yaml")), ids=lambda path: path.stem)
+@needs_tasks
 def test_every_overlay_gives_valid_params(tmp_path, overlay):
     from tasks.overlays import apply
 
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text())
-    assert apply(path, overlay)
+    assert apply(path, overlay, root=ROOT)
     config.load(path)

@@ -55,7 +55,7 @@ def test_acereason_on_its_worked_example() -> None:
     nine = row("Every year a farmer sells twelve brown eggs on every second market. How many eggs is that in two years of sales?")
     eight = row("Every year one farmer sells twelve brown eggs on every second morning. How many eggs is that in two years of sales?")
     rows = [row("Which one is prime of these four? (A) 4 (B) 6 (C) 5 (D) 8"), row("Prove that the sum of two odd numbers is even."), nine, eight]
-    settings = CurationSettings.model_validate({"preset": "acereason"})
+    settings = CurationSettings.model_validate({"preset": "acereason", "endpoint": {"missing": "skip"}})
     result = curate(rows, {"b": [bench]}, settings)
     assert [kept.source_id for kept in result.kept] == [eight.source_id]
     assert sorted(gone.reason for gone in result.dropped) == ["benchmark_any", "multiple_choice", "proof"]

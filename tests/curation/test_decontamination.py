@@ -14,7 +14,7 @@ from pipelines.curation import engines
 from pipelines.curation.decontamination import Hit, Index
 from pipelines.curation.words import Words
 from pipelines.errors import UserError
-from pipelines.models.embedding import installed
+from pipelines.models.packaged import installed
 from pipelines.records import Problem
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -121,10 +121,13 @@ def test_grades_are_averaged_and_banded() -> None:
 
 
 @pytest.mark.parametrize("step", ["reformulate", "consensus", "grade"])
-def test_without_an_endpoint_the_ledger_says_that_a_step_was_skipped(step: str) -> None:
-    curated = curate([row("What is 2+2?")], {}, CurationSettings.model_validate({"steps": [step]}))
+def test_without_an_endpoint_a_step_fails_before_the_others_or_is_skipped_where_params_say_so(step: str) -> None:
+    settings: dict[str, object] = {"steps": ["normalise", step]}
+    with pytest.raises(UserError, match=f"curation: {step}: asks the OpenAI-compatible endpoint that TOUCHSTONE_TEACHER_URL names"):
+        curate([row("What is 2+2?")], {}, CurationSettings.model_validate(settings))
+    curated = curate([row("What is 2+2?")], {}, CurationSettings.model_validate(settings | {"endpoint": {"missing": "skip"}}))
     assert len(curated.kept) == 1
-    assert curated.ledger[0]["skipped"] == "no endpoint: set TOUCHSTONE_TEACHER_URL" and curated.ledger[0]["kept"] == 1
+    assert curated.ledger[1]["skipped"] == "TOUCHSTONE_TEACHER_URL is not set, and curation.endpoint.missing is skip"
 
 
 def test_a_dead_endpoint_is_an_error_and_a_failed_request_a_reason() -> None:

@@ -6,7 +6,7 @@ from one_step import alone
 
 from pipelines.config.curation import CurationSettings, SemanticDuplicateSettings
 from pipelines.curation.semantic_duplicates import duplicates, k_means
-from pipelines.models.embedding import installed
+from pipelines.models.packaged import installed
 from pipelines.records import Problem, problem_id
 
 

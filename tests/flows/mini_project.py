@@ -33,7 +33,7 @@ PARAMS: dict[str, Any] = {
     "rl": {
         "stages": {
             "math": {"init": "sft", "reference": "sft", "domains": ["math"]},
-            "code": {"init": "math", "reference": "sft", "domains": ["code"]},
+            "code": {"init": "math", "reference": "sft", "domains": ["math"]},
         }
     },
     "merging": {},

@@ -17,9 +17,10 @@ from chat_endpoint import Answer, serve
 from pipelines.config.common import GenerationSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
+from pipelines.endpoint import GENERATION_KEY as KEY
+from pipelines.endpoint import GENERATION_URL as URL
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Request, ScriptedGenerator, create, guard, respond, serving
-from pipelines.generation.vllm_server import KEY, URL
 from pipelines.models.loading import save_policy
 from pipelines.models.scoring import pad
 from pipelines.models.tiny import tiny_model

@@ -16,10 +16,11 @@ import torch
 from pipelines.config.common import GenerationSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
+from pipelines.endpoint import GENERATION_KEY as KEY
+from pipelines.endpoint import GENERATION_URL as URL
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Request, Sample, TorchGenerator, create, guard, serving
 from pipelines.generation.vllm_engine import LocalVllm, write_weights
-from pipelines.generation.vllm_server import KEY, URL
 from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import paths
+from pipelines import checks, paths
 from pipelines.config import load
 from pipelines.config.evaluation import MergingSettings
 from pipelines.config.training import ArchitectureSettings
@@ -20,7 +20,6 @@ from pipelines.records import Dropped, Problem, problem_id
 from pipelines.stages import Context
 from pipelines.stages import merging as stage
 from pipelines.store import read_json, write_dropped, write_problems
-from tasks.settings import check_methods
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,9 +158,10 @@ def test_what_stands_in_the_way_of_a_search(project: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match="did you mean 'density'"):
         stage.run(context(project, SETTINGS.model_copy(update={"search": misspelt})))
     params = load(ROOT / "params.yaml")
-    with pytest.raises(UserError, match="merging: .*did you mean 'density'"):  # `touchstone run` says it before the first stage
-        check_methods(params.model_copy(update={"merging": SETTINGS.model_copy(update={"search": misspelt})}))
-    check_methods(params.model_copy(update={"merging": SETTINGS}))
+    wrong = params.model_copy(update={"merging": SETTINGS.model_copy(update={"search": misspelt})})
+    ((key, sentence),) = checks.faults(wrong, ROOT)  # `touchstone run` says it before the first stage
+    assert key == "merging.search.candidates.0" and sentence.endswith("did you mean 'density'?")
+    assert checks.faults(params.model_copy(update={"merging": SETTINGS}), ROOT) == []
     write_dropped(tmp_path / paths.UNGRADED, [])
     with pytest.raises(UserError, match=r"no problem of the rl split ungraded.*difficulty.limit"):
         stage.validation(context(tmp_path), SETTINGS.search)

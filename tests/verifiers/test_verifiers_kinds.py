@@ -11,6 +11,7 @@ import pytest
 from chat_endpoint import Answer, serve
 from verifier_cases import problem
 
+from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Problem
 from pipelines.verifiers import Limits, VerifierPool
 from pipelines.verifiers.constraints import INSTRUCTIONS
@@ -232,6 +233,13 @@ def test_the_judge_weighs_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judged(monkeypatch, Answer('{"right": 8, "brief": 4}'), threshold=0.9)[0] is WRONG
 
 
+def test_params_name_the_judge_and_the_environment_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOUCHSTONE_JUDGE_MODEL", "another")
+    answer = Answer('{"right": 8, "brief": 4}')
+    assert judged(monkeypatch, answer)[2][0]["model"] == "default"
+    assert judged(monkeypatch, answer, model="wise")[2][0]["model"] == "wise"
+
+
 @pytest.mark.parametrize(
     "reply", [Answer("fine"), Answer('{"right": 11, "brief": 1}'), Answer('{"right": 5}'), Answer('{"right": true, "brief": 1}'), Answer(status=400)]
 )
@@ -241,7 +249,8 @@ def test_a_judge_that_says_nothing_usable_is_infrastructure(monkeypatch: pytest.
 
 def test_a_judge_needs_an_address_and_a_rubric_that_holds(monkeypatch: pytest.MonkeyPatch, pool: VerifierPool) -> None:
     monkeypatch.delenv("TOUCHSTONE_JUDGE_URL", raising=False)
-    assert "TOUCHSTONE_JUDGE_URL" in pool.verify(problem("4", "judge"), "4").detail
+    with pytest.raises(InfrastructureError, match="TOUCHSTONE_JUDGE_URL names, which is not set"):
+        pool.verify(problem("4", "judge"), "4")
     assert pool.verify(problem("4", "judge", rubic=RUBRIC), "4").outcome is INFRASTRUCTURE
     assert pool.verify(problem("4", "judge"), " ").outcome is UNPARSABLE
 

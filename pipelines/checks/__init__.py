@@ -1,0 +1,81 @@
+"""All of params.yaml against the tables, the disk and this machine, before anything runs: `load(file, root)`.
+
+Every front door comes through here: `touchstone run`, `check` and `configure`, the stages of `dvc repro` and of deployments, and
+`python -m pipelines STAGE --params`. All that is wrong is told at once, each with its key and the nearest name that is right.
+
+names.py           names and combinations that can be judged by themselves
+outside.py         models, files, packages, devices
+pipelines.tables   recipes, merge methods and puzzles, whose tables are read in a process of their own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipelines import tables
+from pipelines.checks import names, outside
+from pipelines.config import Params, read_yaml
+from pipelines.config.checking import examine
+from pipelines.errors import UserError
+
+_ANSWERED: dict[str, list[tuple[str, str]]] = {}
+"""What this process has asked the tables: a run asks once, not for every stage."""
+
+
+def load(file: Path, root: Path, where: str = "") -> Params:
+    """The params of `file`, all of whose names and settings hold. root: where relative paths in it start. where: how messages call the file.
+
+    Raises:
+        UserError: one sentence a line for all that is wrong.
+    """
+    content = read_yaml(file)
+    params, told = examine(Params, content)
+    told += [f"section '{name}' is missing; write '{name}: {{}}' for all defaults" for name in missing(content)]
+    if params is not None:
+        told += [f"{key}: {sentence}" for key, sentence in faults(params, root)]
+    if params is None or told:
+        raise UserError("\n".join(f"{where or file}: {sentence}" for sentence in dict.fromkeys(told)))
+    return params
+
+
+def missing(content: Iterable[str]) -> list[str]:
+    """Sections with defaults that a params file leaves out; DVC needs each, for the stages depend on them."""
+    return [name for name, field in Params.model_fields.items() if name not in content and not field.is_required()]
+
+
+def faults(params: Params, root: Path) -> list[tuple[str, str]]:
+    """(key, sentence) of everything in params that would fail later."""
+    asked = json.dumps(questions(params))
+    process = None if asked in _ANSWERED else tables.Process(asked)  # at work while the rest is looked at
+    found = [*names.faults(params), *names.endpoints(params), *outside.faults(params, root, os.environ.get("TOUCHSTONE_DEVICE", "cpu"))]
+    if process:
+        _ANSWERED[asked] = process.faults()
+    return found + _ANSWERED[asked]
+
+
+def questions(params: Params) -> list[tables.Question]:
+    """Every recipe, merge and puzzle that params name."""
+    asked: list[tables.Question] = [
+        {
+            "key": f"rl.stages.{name}",
+            "about": "recipe",
+            "name": stage.recipe,
+            "overrides": stage.overrides,
+            "kl_control": stage.kl_control is not None,
+        }
+        for name, stage in params.rl.stages.items()
+    ]
+    merging, experts = params.merging, len(params.merging.models or params.rl.stages)
+    merges = {"merging": (merging.method, merging.settings, {})}
+    for number, entry in enumerate(merging.search.candidates if merging.search else ()):
+        merges[f"merging.search.candidates.{number}"] = entry.method, entry.settings, entry.grid
+    for key, (method, settings, grid) in merges.items():
+        asked.append({"key": key, "about": "merge", "method": method, "settings": settings, "grid": grid, "experts": experts})
+    generators = {f"synthesis.generators.{name}": source for name, source in (params.synthesis.generators or {}).items()}
+    for key, source in {**names.sources(params), **generators}.items():
+        if source.kind == "reasoning_gym":
+            asked.append({"key": key, "about": "puzzle", "task": source.task, "count": source.count, "settings": source.settings})
+    return asked

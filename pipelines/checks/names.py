@@ -1,0 +1,132 @@
+"""Names and combinations in params.yaml that need no library and no disk to judge: domains, verifiers and their settings, shares, endpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipelines.chat import TEACHER_URL
+from pipelines.config import Params
+from pipelines.config.checking import nearest
+from pipelines.config.common import GenerationSettings
+from pipelines.config.curation import CurationSettings
+from pipelines.config.sources import FileSource
+from pipelines.curation.judging import refuse_without_endpoint
+from pipelines.endpoint import GENERATION_URL, Endpoint
+from pipelines.errors import UserError
+from pipelines.sources import DOMAINS, GENERATORS
+from pipelines.verifiers import VERIFIERS, settings
+from pipelines.verifiers.judge import URL as JUDGE_URL
+
+Faults = Iterator[tuple[str, str]]
+"""Key of params.yaml -> what is wrong there, and what was expected."""
+
+
+def faults(params: Params) -> Faults:
+    yield from _domains(params)
+    for key, curation in curations(params).items():
+        yield from _shares(key, curation, params)
+    for key, source in sources(params).items():
+        if isinstance(source, FileSource):
+            yield from verifier(key, source)
+    for name, source in (params.synthesis.generators or {}).items():
+        if source.kind not in GENERATORS:
+            yield f"synthesis.generators.{name}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
+    if params.merging.search and not params.difficulty.limit:
+        yield "merging.search", "it validates with problems that difficulty leaves ungraded, and without difficulty.limit there are none"
+    for name, stage in params.rl.stages.items():
+        if stage.generation.engine == "server":
+            sentence = "'server' gives no log-probabilities, and RL trains on them; choose torch, vllm or vllm_server"
+            yield f"rl.stages.{name}.generation.engine", sentence
+
+
+def sources(params: Params) -> dict[str, Any]:
+    """Key of params.yaml -> every source."""
+    roles = {"train": params.sources.train, "benchmarks": params.sources.benchmarks}
+    return {f"sources.{role}.{name}": source for role, found in roles.items() for name, source in found.items()}
+
+
+def domains(params: Params) -> set[str] | None:
+    """Every domain that training problems can have; None where rows say it themselves."""
+    found = set()
+    for source in params.sources.train.values():
+        if isinstance(source, FileSource) and "domain" in source.fields:
+            return None
+        found.add(source.domain if isinstance(source, FileSource) else DOMAINS[source.kind])
+    return found
+
+
+def generations(params: Params) -> dict[str, GenerationSettings]:
+    """Key of params.yaml -> how a stage samples, for those that do."""
+    found = {"difficulty.generation": params.difficulty.generation, "evaluation.generation": params.evaluation.generation}
+    found |= {f"rl.stages.{name}.generation": stage.generation for name, stage in params.rl.stages.items()}
+    return found | ({"merging.search.generation": params.merging.search.generation} if params.merging.search else {})
+
+
+def curations(params: Params) -> dict[str, CurationSettings]:
+    """Key of params.yaml -> how rows are curated."""
+    return {"curation": params.curation} | ({"synthesis.curation": params.synthesis.curation} if params.synthesis.curation else {})
+
+
+def endpoints(params: Params) -> Faults:
+    """Endpoints that params ask and the environment does not name, or names wrongly."""
+    for key, curation in curations(params).items():
+        try:
+            refuse_without_endpoint(curation, there=bool(os.environ.get(TEACHER_URL)))
+        except UserError as error:
+            yield f"{key}.steps", str(error).removeprefix("curation: ")
+    needed = {}
+    if params.synthesis.method == "teacher" and params.synthesis.budget:
+        needed["synthesis.method"] = "teacher", TEACHER_URL
+    judged = (key for key, source in sources(params).items() if isinstance(source, FileSource) and source.verifier == "judge")
+    needed |= {f"{key}.verifier": ("judge", JUDGE_URL) for key in judged}
+    for key, generation in generations(params).items():
+        if generation.engine == "server" and not key.startswith("rl."):  # where it cannot be anyway
+            needed[f"{key}.engine"] = "server", GENERATION_URL
+            if not generation.server.model:
+                yield f"{key}.server.model", "is empty; name the model as the endpoint knows it"
+    for key, (value, variable) in needed.items():
+        if not os.environ.get(variable):
+            yield key, f"'{value}' asks the OpenAI-compatible endpoint that {variable} names, which is not set"
+    for variable in (TEACHER_URL, JUDGE_URL, GENERATION_URL):
+        if url := os.environ.get(variable):
+            try:
+                Endpoint(url)
+            except UserError as error:
+                yield variable, str(error)
+
+
+def _domains(params: Params) -> Faults:
+    known = domains(params)
+    asked = {f"rl.stages.{name}.domains": stage.domains for name, stage in params.rl.stages.items()}
+    for key, names in {**asked, "difficulty.limit": tuple(params.difficulty.limit)}.items():
+        yield from _unknown(key, names, "domain of no source in sources.train", known)
+
+
+def _shares(key: str, curation: CurationSettings, params: Params) -> Faults:
+    if curation.mix and "mix" in curation.steps:
+        what, known = ("source", set(params.sources.train)) if curation.mix.by == "source" else ("domain", domains(params))
+        yield from _unknown(f"{key}.mix.shares", curation.mix.shares, f"{what} of no training problem", known)
+
+
+def _unknown(key: str, names: Iterable[str], what: str, known: Iterable[str] | None) -> Faults:
+    for name in names:
+        if known is not None and name not in known:
+            yield key, f"'{name}' is the {what}; there are {', '.join(sorted(known))}{nearest(name, sorted(known))}"
+
+
+def verifier(key: str, source: FileSource) -> Faults:
+    """The verifier of a source's rows, and the settings that the source gives it, fixed or mapped."""
+    if source.verifier not in VERIFIERS:
+        yield f"{key}.verifier", f"there is no '{source.verifier}'{nearest(source.verifier, VERIFIERS)} Known: {', '.join(VERIFIERS)}"
+        return
+    mapped = [field.partition(".")[2] for field in source.fields if field.startswith("verifier_args.")]
+    if "verifier" in source.fields:
+        return  # rows name their own, and the first of them is looked at
+    for name, value in source.verifier_args.items():
+        if wrong := settings.objection(source.verifier, name, value):
+            yield f"{key}.verifier_args.{name}", wrong
+    for name in mapped:
+        if wrong := settings.objection(source.verifier, name):
+            yield f"{key}.fields.verifier_args.{name}", wrong

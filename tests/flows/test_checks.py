@@ -1,0 +1,104 @@
+"""Every front door refuses params that would fail later, before anything runs; `touchstone check` says what a run would do."""
+
+import subprocess
+import sys
+
+import mini_project
+import pytest
+import yaml
+
+from pipelines import paths
+from pipelines.errors import UserError
+
+WRONG = "rl.stages.code.recipe: there is no 'grppo'; did you mean 'grpo'?"
+DOORS = {
+    "run": ["flows.cli", "run"],
+    "run until the first stage": ["flows.cli", "run", "--until", "sources"],
+    "check": ["flows.cli", "check"],
+    "stage of dvc repro": ["flows.sources"],
+    "another stage of dvc repro": ["flows.rl", "math"],
+    "bare": ["pipelines", "sources", "--params", "params.yaml"],
+}
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory):
+    return mini_project.make(tmp_path_factory.mktemp("wrong"), mini_project.params_with(rl__stages__code__recipe="grppo", merging__method="rma"))
+
+
+def command(project, *words, **more):
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=project, env=mini_project.environment(**more), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def files(project):
+    """Path -> bytes of all but what git, DVC and Python keep for themselves, and the lock of a run."""
+    own = (".git", ".dvc", "__pycache__", "run.lock")
+    return {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and not set(own) & set(path.relative_to(project).parts)}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_wrong_name_is_refused_at_every_door_before_anything_runs(wrong, door):
+    before = files(wrong)
+    done = command(wrong, *DOORS[door])
+    assert done.returncode == 2
+    assert [line.removeprefix(f"{wrong}/").removeprefix("params.yaml: ").split(" Known: ")[0] for line in done.stderr.splitlines()] == [
+        WRONG, "merging.method: there is no 'rma'; did you mean 'ram'?",
+    ]  # fmt: skip
+    assert files(wrong) == before
+
+
+def test_dvc_repro_and_a_deployment_refuse_too(wrong, monkeypatch):
+    done = subprocess.run(
+        [mini_project.BIN / "dvc", "repro"], cwd=wrong, env=mini_project.environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0 and WRONG in done.stdout + done.stderr
+    assert not (wrong / paths.PROBLEMS).exists()
+    from flows.post_training import post_training
+
+    monkeypatch.setenv("TOUCHSTONE_ROOT", str(wrong))
+    with pytest.raises(UserError, match="did you mean 'grpo'"):
+        post_training.fn()  # what a served run calls
+    assert not (wrong / paths.PROBLEMS).exists()
+
+
+def test_an_overlay_that_would_not_hold_is_not_written(tmp_path):
+    project = mini_project.make(tmp_path / "p")
+    before = (project / "params.yaml").read_bytes()
+    (project / "overlay.yaml").write_text(yaml.safe_dump({"rl": {"stages": {"code": {"recipe": "grppo"}}}, "base": {"model": "../none"}}))
+    done = command(project, "flows.cli", "configure", "overlay.yaml")
+    assert done.returncode == 2
+    assert WRONG in done.stderr and "overlay.yaml: base.model: ../none: no such folder" in done.stderr
+    assert done.stderr.splitlines()[-1] == "params.yaml is left as it was"
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_check_tells_the_plan_and_changes_nothing(tmp_path):
+    project = mini_project.make(tmp_path / "p")
+    before = files(project)
+    done = command(project, "flows.cli", "check")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    stages = ["sources", "curation", "base", "sft", "difficulty", "synthesis", "rl@math", "rl@code", "merging", "evaluation", "report"]
+    assert [line for line in lines if not line.startswith(" ")] == [
+        *(f"{stage}: runs (it has not run yet)" for stage in stages), "params.yaml holds: 11 stages, 11 to run",
+    ]  # fmt: skip
+    assert "    makes  data/models/code, data/rollouts/code" in lines and "    from math, reference sft, domains math" in lines
+    assert "    ram (its defaults) of math, code on sft" in lines
+    assert files(project) == before
+
+    from tasks import processes, settings, versioning
+
+    fingerprint = versioning.fingerprint(project, "sources")
+    processes.run_stage(project, "sources", settings.given(settings.params(project), "sources"), lambda rows: None)
+    versioning.record(project, "sources", fingerprint)
+    assert command(project, "flows.cli", "check").stdout.startswith("sources: current\n")
+    mini_project.write_params(project, mini_project.params_with(sources__max_bad_rows=0.5))
+    before = files(project)
+    done = command(project, "flows.cli", "check")
+    assert done.stdout.startswith("sources: runs (params.yaml: sources modified)\n")
+    mini_project.write_params(project, mini_project.params_with(seed=8))
+    assert "seed modified" in command(project, "flows.cli", "check").stdout.splitlines()[0]
+    mini_project.write_params(project, mini_project.params_with(sources__max_bad_rows=0.5))
+    assert files(project) == before
