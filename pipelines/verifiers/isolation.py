@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -96,7 +97,7 @@ def enforced() -> dict[str, str]:
     namespaces = "bubblewrap allows none" if can_disable_namespaces() else "denied by the filter" if seccomp.program() else "NOT denied"
     whole = "cgroup v2" if cgroups.home() else f"watched every {memory.PERIOD * 1000:.0f} ms" if memory.can_watch() else "NOT bounded, each process is"
     return {
-        "system calls": "filtered" if seccomp.program() else f"NOT filtered on {os.uname().machine}",
+        "system calls": "filtered" if seccomp.program() else f"NOT filtered on {platform.machine()}",
         "new namespaces": namespaces,
         "memory of all processes": whole,
     }
