@@ -8,8 +8,8 @@
 
 A view stands only where its files do. Any other file below data/ is read as 'data://FILE', such as 'data://sources/problems.parquet'.
 
-A statement reads, whatever it says: DuckDB has no file system but `ReadOnly`, which opens for reading what lies below data/ (local files, extensions and
-secrets are off, spilling too, and the configuration is locked). Tables that a statement makes are in memory and gone with it.
+A statement reads, whatever it says: DuckDB has no file system but `ReadOnly`, which opens for reading what lies below data/ (local files,
+extensions, kept secrets and spilling are off, and the configuration is locked). Tables that a statement makes are in memory and gone with it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LOCKS = {
 
 
 class ReadOnly(AbstractFileSystem):
-    """The files below one folder under `data://`, for reading. Names that lead out of it end at its root; links are followed, as DVC's cache needs."""
+    """The files below one folder under `data://`, for reading. `..` ends at its root; links are followed, as DVC's cache needs."""
 
     protocol = "data"
     cachable = False

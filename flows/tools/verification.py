@@ -25,9 +25,11 @@ MALFORMED = "malformed"
 
 
 def verify(options: argparse.Namespace) -> int:
+    from pipelines.outputs import output_file
     from pipelines.store import replacing
     from pipelines.verifiers import VerifierPool
 
+    output_file(options.out, [options.input])
     outcomes: Counter[str] = Counter()
     confusion: Counter[tuple[str, str]] = Counter()
     read, spoke = _pairs(options.input), time.monotonic()

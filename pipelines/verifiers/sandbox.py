@@ -197,14 +197,14 @@ def _sandbox(job: dict[str, Any], descriptors: Sequence[_End], limits: ProgramLi
 
 
 def _memory_file(stack: ExitStack, content: bytes) -> BinaryIO:
-    file = stack.enter_context(open(os.memfd_create("touchstone"), "w+b"))
+    file = stack.enter_context(os.fdopen(os.memfd_create("touchstone"), "w+b"))
     file.write(content)
     file.seek(0)
     return file
 
 
 def _group(stack: ExitStack, limits: ProgramLimits) -> Path | None:
-    """The cgroup for a sandbox, removed with the stack; None where there can be none. Beside the program's own processes stand a few of bubblewrap."""
+    """The cgroup for a sandbox, removed with the stack; None where there can be none. bubblewrap has a few processes beside the program's own."""
     home = cgroups.home()
     if home is None:
         return None

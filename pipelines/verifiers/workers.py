@@ -163,7 +163,8 @@ def _command(kind: str, memory: int, control: int, rules: int | None) -> list[st
     start = "import sys; sys.path.append('/packages'); sys.argv[0] = '/engine.py'; exec(compile(open('/engine.py').read(), 'engine', 'exec'))"
     binds = ["--ro-bind", packages, "/packages", "--ro-bind", str(ENGINE), "/engine.py"]
     own = (seccomp.program(worker=True) or b"").hex()
-    return [*isolation.command(SCRATCH, rules, binds), f"{HOME}/bin/python3", "-I", "-S", "-B", "-c", start, kind, str(memory), "0", str(control), own]
+    python = [f"{HOME}/bin/python3", "-I", "-S", "-B", "-c", start]
+    return [*isolation.command(SCRATCH, rules, binds), *python, kind, str(memory), "0", str(control), own]
 
 
 class Workers:
