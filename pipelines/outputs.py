@@ -99,13 +99,13 @@ class OutputFolder:
 
     def _ours(self, folder: Path) -> State:
         """The state of a folder that is empty or ours."""
-        state = _state(folder)
-        if not state and not any(folder.iterdir()):
-            return state
+        if not any(folder.iterdir()):
+            return {}
         named = self._record(folder) if self._record else _read_sums(folder)
         shown = self._named if folder == self.path else folder
         if named is None:
             raise UserError(f"{shown}: is not empty and not a result of this command; name another folder, or remove it yourself")
+        state = _state(folder)
         own = set(named) | ({SUMS} if self._record is None else set())
         if strange := sorted(set(state) - own) or sorted(_empty_folders(folder)):
             raise UserError(f"{shown}: holds {strange[0]}, which this command did not write; name another folder, or move it away")

@@ -94,11 +94,11 @@ def can_disable_namespaces() -> bool:
 
 def enforced() -> dict[str, str]:
     """What is bounded here and by what, beside the bounds that always hold; one short phrase each, for people."""
-    namespaces = "bubblewrap allows none" if can_disable_namespaces() else "denied by the filter" if seccomp.program() else "NOT denied"
+    namespaces = "forbidden" if can_disable_namespaces() else "denied by the filter alone" if seccomp.program() else "NOT forbidden"
     looks = f"watched every {memory.PERIOD * 1000:.0f} ms"
     whole = "cgroup v2" if cgroups.home() else looks if memory.can_watch() else "NOT bounded, that of each process is"
     return {
         "system calls": "filtered" if seccomp.program() else f"NOT filtered on {platform.machine()}",
         "new namespaces": namespaces,
-        "memory of all processes": whole,
+        "memory of all processes together": whole,
     }

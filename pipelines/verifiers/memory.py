@@ -28,10 +28,12 @@ def held(pid: int, tmpfs: int, bound: int) -> int:
     """Bytes that the processes below `pid` hold, with the files in their /tmp of `tmpfs` bytes; exact only where it is above `bound`."""
     processes = below(pid)
     files = _files(processes[0], tmpfs) if processes else 0
-    private = sum(_sum(f"/proc/{process}/status", r"^(?:RssAnon|VmSwap):\s+(\d+) kB") for process in processes)
-    if private + files <= bound:
-        return private + files
-    return files + sum(_sum(f"/proc/{process}/smaps_rollup", r"^(?:Pss_Anon|SwapPss):\s+(\d+) kB") for process in processes)
+    own = {process: _sum(_text(f"/proc/{process}/status"), r"^(?:RssAnon|VmSwap):\s+(\d+) kB") for process in processes}
+    if sum(own.values()) + files > bound:
+        for process in processes:
+            if told := _text(f"/proc/{process}/smaps_rollup"):
+                own[process] = _sum(told, r"^(?:Pss_Anon|SwapPss):\s+(\d+) kB")
+    return sum(own.values()) + files
 
 
 def below(pid: int) -> list[int]:
@@ -60,9 +62,9 @@ def _files(pid: int, tmpfs: int) -> int:
     return (state.f_blocks - state.f_bfree) * state.f_frsize + (state.f_files - state.f_ffree) * FILE
 
 
-def _sum(path: str, pattern: str) -> int:
+def _sum(text: str, pattern: str) -> int:
     """Bytes of all lines in kB that the pattern finds."""
-    return 1024 * sum(map(int, re.findall(pattern, _text(path), re.MULTILINE)))
+    return 1024 * sum(map(int, re.findall(pattern, text, re.MULTILINE)))
 
 
 def _text(path: str) -> str:

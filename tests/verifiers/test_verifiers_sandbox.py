@@ -235,6 +235,6 @@ def test_the_kernel_bounds_a_group() -> None:
 
 def test_what_is_enforced_is_told_in_short() -> None:
     told = isolation.enforced()
-    assert list(told) == ["system calls", "new namespaces", "memory of all processes"] and json.dumps(told).count("NOT") <= 3
+    assert list(told) == ["system calls", "new namespaces", "memory of all processes together"] and json.dumps(told).count("NOT") <= 3
     if cgroups.home() is None and memory.can_watch():
-        assert told["memory of all processes"] == "watched every 50 ms"
+        assert told["memory of all processes together"] == "watched every 50 ms"
