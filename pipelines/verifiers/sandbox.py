@@ -156,7 +156,7 @@ class _Box:
         if self.group:
             return cgroups.killed_for_memory(self.group)
         bound = self.limits.memory + self.limits.tmpfs
-        return memory.can_watch() and memory.held(self.process.pid, self.limits.tmpfs, bound) > bound
+        return memory.can_watch() and memory.exceeds(self.process.pid, self.limits.tmpfs, bound)
 
     def said(self) -> str:
         """Its standard error, after its end."""

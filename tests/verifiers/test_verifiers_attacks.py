@@ -86,7 +86,7 @@ def test_no_attack_passes_escapes_or_stays(pool: VerifierPool, port: int, honest
     assert effects.files <= LIMITS.tmpfs and effects.mounts <= {"/tmp"}
     assert effects.processes <= LIMITS.processes + honest.processes
     assert effects.namespaces <= honest.namespaces and effects.capabilities <= {"0" * 16}
-    assert effects.shared <= 4 * LIMITS.tmpfs + OTHERS and effects.kernel <= OTHERS
+    assert effects.shared <= 4 * LIMITS.tmpfs + OTHERS and effects.kernel <= 2 * (LIMITS.memory + LIMITS.tmpfs) + OTHERS
     assert not effects.left and not traces()
 
 

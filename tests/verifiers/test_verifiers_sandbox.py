@@ -140,6 +140,13 @@ def test_files_and_processes_count_together() -> None:
 
 
 @inside
+def test_files_without_content_count() -> None:
+    source = "def f():\n    for n in range(400_000): open(f'/tmp/{n}', 'w').close()\n    return 'done'"
+    assert result(source, ProgramLimits(memory=64 << 20, tmpfs=1 << 20)).end == "memory"
+    assert result(source.replace("400_000", "20_000"), ProgramLimits(memory=64 << 20, tmpfs=1 << 20)) == "done"
+
+
+@inside
 def test_memory_that_children_share_with_their_parent_counts_once() -> None:
     source = (
         "import os, time\ndef f():\n    x = bytearray(b'x') * (150 << 20)\n    children = []\n    for n in range(6):\n        pid = os.fork()\n"
