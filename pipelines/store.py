@@ -105,7 +105,10 @@ def forget_torn(folder: Path) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block succeeds, else is removed."""
+    """A temporary folder beside `path` that takes its place when the block succeeds, else is removed. Whatever `path` held is gone.
+
+    So it is for places of the pipeline's own; a folder that a user names goes through `pipelines.outputs`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)

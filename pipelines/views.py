@@ -6,17 +6,24 @@
     graded        problems with pass rates              selected     those inside the band        synthesised   new ones
     rollouts      every response of RL, by `stage`      samples      every response of the evaluation, by `model` and `benchmark`
 
-A view stands only where its files do.
+A view stands only where its files do. Any other file below data/ is read as 'data://FILE', such as 'data://sources/problems.parquet'.
+
+A statement reads, whatever it says: DuckDB has no file system but `ReadOnly`, which opens for reading what lies below data/ (local files,
+extensions, kept secrets and spilling are off, and the configuration is locked). Tables that a statement makes are in memory and gone with it.
 """
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import duckdb
 import pyarrow as pa
+from fsspec import AbstractFileSystem
 
 from pipelines import paths
 from pipelines.errors import UserError
@@ -40,13 +47,57 @@ FILES: dict[str, tuple[Path, str, dict[str, int]]] = {
 """View -> (file or folder, pattern below it, columns that come of the path: name -> which part of it, from the end)."""
 
 
+DATA = Path("data")
+SCHEME = "data://"
+LOCKS = {
+    "allowed_directories": [SCHEME],
+    "enable_external_access": False,
+    "disabled_filesystems": "LocalFileSystem",
+    "python_enable_replacements": False,
+    "lock_configuration": True,
+}
+"""In this order: the last two say that no statement can change the others."""
+
+
+class ReadOnly(AbstractFileSystem):
+    """The files below one folder under `data://`, for reading. `..` ends at its root; links are followed, as DVC's cache needs."""
+
+    protocol = "data"
+    cachable = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def _local(self, path: str) -> str:
+        return f"{self.folder}{os.path.normpath('/' + path.removeprefix(SCHEME).lstrip('/'))}"
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
+        if mode not in ("r", "rb"):
+            raise PermissionError(f"{path} cannot be written: a query only reads")
+        return open(self._local(path), "rb")
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        state = os.stat(self._local(path))
+        return {"name": path, "size": state.st_size, "type": "directory" if os.path.isdir(self._local(path)) else "file", "mtime": state.st_mtime}
+
+    def modified(self, path: str) -> datetime:
+        return datetime.fromtimestamp(os.stat(self._local(path)).st_mtime, UTC)
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        root = glob.escape(str(self.folder))
+        pattern = root + self._local(path)[len(str(self.folder)) :]
+        return sorted(SCHEME + os.path.relpath(found, self.folder) for found in glob.glob(pattern, recursive=True))
+
+
 def connect(root: Path) -> duckdb.DuckDBPyConnection:
     """An in-memory database with the views of the project at `root`, which can read its data folder and no other file.
 
     Raises:
         UserError: nothing has been made there yet.
     """
-    connection = duckdb.connect()
+    connection = duckdb.connect(config={"temp_directory": "", "allow_persistent_secrets": False})
+    connection.register_filesystem(ReadOnly((root / DATA).resolve()))
     made = {name: _over(root, *where) for name, where in FILES.items()}
     made["splits"] = _union(root, {path.stem: path for path in paths.SPLITS.values()}, "split")
     made["dropped"] = _union(root, {stage: folder / paths.DROPPED for stage, folder in LEDGERS.items()}, "stage")
@@ -56,8 +107,8 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     _accounts(connection, root)
     if not tables(connection):
         raise UserError(f"{root}: nothing to query yet: run `touchstone run` first")
-    folder = (root / "data").resolve().as_posix()
-    connection.execute(f"set allowed_directories = ['{quoted(folder)}/']; set enable_external_access = false; set lock_configuration = true")
+    for name, value in LOCKS.items():
+        connection.execute(f"set {name} = {value if isinstance(value, bool | list) else repr(value)}")
     return connection
 
 
@@ -70,13 +121,21 @@ def run(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """The result of one statement.
 
     Raises:
-        UserError: the statement is wrong; says what, and which views there are.
+        UserError: the statement is wrong, or does something else than to read below data/; says what, and which views there are.
     """
     try:
         relation = connection.sql(query)
         return pa.table({}) if relation is None else relation.to_arrow_table()
+    except duckdb.PermissionException as error:
+        raise UserError(f"`{query.strip()}`: a query reads the views and '{SCHEME}FILE', and nothing else ({_first(error)})") from error
     except duckdb.Error as error:
-        raise UserError(f"{str(error).strip().splitlines()[0]} (views: {', '.join(tables(connection))})") from error
+        raise UserError(f"{_first(error)} (views: {', '.join(tables(connection))})") from error
+
+
+def _first(error: duckdb.Error) -> str:
+    """The line of a message that says what is wrong: of a Python traceback the last, else the first."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def _over(root: Path, where: Path, pattern: str, columns: dict[str, int]) -> str | None:
@@ -85,13 +144,12 @@ def _over(root: Path, where: Path, pattern: str, columns: dict[str, int]) -> str
     if not (any(target.glob(pattern)) if pattern else target.is_file()):
         return None
     parts = "".join(f", regexp_replace(string_split(filename, '/')[-{place}], '\\.parquet$', '') as {name}" for name, place in columns.items())
-    source = quoted((target / pattern if pattern else target).as_posix())
-    return f"select * exclude (filename){parts} from read_parquet('{source}', filename = true, union_by_name = true)"
+    return f"select * exclude (filename){parts} from read_parquet('{_source(where / pattern)}', filename = true, union_by_name = true)"
 
 
 def _union(root: Path, files: dict[str, Path], column: str) -> str | None:
     parts = [
-        f"select *, '{name}' as {column} from read_parquet('{quoted((root.resolve() / path).as_posix())}')"
+        f"select *, '{name}' as {column} from read_parquet('{_source(path)}')"
         for name, path in files.items()
         if (root / path).is_file()
     ]
@@ -121,6 +179,6 @@ def _steps(account: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"step": "difficulty", "input": account["input"], "kept": kept, "dropped": account["input"] - kept, "reasons": account["reasons"]}]
 
 
-def quoted(text: str) -> str:
-    """Text for a literal of SQL."""
-    return text.replace("'", "''")
+def _source(path: Path) -> str:
+    """A file or pattern of paths.py as a statement names it."""
+    return SCHEME + path.relative_to(DATA).as_posix()

@@ -1,5 +1,6 @@
 """`touchstone query` over files as the stages write them."""
 
+import contextlib
 import json
 
 import duckdb
@@ -81,15 +82,128 @@ def test_only_what_is_there_has_a_view(project):
     [
         ("select nope from problems", "nope.*views: benchmarks, dropped"),
         ("selec 1", "syntax error"),
-        ("select * from read_csv('/etc/passwd')", "/etc/passwd"),
+        ("select * from read_csv('/etc/passwd')", "/etc/passwd.*reads the views and 'data://FILE', and nothing else"),
         ("copy problems to '/tmp/stolen.csv'", "/tmp/stolen.csv"),
+        ("copy problems to 'data://sources/problems.parquet'", "PermissionError: .*cannot be written: a query only reads"),
         ("set enable_external_access = true", "locked"),
         ("attach 'other.db'", "other.db"),
     ],
 )
-def test_a_wrong_statement_is_one_sentence_and_reaches_no_other_file(project, query, words):
+def test_a_wrong_statement_is_one_sentence(project, query, words):
     with pytest.raises(UserError, match=words):
         rows_of(project, query)
+
+
+WRITES = [
+    "copy problems to 'FILE'",
+    "copy (select 1) to 'NEW' (format csv)",
+    "copy problems to 'FOLDER' (format parquet, partition_by (domain), overwrite_or_ignore)",
+    "copy problems to 'FOLDER' (format parquet, per_thread_output)",
+    "copy problems from 'FILE'",
+    "select 1; copy problems to 'FILE'",
+    "explain analyze copy problems to 'FILE'",
+    "prepare p as copy problems to 'FILE'; execute p",
+    "export database 'FOLDER'",
+    "export database 'FOLDER' (format parquet)",
+    "import database 'FOLDER'",
+    "attach 'NEW' as other",
+    "attach 'FILE' as other (type sqlite)",
+    "attach 'NEW' as other; create table other.t as select 1",
+    "create table t as select * from problems; copy t to 'FILE'",
+    "install httpfs",
+    "force install httpfs from 'FOLDER'",
+    "load 'FILE'",
+    "load httpfs",
+    "create secret s (type s3, key_id 'x')",
+    "create persistent secret s in local_file (type http)",
+    "set temp_directory = 'FOLDER'",
+    "set secret_directory = 'FOLDER'",
+    "set log_query_path = 'NEW'",
+    "set profile_output = 'NEW'",
+    "pragma profile_output = 'NEW'",
+    "pragma enable_profiling",
+    "set allowed_directories = ['/']",
+    "set disabled_filesystems = ''",
+    "reset disabled_filesystems",
+    "set lock_configuration = false",
+    "call enable_logging(storage = 'file', storage_path = 'FOLDER')",
+    "call enable_logging(storage = 'file', storage_config = {'path': 'FOLDER'})",
+    "call enable_profiling(save_location = 'NEW')",
+    "checkpoint",
+    "vacuum",
+    "drop view problems",
+    "create or replace view problems as select 1",
+]
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("form", ["data://", "absolute", "relative"])
+def test_no_statement_writes(project, tmp_path, monkeypatch, form):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(project)
+    prefix = {"data://": "data://", "absolute": f"{project}/data/".replace("'", "''"), "relative": "data/"}[form]
+    before = tree(tmp_path)
+    for statement in WRITES:
+        for word, name in (("FILE", "sources/problems.parquet"), ("NEW", "new"), ("FOLDER", "folder")):
+            statement = statement.replace(word, prefix + name)
+        with views.connect(project) as connection, contextlib.suppress(UserError):
+            views.run(connection, statement)
+        assert tree(tmp_path) == before, statement
+
+
+READS = [
+    "select * from read_text('PATH')",
+    "select * from read_blob('PATH')",
+    "select * from read_csv('PATH')",
+    "select * from read_json('PATH')",
+    "select * from 'PATH'",
+    "select * from glob('PATH')",
+    "select * from sniff_csv('PATH')",
+    "select content from read_text(['data://sources/problems.parquet', 'PATH'])",
+    "create table t as select * from read_text('PATH'); select * from t",
+    "from query('select * from read_text(''PATH'')')",
+    "create table t (a text); copy t from 'PATH' (format csv, delim '\x01'); select * from t",
+]
+
+
+@pytest.mark.parametrize("path", ["SECRET", "file://SECRET", "data://../secret.txt", "data://../../secret.txt", "data:///../secret.txt", "data/../secret.txt"])
+def test_no_statement_reads_what_is_not_below_data(project, monkeypatch, path):
+    monkeypatch.chdir(project)
+    secrets = [project / "secret.txt", project.parent / "secret.txt"]
+    for secret in secrets:
+        secret.write_text("the treasure is under the oak")
+    for statement in READS:
+        text = statement.replace("PATH", path.replace("SECRET", str(secrets[0]).replace("'", "''")))
+        told = ""
+        try:
+            told = str(rows_of(project, text))
+        except UserError as error:
+            told = str(error).replace(text, "").replace(str(secrets[0]), "")
+        assert "treasure" not in told, text
+
+
+def test_files_below_data_and_tables_in_memory_are_at_hand(project):
+    assert rows_of(project, "select count(*) n from 'data://sources/problems.parquet'") == [{"n": 3}]
+    assert rows_of(project, "select file from glob('data://curation/*.json')") == [{"file": "data://curation/ledger.json"}]
+    assert rows_of(project, "select steps[1].step s from read_json('data://curation/ledger.json')") == [{"s": "exact_dedup"}]
+    assert rows_of(project, "create table t as select problem_id from problems; select count(*) n from t") == [{"n": 3}]
+    assert rows_of(project, "with w as (select 1 a) select a from w") == [{"a": 1}]
+    for text in ("describe problems", "summarize problems", "explain select * from rollouts", "show tables"):
+        assert rows_of(project, text), text
+
+
+def test_a_link_of_the_cache_is_followed(project):
+    """With `cache.type symlink` DVC makes links out of data/ to what it keeps."""
+    kept = project / ".dvc" / "cache" / "ab"
+    kept.parent.mkdir(parents=True)
+    (project / paths.PROBLEMS).rename(kept)
+    (project / paths.PROBLEMS).symlink_to(kept)
+    assert rows_of(project, "select count(*) n from problems") == [{"n": 3}]
 
 
 def test_a_project_without_data_says_so(tmp_path):

@@ -21,7 +21,7 @@ def register(add: Add) -> None:
     sub.add_argument("--diff", nargs=2, metavar=("A", "B"), help="the slots in which two rows differ")
     sub.add_argument("--markdown", action="store_true", help="docs/METHODS.md, to standard output")
     sub = add("query", query.query, "SQL over problems, ledgers, rollouts and samples")
-    sub.add_argument("sql", nargs="?", metavar="SQL", help="one statement; without it, the views and their columns")
+    sub.add_argument("sql", nargs="?", metavar="SQL", help="one statement, which reads views and 'data://FILE'; without, the views and their columns")
     sub.add_argument("--format", choices=("table", "json"), default="table", help="json: one object a line, nothing cut")
     sub = add("verify", verification.verify, "judge rows {gold or problem fields, prediction, verifier} of a JSONL file")
     sub.add_argument("input", type=Path, metavar="IN.jsonl")

@@ -23,16 +23,18 @@ def curate(options: argparse.Namespace) -> int:
     from pipelines.config.curation import CurationSettings
     from pipelines.curation.run import curate_file
     from pipelines.curation.steps import Inputs
+    from pipelines.outputs import OutputFolder
     from pipelines.stages.curation import waterfall, write_card
     from pipelines.stages.sources import MALFORMED, write_malformed
-    from pipelines.store import replacing_folder, write_json, write_problems
+    from pipelines.store import write_json, write_problems
 
+    out = OutputFolder(options.out, [*options.inputs, *options.against, *([options.params] if options.params else [])])
     settings = load(options.params).curation if options.params else CurationSettings()
     read = [(path.stem, *rows.read(path)) for path in options.inputs]
     benchmarks = {path.stem: _benchmark(path) for path in options.against}
     bad = [(name, row) for name, _, malformed in read for row in malformed]
     client = chat.teacher(settings.endpoint, paths.REPLIES)
-    with replacing_folder(options.out) as folder, tempfile.TemporaryDirectory() as temporary:
+    with out.replacing() as folder, tempfile.TemporaryDirectory() as temporary:
         given, scratch, kept = Path(temporary) / "given.parquet", Path(temporary) / "scratch", folder / paths.PROBLEMS.name
         write_problems(given, (problem for _, problems, _ in read for problem in problems))
         steps = curate_file(given, kept, folder / paths.DROPPED, Inputs(settings, benchmarks, client=client), scratch)
@@ -53,6 +55,12 @@ def _benchmark(path: Path) -> list[Problem]:
 def decontaminate(options: argparse.Namespace) -> int:
     from pipelines.config.curation import CurationSettings
     from pipelines.curation.run import curate as run
+    from pipelines.outputs import output_file
+
+    for path in (options.out, options.dropped):
+        output_file(path, [options.input, options.against])
+    if options.out.resolve() == options.dropped.resolve():
+        raise UserError(f"{options.out}: the result and what is dropped are the same file; name two")
 
     settings = CurationSettings.model_validate(
         {"steps": ["decontaminate"], "decontamination": {"paraphrases": {"embedding": _embedding(options.embedding)}}}

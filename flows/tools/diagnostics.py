@@ -41,8 +41,11 @@ def boundary(options: argparse.Namespace) -> int:
     from pipelines import seeding
     from pipelines.evaluation.boundary import compare
     from pipelines.evaluation.samples import read_samples
+    from pipelines.outputs import output_file
     from pipelines.store import write_json
 
+    if options.out:
+        output_file(options.out, [options.start, options.rl])
     found = compare(read_samples(options.start), read_samples(options.rl), options.bootstrap, seeding.generator(options.seed, "boundary"))
     if options.out:
         write_json(options.out, {"start": str(options.start), "rl": str(options.rl), "seed": options.seed, **found})

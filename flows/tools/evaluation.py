@@ -67,10 +67,12 @@ def evaluate(options: argparse.Namespace) -> int:
     from pipelines.evaluation.benchmarks import collect, parts_of
     from pipelines.evaluation.scores import score_benchmark
     from pipelines.lineage.digests import tree_sha256
+    from pipelines.outputs import OutputFolder
     from pipelines.progress import Journal
-    from pipelines.store import replacing_folder, write_json, write_table
+    from pipelines.store import write_json, write_table
     from pipelines.verifiers import VerifierPool, require_sandbox_for
 
+    out = OutputFolder(options.out, [options.model, options.benchmark]) if options.out else None
     given = {"engine": options.engine, "max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size}
     given |= {"temperature": options.temperature, "top_p": options.top_p}
     given |= {"server": {"model": options.served_model}} if options.served_model else {}
@@ -93,8 +95,8 @@ def evaluate(options: argparse.Namespace) -> int:
         generator = partial(generation.create, settings, model, device)
         table = collect(generator, problems, options.samples, options.seed, pool, parts, journal.show)
     scored = score_benchmark({"model": table}, ks, [], RESAMPLES, options.seed, name, taus=TAUS, cluster_by=options.cluster_by)
-    if options.out:
-        with replacing_folder(options.out) as folder:
+    if out:
+        with out.replacing() as folder:
             write_table(folder / SAMPLES, table)
             about = {"model": str(options.model), "benchmark": str(options.benchmark), "seed": options.seed, **given}
             write_json(folder / SCORES, {**about, **scored})

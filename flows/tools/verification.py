@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.tools import rows
 from pipelines.errors import UserError
-from pipelines.records import Problem, Verdict
+from pipelines.records import Outcome, Problem, Verdict
 
 BATCH = 512
 """Rows judged together."""
@@ -25,15 +25,19 @@ MALFORMED = "malformed"
 
 
 def verify(options: argparse.Namespace) -> int:
+    from pipelines.outputs import output_file
     from pipelines.store import replacing
-    from pipelines.verifiers import VerifierPool
+    from pipelines.verifiers import VerifierPool, enforced
 
+    output_file(options.out, [options.input])
     outcomes: Counter[str] = Counter()
     confusion: Counter[tuple[str, str]] = Counter()
+    programs = False
     read, spoke = _pairs(options.input), time.monotonic()
     with VerifierPool() as pool, replacing(options.out) as temporary, temporary.open("w", encoding="utf-8") as out:
         while batch := list(islice(read, BATCH)):
             verdicts = iter(pool.verify_batch([pair for _, pair in batch if isinstance(pair, tuple)]))
+            programs = programs or any(isinstance(pair, tuple) and pair[0].verifier == "code" for _, pair in batch)
             for row, pair in batch:
                 judged = _judged(next(verdicts)) if isinstance(pair, tuple) else {"outcome": MALFORMED, "score": None, "detail": str(pair)}
                 outcomes[judged["outcome"]] += 1
@@ -46,6 +50,8 @@ def verify(options: argparse.Namespace) -> int:
     print(f"{outcomes.total():,} rows: " + ", ".join(f"{name} {count:,}" for name, count in sorted(outcomes.items())))
     for (expected, outcome), count in sorted(confusion.items()):
         print(f"  expected {expected}, judged {outcome}: {count:,}")
+    if programs and outcomes[Outcome.INFRASTRUCTURE.value] == 0:
+        print("  programs ran with " + "; ".join(f"{what} {how}" for what, how in enforced().items()))
     return 0
 
 

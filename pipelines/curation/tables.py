@@ -20,7 +20,6 @@ from pipelines.curation.engines import BATCH, FAST, SHARD, Engine, Local
 from pipelines.curation.steps import Apply, Batch
 from pipelines.records import DROPPED_SCHEMA, PROBLEM_SCHEMA, Problem
 from pipelines.store import replacing, to_problems
-from pipelines.views import quoted
 
 SCHEMA = DROPPED_SCHEMA.append(pa.field("row", pa.int64(), nullable=False))
 MEMORY = "600MB"
@@ -128,6 +127,11 @@ def connect(scratch: Path) -> duckdb.DuckDBPyConnection:
 def listed(files: Sequence[Path]) -> str:
     """The files as a table expression."""
     return "read_parquet([{}])".format(", ".join(f"'{quoted(file.as_posix())}'" for file in files))
+
+
+def quoted(text: str) -> str:
+    """Text for a literal of SQL."""
+    return text.replace("'", "''")
 
 
 def _cut(reader: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:

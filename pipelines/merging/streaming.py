@@ -32,6 +32,7 @@ from pipelines.merging.methods import COUNTING, SURVEYS, Rule
 from pipelines.merging.ram import overlap
 from pipelines.merging.tensors import CHUNK, Group
 from pipelines.merging.vocabulary import TOKENIZER
+from pipelines.outputs import UNFINISHED, OutputFolder
 from pipelines.store import replacing_folder, write_json
 
 MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
@@ -55,18 +56,20 @@ class MergeSummary:
     alone: tuple[float, ...]
 
 
-def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares: bool = False) -> MergeSummary:
+def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares: bool = False, owned: bool = False) -> MergeSummary:
     """Merge `config.models` into the model folder `out`, which appears whole or not at all.
 
     workers: tensors under way at once; by default one for each processor. shares: count what each expert changed, in a walk over all tensors.
+    owned: `out` is a place of the pipeline's own, replaced whatever it holds; else only an earlier merge, unchanged, is (outputs.py).
 
     Raises:
-        UserError: unknown method or setting, or inputs that do not fit together or are not finite.
+        UserError: unknown method or setting, inputs that do not fit together or are not finite, or an `out` that holds something else.
     """
     config.rule_for(1)
     for folder in config.folders:
         if folder.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{out}: the result would replace {folder}, which is merged; name another folder")
+    replacing = functools.partial(replacing_folder, out) if owned else OutputFolder(out, record=_made).replacing
     inputs = open_inputs(config.folders, config.tokenizer)
     with _workers(workers) as pool:
         read = {file: pool.submit(file_sha256, file) for file in _files_read(inputs)}
@@ -77,7 +80,7 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares:
             counts = sum(found, torch.zeros(len(config.models), 2, dtype=torch.int64))
             if config.method in SURVEYS:
                 job.whole = counts
-        with replacing_folder(out) as folder:
+        with replacing() as folder:
             shards = plan(job.sizes, config.shard_bytes)
             _write(job, pool, shards, folder)
             made = {shard.name: pool.submit(_settle, folder / shard.name) for shard in shards}
@@ -85,11 +88,27 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares:
             if len(shards) > 1:
                 index = {"metadata": {"total_size": sum(job.sizes.values())}, "weight_map": {name: s.name for s in shards for name in s.names}}
                 (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-            digests = {file.name: made[file.name].result() if file.name in made else file_sha256(file) for file in sorted(folder.iterdir())}
+            digests = {file.name: made[file.name].result() if file.name in made else file_sha256(file) for file in _files(folder)}
             write_json(folder / MANIFEST, _manifest(config, digests, {file: digest.result() for file, digest in read.items()}))
     parameters = sum(group.size for group in job.groups.values())
     counts = torch.zeros(0, 2) if counts is None else counts / parameters
     return MergeSummary(len(job.groups), parameters, tuple(counts.sum(1).tolist()), tuple(counts[:, 0].tolist()))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.name != UNFINISHED]
+
+
+def _made(folder: Path) -> dict[str, str] | None:
+    """Files and digests of an earlier merge, by its own manifest."""
+    file = folder / MANIFEST
+    try:
+        statement = json.loads(file.read_text())
+        named = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
+        build = statement["predicate"]["buildDefinition"]["buildType"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return named | {MANIFEST: file_sha256(file)} if build == BUILD else None
 
 
 class Job:

@@ -41,7 +41,7 @@ def run(context: Context) -> dict[str, float]:
     if settings.search:
         chosen, record = _search(context, settings, settings.search, names)
     merged = chosen.models or names
-    summary = merge(_config(context, chosen, merged), context.root / paths.MERGED, shares=True)
+    summary = merge(_config(context, chosen, merged), context.root / paths.MERGED, shares=True, owned=True)
     context.journal.say(f"{chosen.name} of {', '.join(merged)}: {summary.tensors} tensors, {summary.parameters:,} parameters")
     metrics: dict[str, float] = {"experts": len(merged), "tensors": summary.tensors, "parameters": summary.parameters}
     for name, changed, alone in zip(merged, summary.changed, summary.alone, strict=True):
@@ -140,7 +140,7 @@ class _Scorer:
         if candidate.method is None:
             folder = self.context.root / paths.model(candidate.models[0])
         else:
-            merge(_config(self.context, candidate, candidate.models or self.names), folder)
+            merge(_config(self.context, candidate, candidate.models or self.names), folder, owned=True)
         return generation.create(self.wanted.generation, folder, self.context.device)
 
     def _show(self, candidate: Candidate, done: int, total: int) -> None:

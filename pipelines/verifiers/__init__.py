@@ -10,7 +10,9 @@ mathematics.py  `math`                                    choice.py       `choic
 answers.py      `exact`, `logic`                          assignments.py  `logic` without a task: knights and knaves
 structured.py   `regex`, `json`                           constraints.py  `constraints`, by the names of IFEval
 similarity.py   `similarity`                              judge.py        `judge`
-programs.py     `code`                                    sandbox.py      bubblewrap; harness.py runs inside, interpreter.py is what it runs on
+programs.py     `code`                                    sandbox.py      runs programs; harness.py inside, interpreter.py is what it runs on
+isolation.py    the bubblewrap command, what it enforces  seccomp.py      system calls that are denied
+memory.py       what a sandbox holds, from outside        cgroups.py      a cgroup for each, where one can be made
 workers.py      processes that can be killed              engine.py       what they run
 pool.py         VERIFIERS, batches, cache                 audit.py        every gold judged by its own verifier
 voting.py       answers in parties of equal value          judgement.py    Limits, Job, the shape of a verifier
@@ -19,6 +21,7 @@ A verifier is a function (problem, final text) -> Verdict | Job and a row in `po
 """
 
 from pipelines.verifiers.audit import audit_batch, gold_response
+from pipelines.verifiers.isolation import enforced
 from pipelines.verifiers.judgement import Limits
 from pipelines.verifiers.pool import VERIFIERS, VerdictCache, VerifierPool, require_sandbox_for, verify, verify_batch
 from pipelines.verifiers.sandbox import ProgramLimits, probe
@@ -31,6 +34,7 @@ __all__ = [
     "VerdictCache",
     "VerifierPool",
     "audit_batch",
+    "enforced",
     "final_text",
     "gold_response",
     "probe",

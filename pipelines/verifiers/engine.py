@@ -1,14 +1,14 @@
 """The engine: loads what judges once, then forks a worker for whoever asks. Math-Verify, reasoning-gym scorers, patterns, measures of likeness.
 
-Run as a script, `python -P engine.py KIND MEMORY PARENT_PID CONTROL_FD`, never imported by the package: the libraries take a second
+Run as a script, `python -P engine.py KIND MEMORY PARENT_PID CONTROL_FD [FILTER]`, never imported by the package: the libraries take a second
 to import, keep caches that grow, hang on hostile input and only work on a main thread. So they live here, and a fork, which takes
 milliseconds, judges behind a memory limit until `workers.py` kills it for taking too long. Math-Verify's own SIGALRM timeouts are off for
 that reason. The engine dies with its parent, a fork with the engine or at the end of its input (PR_SET_PDEATHSIG).
 
 On the control socket every byte with two descriptors (requests in, replies out; one line of JSON each) makes a fork; its pidfd goes back.
 
-reasoning-gym scorers call `eval` on the response, so KIND=logic is only ever started inside the sandbox, a fork judges one item, and the
-engine itself cannot be traced.
+reasoning-gym scorers call `eval` on the response, so KIND=logic is only ever started inside the sandbox, and a fork judges one item under a
+filter of its own (seccomp.py, the last argument): it makes no process and no file and signals nobody. The engine itself cannot be traced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from collections.abc import Callable
 from typing import Any
 
 TAIL = 4000
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+SECCOMP_MODE_FILTER = 2
 
 
 def _math_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -164,6 +165,17 @@ def _die_with(parent: int) -> None:
             os._exit(0)
 
 
+def _confine(rules: bytes) -> None:
+    """Take on a filter of system calls (struct sock_filter[] of 8 bytes each), for good."""
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("lines", ctypes.c_char_p))
+
+    program, libc = Program(len(rules) // 8, rules), ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
+        raise OSError(ctypes.get_errno(), "the filter of system calls was refused")
+
+
 def serve(judge: Callable[[dict[str, Any]], dict[str, Any]], memory: int, requests: int, replies: int) -> None:
     """Judge what comes until the input ends; after an error that may have left the interpreter unsound, no more."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -181,6 +193,7 @@ def serve(judge: Callable[[dict[str, Any]], dict[str, Any]], memory: int, reques
 
 def main() -> None:
     kind, memory, parent, control_fd = sys.argv[1], *map(int, sys.argv[2:5])
+    rules = bytes.fromhex(sys.argv[5]) if len(sys.argv) > 5 else b""
     _die_with(parent)
     judge = {"math": _math_judge, "text": _text_judge, "logic": _logic_judge}[kind]()
     if kind == "logic":
@@ -197,6 +210,8 @@ def main() -> None:
         if child == 0:
             _die_with(engine)
             control.close()
+            if rules:
+                _confine(rules)
             serve(judge, memory, *descriptors)
             os._exit(0)
         for descriptor in descriptors:

@@ -98,6 +98,8 @@ def describe(error: BaseException) -> str:
 
 
 def limit(item: dict[str, Any]) -> None:
+    with open("/proc/self/oom_score_adj", "w") as file:  # on a machine that runs out of memory the sandbox goes first
+        file.write("1000")
     resource.setrlimit(resource.RLIMIT_AS, (item["memory"],) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (item["cpu"], item["cpu"] + 1))
     resource.setrlimit(resource.RLIMIT_NPROC, (item["processes"],) * 2)

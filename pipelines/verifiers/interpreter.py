@@ -40,7 +40,8 @@ class Interpreter:
         for path in self.libraries:
             arguments += ["--ro-bind", str(path), f"{HOME}/lib/{path.name}"]
         if (self.stdlib / "site-packages").is_dir():
-            arguments += ["--tmpfs", f"{library}/{self.stdlib.name}/site-packages"]
+            packages = f"{library}/{self.stdlib.name}/site-packages"
+            arguments += ["--size", "4096", "--tmpfs", packages, "--remount-ro", packages]
         return [*arguments, "--setenv", "LD_LIBRARY_PATH", f"{HOME}/lib"]
 
 

@@ -35,6 +35,8 @@ from pipelines.verifiers.text import program
 
 TOLERANCE = 1e-6
 COMPARISONS = ("exact", "unordered", "tokens", "float", "checker")
+ENDS = {"output": "output limit exceeded", "memory": "memory limit of all its processes and files exceeded"}
+"""How a sandbox was killed -> what is told."""
 Expected = list[tuple[bool, Any]]
 
 
@@ -207,7 +209,7 @@ def conclude(outcome: Run, events: list[Event], expected: Expected, problem: Pro
         passed = f"{test} of {len(expected)} tests passed; test {test + 1}: "
         if test not in results:
             late = outcome.end == "timeout" or results.get(-1, ("", ""))[0] == "timeout"
-            reason = "time limit exceeded" if late else "output limit exceeded" if outcome.end == "output" else "the program ended early"
+            reason = "time limit exceeded" if late else ENDS.get(outcome.end, "the program ended early")
             return Verdict(Outcome.TIMEOUT if late else Outcome.CRASH, 0.0, source, passed + reason, seconds)
         status, payload = results[test]
         if status == "error":

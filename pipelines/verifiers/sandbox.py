@@ -1,9 +1,8 @@
-"""bubblewrap sandboxes for programs that a model wrote.
+"""Sandboxes at work: start one for a program that a model wrote, hear what it reports, keep the clock, and kill.
 
-A sandbox is new user, pid, network, ipc, uts and cgroup namespaces, an empty environment, no inherited descriptors but the
-result pipe, and a file system of the interpreter, the shared libraries and a small tmpfs. When we are root it runs under an
-unprivileged uid of its own (root's processes are exempt from RLIMIT_NPROC). `harness.py` sets the resource limits and runs the program; this side
-keeps the clock, caps what it reads and kills. Where bubblewrap does not work nothing runs: InfrastructureError.
+isolation.py says what a sandbox is. `harness.py` sets the limits of each process inside and runs the program; this side keeps the clock, caps what
+it reads, bounds the memory of the whole (by a cgroup where one can be made, else by looking) and kills. Where bubblewrap does not work nothing
+runs: InfrastructureError.
 
 `run(..., candidate=item)` starts two: the program in one, the tests of its data set in the other, which calls the program through a pipe. So
 tests that must run as code never stand beside the program that they judge.
@@ -18,10 +17,8 @@ import functools
 import json
 import marshal
 import os
-import random
 import secrets
 import select
-import shutil
 import subprocess
 import threading
 import time
@@ -32,17 +29,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.errors import InfrastructureError
-from pipelines.verifiers.interpreter import HOME, interpreter
+from pipelines.verifiers import cgroups, isolation, memory, seccomp
+from pipelines.verifiers.interpreter import HOME
+from pipelines.verifiers.isolation import INSTALL
 
 STARTUP_SECONDS = 20.0
-INSTALL = "install it with `apt-get install bubblewrap` and allow unprivileged user namespaces"
 Event = tuple[int, int, str, Any]
 _SLOTS = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
 
 
 @dataclass(frozen=True)
 class ProgramLimits:
-    """Bounds of one program. seconds: wall time per test (a problem's `time_limit` replaces it); total: of all tests together."""
+    """Bounds of one program. seconds: wall time per test (a problem's `time_limit` replaces it); total_seconds: of all tests together.
+
+    memory: bytes of address space of each process, and, with `tmpfs`, of memory of all its processes and files together. tmpfs: bytes of its files
+    together, file_size: of each. output: bytes that it prints or returns.
+    """
 
     seconds: float = 10.0
     total_seconds: float = 60.0
@@ -55,45 +57,11 @@ class ProgramLimits:
 
 @dataclass
 class Run:
-    """What a sandbox reported: events (item, test, status, payload), and how it ended: closed (it left by itself), timeout or output (killed)."""
+    """What a sandbox reported: events (item, test, status, payload), and how it ended: closed (by itself), or killed: timeout, output, memory."""
 
     events: list[Event] = field(default_factory=list)
     end: str = "closed"
     status: int = 0
-
-
-def _system_binds() -> list[str]:
-    arguments = []
-    for name in ("lib", "lib64", "lib32"):
-        if os.path.isdir(f"/usr/{name}"):
-            arguments += ["--ro-bind", f"/usr/{name}", f"/usr/{name}"]
-        if os.path.islink(f"/{name}"):
-            arguments += ["--symlink", os.readlink(f"/{name}").lstrip("/"), f"/{name}"]
-        elif os.path.isdir(f"/{name}"):
-            arguments += ["--ro-bind", f"/{name}", f"/{name}"]
-    return arguments
-
-
-def recipe(tmpfs: int) -> list[str]:
-    """The bubblewrap command up to, and without, the program to run."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise InfrastructureError(f"The sandbox needs bubblewrap, which is not on this machine: {INSTALL}.")
-    isolation = [bwrap, "--unshare-user", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
-    identity = ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--setenv", "PATH", f"{HOME}/bin", "--setenv", "HOME", "/tmp"]
-    folders = ["--proc", "/proc", "--dev", "/dev", "--size", str(tmpfs), "--perms", "0700", "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    return [*isolation, *identity, *_system_binds(), *interpreter().binds(), *folders]
-
-
-def as_nobody() -> list[str]:
-    """The command prefix that leaves root. A uid of its own per sandbox keeps process counts of parallel sandboxes apart."""
-    if os.geteuid() != 0:
-        return []
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        raise InfrastructureError("The sandbox needs setpriv when started by root: install it with `apt-get install util-linux`.")
-    uid = str(random.SystemRandom().randrange(61000, 65000))
-    return [setpriv, "--reuid", uid, "--regid", uid, "--clear-groups"]
 
 
 LAUNCHER = """
@@ -105,10 +73,7 @@ exec(marshal.load(stream))
 """Reads the harness, then the job. `execute` lives here so that programs do not inherit the harness's __future__ imports; it takes text, because
 `compile` would first build the ast module's types, 3 ms in each new process."""
 
-
-@functools.cache
-def _command(tmpfs: int) -> tuple[str, ...]:
-    return (*recipe(tmpfs), f"{HOME}/bin/python3", "-I", "-S", "-E", "-B", "-X", "utf8", "-c", LAUNCHER)
+PYTHON = (f"{HOME}/bin/python3", "-I", "-S", "-E", "-B", "-X", "utf8", "-c", LAUNCHER)
 
 
 @functools.cache
@@ -133,19 +98,19 @@ def run(
     nonce = secrets.token_hex(16)
     with ExitStack() as stack, _SLOTS:
         reading, writing = _pipe(stack)
-        descriptors = [writing]
+        descriptors, boxes = [writing], []
         if candidate is not None:
             (calls, call), (answer, answers) = _pipe(stack), _pipe(stack)
             descriptors += [call, answer]
-            stack.enter_context(_sandbox({"role": "candidate", "items": [candidate]}, (calls, answers), limits))
+            boxes.append(stack.enter_context(_sandbox({"role": "candidate", "items": [candidate]}, (calls, answers), limits)))
         role = "batch" if batch else "single" if candidate is None else "examiner"
-        process, errors = stack.enter_context(_sandbox({"role": role, "nonce": nonce, "items": list(items)}, descriptors, limits))
-        outcome = _listen(reading, nonce, limits.output * max(4, len(items)), quiet_seconds, total_seconds)
-        outcome.status = _leave(process) if outcome.end == "closed" else 0
-        process.kill()
-        process.wait()
-        errors.seek(0)
-        said = errors.read(2000).decode("utf-8", "replace").strip()
+        box = stack.enter_context(_sandbox({"role": role, "nonce": nonce, "items": list(items)}, descriptors, limits))
+        boxes.append(box)
+        outcome = _listen(reading, nonce, limits.output * max(4, len(items)), quiet_seconds, total_seconds, boxes)
+        outcome.status = _leave(box.process) if outcome.end == "closed" else 0
+        if any(each.group and each.too_large() for each in boxes):  # the kernel was faster than we
+            outcome.end = "memory"
+        said = box.said()
     if not outcome.events or outcome.events[0][2] != "ready":
         reason = said.splitlines()[-1] if said else f"no answer, exit status {outcome.status}"
         raise InfrastructureError(f"The bubblewrap sandbox did not start ({reason}): {INSTALL}.")
@@ -177,48 +142,105 @@ class _End:
             self.descriptor = None
 
 
+@dataclass(frozen=True)
+class _Box:
+    """A sandbox at work: bubblewrap's process, its standard error, its cgroup where it has one, and its bounds."""
+
+    process: subprocess.Popen[bytes]
+    errors: BinaryIO
+    group: Path | None
+    limits: ProgramLimits
+
+    def too_large(self) -> bool:
+        """Whether it holds more memory than it may, or has been killed for that."""
+        if self.group:
+            return cgroups.killed_for_memory(self.group)
+        bound = self.limits.memory + self.limits.tmpfs
+        return memory.can_watch() and memory.exceeds(self.process.pid, self.limits.tmpfs, bound)
+
+    def said(self) -> str:
+        """Its standard error, after its end."""
+        self.kill()
+        self.errors.seek(0)
+        return self.errors.read(2000).decode("utf-8", "replace").strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 @contextmanager
-def _sandbox(job: dict[str, Any], descriptors: Sequence[_End], limits: ProgramLimits) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
-    """A sandbox at work on `job`, and its standard error. It gets `descriptors`, which are closed here, and does not outlive the block."""
-    with open(os.memfd_create("touchstone-job"), "w+b") as stream, open(os.memfd_create("touchstone-errors"), "w+b") as errors:
-        stream.write(_harness())
-        marshal.dump(job, stream)
-        stream.seek(0)
-        passed = tuple(end.fileno() for end in descriptors)
-        command = [*as_nobody(), *_command(limits.tmpfs), *map(str, passed)]
+def _sandbox(job: dict[str, Any], descriptors: Sequence[_End], limits: ProgramLimits) -> Iterator[_Box]:
+    """A sandbox at work on `job`. It gets `descriptors`, which are closed here, and does not outlive the block."""
+    with ExitStack() as stack:
+        stream = _memory_file(stack, _harness() + marshal.dumps(job))
+        errors = _memory_file(stack, b"")
+        filtered = seccomp.program()
+        passed = [end.fileno() for end in descriptors]
+        rules = _memory_file(stack, filtered).fileno() if filtered else None
+        group = _group(stack, limits)
+        joining = [*cgroups.ENTER, str(group)] if group else []
+        command = [*joining, *isolation.as_nobody(), *isolation.command(limits.tmpfs, rules), *PYTHON, *map(str, passed)]
+        handed = (*passed, rules) if rules is not None else passed
         try:
-            process = subprocess.Popen(command, stdin=stream, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=passed, env={})
+            process = subprocess.Popen(command, stdin=stream, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=handed, env={})
         except OSError as error:
             raise InfrastructureError(f"The sandbox could not be started ({error}): {INSTALL}.") from error
         finally:
             for end in descriptors:
                 end.close()
+        box = _Box(process, errors, group, limits)
         try:
-            yield process, errors
+            yield box
         finally:
-            process.kill()
-            process.wait()
+            box.kill()
+
+
+def _memory_file(stack: ExitStack, content: bytes) -> BinaryIO:
+    file = stack.enter_context(os.fdopen(os.memfd_create("touchstone"), "w+b"))
+    file.write(content)
+    file.seek(0)
+    return file
+
+
+def _group(stack: ExitStack, limits: ProgramLimits) -> Path | None:
+    """The cgroup for a sandbox, removed with the stack; None where there can be none. bubblewrap has a few processes beside the program's own."""
+    home = cgroups.home()
+    if home is None:
+        return None
+    try:
+        return stack.enter_context(cgroups.group(home, limits.memory + limits.tmpfs, limits.processes + 8))
+    except OSError as error:
+        raise InfrastructureError(f"The sandbox's cgroup below {home} could not be made ({error.strerror}).") from error
 
 
 def _leave(process: subprocess.Popen[bytes]) -> int:
-    """Exit status of a sandbox that closed its result pipe: it needs a moment to end by itself."""
+    """Exit status of a sandbox that closed its result pipe: it needs a moment to end by itself, and gets no more."""
     try:
-        return process.wait(1.0)
+        return process.wait(0.2)
     except subprocess.TimeoutExpired:
         return 0
 
 
-def _listen(reading: _End, nonce: str, cap: int, quiet_seconds: float, total_seconds: float) -> Run:
+def _listen(reading: _End, nonce: str, cap: int, quiet_seconds: float, total_seconds: float, boxes: Sequence[_Box]) -> Run:
     outcome, buffer, received = Run(), b"", 0
     poller = select.poll()
     poller.register(reading.fileno(), select.POLLIN | select.POLLHUP)
     now = time.monotonic()
-    quiet, total = now + STARTUP_SECONDS, now + STARTUP_SECONDS + total_seconds
+    quiet, total, look = now + STARTUP_SECONDS, now + STARTUP_SECONDS + total_seconds, now + memory.PERIOD
     while True:
-        left = min(quiet, total) - time.monotonic()
-        if left <= 0 or not poller.poll(max(1, left * 1000)):
+        ready = poller.poll(max(1, (min(quiet, total, look) - time.monotonic()) * 1000))
+        now = time.monotonic()
+        if now >= look:
+            look = now + memory.PERIOD
+            if any(box.too_large() for box in boxes):
+                outcome.end = "memory"
+                return outcome
+        if now >= min(quiet, total):
             outcome.end = "timeout"
             return outcome
+        if not ready:
+            continue
         chunk = os.read(reading.fileno(), 1 << 16)
         if not chunk:
             return outcome

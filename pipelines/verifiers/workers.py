@@ -18,20 +18,25 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Verdict
+from pipelines.verifiers import isolation, seccomp
 from pipelines.verifiers.interpreter import HOME
 from pipelines.verifiers.judgement import Limits, failed
-from pipelines.verifiers.sandbox import recipe, require_sandbox
+from pipelines.verifiers.sandbox import require_sandbox
 
 START_SECONDS = 60.0
 FORK_SECONDS = 10.0
 MAX_REPLY = 1 << 20
+SCRATCH = 1 << 20
+"""Bytes that the logic engine can write while its libraries load."""
 ENGINE = Path(__file__).with_name("engine.py")
 
 
@@ -97,13 +102,10 @@ class Engine:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_SECONDS)
         with theirs:
-            self.process = subprocess.Popen(
-                _command(kind, memory, theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-            )
+            nothing = subprocess.DEVNULL
+            with _filter(kind) as rules:
+                command, passed = _command(kind, memory, theirs.fileno(), rules), [theirs.fileno(), *([] if rules is None else [rules])]
+                self.process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, pass_fds=passed)
         try:
             ready = self._control.recv(1)
         except TimeoutError:
@@ -141,13 +143,28 @@ class Engine:
         return self.process.wait()
 
 
-def _command(kind: str, memory: int, control: int) -> list[str]:
+@contextmanager
+def _filter(kind: str) -> Iterator[int | None]:
+    """A descriptor with the sandbox's filter of system calls; None where there is none."""
+    filtered = seccomp.program() if kind == "logic" else None
+    if filtered is None:
+        yield None
+        return
+    with open(os.memfd_create("touchstone"), "w+b") as file:
+        file.write(filtered)
+        file.seek(0)
+        yield file.fileno()
+
+
+def _command(kind: str, memory: int, control: int, rules: int | None) -> list[str]:
     if kind != "logic":
         return [sys.executable, "-P", str(ENGINE), kind, str(memory), str(os.getpid()), str(control)]
     packages = sysconfig.get_path("purelib")
     start = "import sys; sys.path.append('/packages'); sys.argv[0] = '/engine.py'; exec(compile(open('/engine.py').read(), 'engine', 'exec'))"
     binds = ["--ro-bind", packages, "/packages", "--ro-bind", str(ENGINE), "/engine.py"]
-    return [*recipe(64 << 20), *binds, f"{HOME}/bin/python3", "-I", "-S", "-B", "-c", start, kind, str(memory), "0", str(control)]
+    own = (seccomp.program(worker=True) or b"").hex()
+    python = [f"{HOME}/bin/python3", "-I", "-S", "-B", "-c", start]
+    return [*isolation.command(SCRATCH, rules, binds), *python, kind, str(memory), "0", str(control), own]
 
 
 class Workers:

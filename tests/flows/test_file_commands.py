@@ -26,6 +26,7 @@ from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.store import read_problems, write_table
+from pipelines.verifiers import probe
 
 
 def lines(path):
@@ -49,6 +50,15 @@ def test_verify_judges_every_row_in_order_and_prints_the_confusion(tmp_path, cap
     printed = capsys.readouterr().out
     assert "3 rows: correct 2, wrong 1" in printed
     assert "expected False, judged wrong: 1" in printed
+
+
+@pytest.mark.skipif(bool(probe()), reason=probe())
+def test_verify_says_what_held_the_programs_in(tmp_path, capsys):
+    row = {"answer": "", "verifier": "code", "verifier_args": {"asserts": ["assert f(1) == 2"]}, "prediction": "```python\ndef f(x): return x + 1\n```"}
+    assert main(["verify", write(tmp_path / "in.jsonl", [row]), "--out", str(tmp_path / "out.jsonl")]) == 0
+    printed = capsys.readouterr().out
+    assert "1 rows: correct 1" in printed
+    assert "programs ran with system calls filtered; new namespaces forbidden; memory of all processes together " in printed
 
 
 BAD = [

@@ -190,13 +190,15 @@ def bad(root: Path, kind: str) -> MergeConfig:
         ("pickle", "pickled weights are not read"),
     ],
 )
-def test_what_does_not_fit_stops_the_merge_and_leaves_nothing(tmp_path: Path, kind: str, message: str) -> None:
+def test_what_does_not_fit_stops_the_merge_and_leaves_nothing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, kind: str, message: str
+) -> None:
+    merge(trio(tmp_path_factory.mktemp("earlier")), tmp_path / "out")
+    earlier = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     config = bad(tmp_path, kind)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/kept").write_text("an earlier result")
     with pytest.raises(UserError, match=message):
         merge(config, tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["kept"]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == earlier
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "m1", "m2", "out"]
 
 
