@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import OptimiserSettings, Positive, PromptSettings, Rate, Section
+from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
 
 
 class ArchitectureSettings(Section):
@@ -39,11 +39,27 @@ class LoraSettings(Section):
     """Names of the modules that get one; `all-linear` means every linear layer but the head."""
 
 
+class GoalSettings(Section):
+    """What training must have brought before it ends, measured on rows of its split that it does not train on."""
+
+    solved: Annotated[dict[str, Share], Field(min_length=1)]
+    """Domain -> share of its held-out problems that the model must solve."""
+    problems: Positive = 64
+    """Rows of each domain that are held out, by hash of the problem id."""
+    rounds: Positive = 3
+    """Training goes on by rounds of `epochs`, each with a schedule of its own (warm restarts, arXiv 1608.03983), until a measurement at the end
+    of one shows the goal. It ends after so many all the same; what was not reached is said in the journal, the report and MLflow."""
+    generation: GenerationSettings = GenerationSettings(max_new_tokens=64, temperature=0.0)
+    """How held-out problems are answered; greedily, unless said otherwise."""
+
+
 class LanguageModellingSettings(Section):
     """Next-token training over shuffled examples."""
 
     epochs: Rate = 1.0
-    """Passes over the examples; a fraction stops early."""
+    """Passes over the examples, of each round where there is a goal; a fraction stops early."""
+    goal: GoalSettings | None = None
+    """Null trains once for `epochs` and measures nothing."""
     batch_size: Positive = 128
     """Sequences per optimiser step."""
     max_tokens: Positive = 512
@@ -62,6 +78,9 @@ class BaseSettings(Section):
     """Hub commit or tag of `model`."""
     architecture: ArchitectureSettings = ArchitectureSettings()
     train: LanguageModellingSettings = LanguageModellingSettings()
+    loss: Literal["document", "solution"] = "document"
+    """What the tiny model learns to predict: whole documents, or the worked solution alone. What generators draw at random for a prompt cannot
+    be predicted, so its loss is noise that hides what the solution copies from it."""
 
 
 class SftSettings(Section):
