@@ -7,6 +7,7 @@ and recording itself, and only `digests` is used here.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -135,6 +136,12 @@ def output_digests(project: Path, stage: str) -> dict[str, str]:
         return {out.def_path: out.hash_info.value for out in found.outs}
 
 
+def intact(project: Path, stage: str) -> bool:
+    """Do the outputs of a stage lie there as dvc.lock has them?"""
+    with _repository(project) as repository:
+        return not any(out.workspace_status() for out in repository.stage.load_one(name=stage).outs)
+
+
 def trained(stage: str) -> str | None:
     """Name of the model that a stage makes, if it makes one."""
     name, _, item = stage.partition("@")
@@ -160,7 +167,18 @@ def fingerprint(project: Path, stage: str) -> dict[str, str]:
     with _repository(project) as repository:
         found = repository.stage.load_one(name=stage)
         found.save_deps()
-        return {str(dep): str(dep.hash_info.value) for dep in found.deps}
+        return _dependencies(found)
+
+
+def _dependencies(found: Any) -> dict[str, str]:
+    return {str(dep): json.dumps(dep.hash_info.value, sort_keys=True) for dep in found.deps}
+
+
+def recorded(project: Path, stage: str) -> tuple[dict[str, str], dict[str, str]]:
+    """`fingerprint` and `output_digests` of a stage as dvc.lock has them, whatever lies there now."""
+    with _repository(project) as repository:
+        found = repository.stage.load_one(name=stage)
+        return _dependencies(found), {out.def_path: out.hash_info.value for out in found.outs}
 
 
 def record(project: Path, stage: str, before: dict[str, str]) -> None:
