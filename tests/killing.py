@@ -9,8 +9,22 @@ from pathlib import Path
 
 from pipelines.progress import Journal
 
-STAGE = '''
-import importlib, io, json, os, signal, sys, time
+AT_CALL = '''
+import os, signal
+
+def at_call(owner, name, number=1, before=lambda *arguments, **named: None):
+    """Die at the call of that number."""
+    real, calls = getattr(owner, name), [0]
+    def counted(*arguments, **named):
+        calls[0] += 1
+        if calls[0] == number:
+            before(*arguments, **named)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **named)
+    setattr(owner, name, counted)
+'''
+STAGE = AT_CALL + '''
+import importlib, io, json, sys, time
 from pathlib import Path
 import torch
 import pipelines.__main__ as main
@@ -23,20 +37,6 @@ from pipelines.sft import train as supervised
 root, given, stage = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
 module = importlib.import_module(f"pipelines.stages.{stage.partition('@')[0]}")
 counted_steps = open(root / "steps", "ab", buffering=0)
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def at_call(owner, name, number, before=lambda *arguments, **named: None):
-    """Die at the call of that number."""
-    real, calls = getattr(owner, name), [0]
-    def counted(*arguments, **named):
-        calls[0] += 1
-        if calls[0] == number:
-            before(*arguments, **named)
-            die()
-        return real(*arguments, **named)
-    setattr(owner, name, counted)
 
 def count(owner):
     """Every optimiser step leaves a byte."""
