@@ -51,6 +51,7 @@ def run(context):
 RUN = AT_CALL + """
 import sys
 import flows.cli, flows.post_training, flows.base
+import pipelines.merging.search, pipelines.rl.recipe, pipelines.verifiers  # what every run would import to check params
 from dvc.stage import PipelineStage
 from flows import command
 from mlflow import MlflowClient
