@@ -16,7 +16,8 @@ from flows.rl import rl
 from flows.sft import sft
 from flows.sources import sources
 from flows.synthesis import synthesis
-from tasks import locking, planning, reporting, settings
+from tasks import locking, owed, planning, reporting, settings
+from tasks.execution import tell
 from tasks.tracking import Tracker
 
 FLOWS = {
@@ -43,6 +44,9 @@ def post_training(until: str | None = None, force: list[str] | None = None) -> l
     ran: list[str] = []
     with locking.single_run(project), ExitStack() as stack:
         plan = planning.make(project, until, force or [])
+        for stage in plan.stages:
+            if owed.untold(project, stage):
+                tell(stage)
         progress = reporting.start_progress()
         for done, stage in enumerate(plan.stages):
             reporting.show_progress(progress, done, len(plan.stages), stage)

@@ -23,7 +23,7 @@ from pipelines.errors import UserError
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
 from pipelines.stages import ENTRIES, ON_CHANGE, Context
-from pipelines.store import replacing, write_json
+from pipelines.store import discard, replacing, write_json
 
 PR_SET_PDEATHSIG = 1
 # How long OpenMP threads spin before they sleep. The default spins for milliseconds, which makes a machine that is shared
@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, help="this stage's resolved settings as JSON, instead of --params")
     parser.add_argument("--root", type=Path, default=Path(), help="project root")
     parser.add_argument("--device", default=os.environ.get("TOUCHSTONE_DEVICE", "cpu"), help="torch device")
+    kept = "leave what an interrupted run continues from to whoever records this one; else the manifest is the record, and it is cleared"
+    parser.add_argument("--keep-work", action="store_true", help=kept)
     changed = parser.add_mutually_exclusive_group()
     changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         become_torchrun(processes, sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        run(options.stage, options.root.resolve(), given, options.device, options.on_change)
+        run(options.stage, options.root.resolve(), given, options.device, options.on_change, options.keep_work)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -76,8 +78,8 @@ def load_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {"seed": params.seed, "settings": config.resolve(params, options.stage).model_dump(mode="json")}
 
 
-def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: Any = "refuse") -> dict[str, float]:
-    """Run `stage`, then write its metrics, its plot and its manifest. Returns the metrics."""
+def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: Any = "refuse", keep_work: bool = False) -> dict[str, float]:
+    """Run `stage`, then write its metrics, its plot and its manifest, and clear its work unless it is to be kept. Returns the metrics."""
     module, settings_module, settings_class = ENTRIES[stage.partition("@")[0]]
     settings = getattr(importlib.import_module(settings_module), settings_class).model_validate(given["settings"])
     slug = paths.slug(stage)
@@ -100,6 +102,8 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
             write_plot(root / path, journal.rows())
     told = {"accepted": context.accepted, "commits": context.commits, "endpoints": answers.summary(), "device": device}
     write_manifest(beginning, outputs=graph.outputs(stage), **told)
+    if not keep_work:
+        discard(context.resume)
     return summary
 
 

@@ -73,10 +73,16 @@ EXTERNAL = Path("data/external")
 """<stage>/: links to the local files and folders that params name, so that DVC sees when their content changes."""
 
 STATE = Path(".touchstone")
-REPLIES = STATE / "replies.sqlite"
-"""What teachers and judges answered, so that an interrupted stage does not ask again."""
 WORK = STATE / "work"
-"""<stage>/: resumable checkpoints and partial results."""
+"""<stage>/: journal, logs and caches of a stage; below it, RESUME."""
+RESUME = "resume"
+"""Folder in that of a stage: what it continues from when it is interrupted. Cleared once the stage is recorded."""
+REPLIES = "replies.sqlite"
+"""File of what a teacher or judge answered, so that interrupted work does not ask again."""
+FORCED = STATE / "forced"
+"""One file per stage that is to run though it is current, until it is recorded."""
+FINISHED = STATE / "finished"
+"""One file per stage that has ended well, until it is recorded and MLflow knows of it."""
 
 
 def model(name: str) -> Path:

@@ -124,6 +124,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder, if there is one, at one instant: a kill leaves all of it, or nothing under its name."""
+    torn = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(torn, ignore_errors=True)
+    if folder.exists():
+        folder.rename(torn)
+        shutil.rmtree(torn)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -8,7 +8,8 @@ from prefect.runtime import flow_run
 
 from pipelines import paths
 from pipelines.store import read_json
-from tasks import locking, processes, promotion, reporting, settings, versioning
+from tasks import locking, owed, processes, promotion, reporting, settings, versioning
+from tasks.owed import Finished
 from tasks.tracking import StageRun, Tracker
 
 
@@ -24,8 +25,10 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
         loaded = settings.params(project)
         versioning.link_external(project, loaded)
         versioning.prune(project, loaded)
+        owed.settle(project, settings.stages(loaded))
+        owed.forget(project, stage)
         versioning.prepare_code(project, stage)
-        before = versioning.fingerprint(project, stage)
+        before, depended = versioning.fingerprint(project, stage), versioning.dependencies(project, stage)
         given = settings.given(loaded, stage)
         tracker = Tracker.open(project)
         inputs = versioning.digests(project, stage)
@@ -36,24 +39,38 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
         ):
             processes.run_stage(project, stage, given, run.log_rows)
             versioning.check_unchanged(project, stage, before)
+            finished = Finished(stage, run.id, given, models, depended, versioning.output_digests(project, stage))
+            owed.finish(project, finished)
             if not versioning.under_dvc():
                 versioning.record(project, stage)
-            _tell(run, models)
+                owed.recorded(project, finished)
+            _tell(run, finished)
+            owed.told(project, stage)
 
 
-def _tell(run: StageRun, models: dict[str, str]) -> None:
-    """What a finished stage leaves in MLflow and Prefect."""
+@task(cache_policy=NO_CACHE, task_run_name="{stage}: what is left to tell")
+def tell(stage: str) -> None:
+    """Tell MLflow and Prefect of a stage that a run recorded before it was stopped; what has been changed since is not told."""
+    project = settings.root()
+    if (finished := owed.untold(project, stage)) and versioning.intact(project, stage):
+        print(f"{stage}: telling MLflow what an earlier run had recorded when it was stopped", flush=True)
+        with Tracker.open(project).reopened(finished.run, stage, finished.given) as run:
+            _tell(run, finished)
+    owed.forget(project, stage)
+
+
+def _tell(run: StageRun, finished: Finished) -> None:
+    """What a finished stage leaves in MLflow and Prefect. Done again after a kill, it registers nothing twice."""
     project, stage = run.tracker.project, run.stage
     run.log_summary()
-    digests = versioning.output_digests(project, stage)
-    run.tag({f"dvc.out.{path}": digest for path, digest in digests.items()})
+    run.tag({f"dvc.out.{path}": digest for path, digest in finished.outputs.items()})
     if model := versioning.trained(stage):
-        run.register(model, digests[paths.model(model).as_posix()], versioning.weights(project, stage))
+        run.register(model, finished.outputs[paths.model(model).as_posix()], versioning.weights(project, stage))
     if stage == "merging" and (project / paths.SEARCH).exists():
         run.log_search(read_json(project / paths.SEARCH))
     if stage == "evaluation":
         makers = {versioning.trained(maker): maker for maker in settings.stages(settings.params(project))}
-        decision = promotion.promote(run, models, lambda model: versioning.weights(project, makers[model]))
+        decision = promotion.promote(run, finished.models, lambda model: versioning.weights(project, makers[model]))
         run.tag(
             {
                 "gate.candidate": decision.model,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from tasks import settings, versioning
+from tasks import owed, settings, versioning
 
 REASONS = 3
 """So many reasons are told of a stage that has to run."""
@@ -24,6 +24,8 @@ class Plan:
 def make(project: Path, until: str | None = None, force: Sequence[str] = ()) -> Plan:
     """Check params.yaml and bring the work tree in line with it: links to outside files, nothing left of RL stages that are gone.
 
+    What is to be forced is written down until it is recorded, so a run that is stopped leaves it to the next.
+
     Raises:
         UserError: params.yaml does not hold, or `until` or `force` names no stage of the run.
     """
@@ -36,7 +38,11 @@ def make(project: Path, until: str | None = None, force: Sequence[str] = ()) -> 
     versioning.link_external(project, loaded)
     for name in versioning.prune(project, loaded):
         print(f"rl@{name} is no longer in params.yaml: removed what it had left (DVC's cache keeps it)")
-    return Plan(tuple(stages), tuple(forced))
+    owed.settle(project, settings.stages(loaded))
+    for stage in forced:
+        owed.force(project, stage)
+    wanted = owed.forced(project)
+    return Plan(tuple(stages), tuple(stage for stage in stages if stage in wanted))
 
 
 def stale(project: Path, plan: Plan, stage: str) -> bool:
@@ -54,5 +60,7 @@ def told(reasons: Sequence[str]) -> str:
 
 
 def all_current(project: Path, plan: Plan) -> bool:
-    """Is there nothing to run? Asks without a word and stops at the first stage that must."""
+    """Is there nothing to run and nothing to tell? Asks without a word and stops at the first stage that must."""
+    if any(owed.untold(project, stage) for stage in plan.stages):
+        return False
     return all(versioning.settle(project, stage, force=stage in plan.force).state != "stale" for stage in plan.stages)

@@ -39,7 +39,7 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -
     work.mkdir(parents=True, exist_ok=True)
     settings, errors = work / "settings.json", work / "stderr.log"
     write_json(settings, given)
-    command = [sys.executable, "-m", "pipelines", stage, "--settings", str(settings), "--root", str(project)]
+    command = [sys.executable, "-m", "pipelines", stage, "--settings", str(settings), "--root", str(project), "--keep-work"]
     follow = _Follower(Journal(work / "journal.jsonl", stage), on_rows)
     with errors.open("wb") as stderr, group(command, project, stderr) as process:
         while process.poll() is None:

@@ -70,14 +70,14 @@ class Tracker:
     def _open_pipeline(self) -> str:
         """Under `dvc repro` all stages that one DVC process starts share one run."""
         session = "-".join(map(str, processes.guardian() or (os.getpid(), time.time_ns())))
-        self._bury()
+        self.bury()
         found = self.client.search_runs([self.experiment], f"tags.`touchstone.session` = '{session}'", max_results=1)
         if found:
             return found[0].info.run_id
         tags = {"touchstone.kind": "pipeline", "touchstone.session": session, **self._origin()}
         return self.client.create_run(self.experiment, run_name="post-training", tags=tags).info.run_id
 
-    def _bury(self) -> None:
+    def bury(self) -> None:
         """End the runs that a kill -9 left open. The project's lock says that none is at work; a shared server has others' too."""
         if settings.mlflow_uri(self.project).startswith(f"sqlite:///{self.project}"):
             for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
@@ -105,10 +105,11 @@ class Tracker:
         commit, dirty = state["git_commit"] or "none", str(bool(state["dirty"])).lower()
         return {"git.commit": commit, "git.dirty": dirty, "mlflow.source.git.commit": commit, "mlflow.source.name": "touchstone"}
 
-    def version(self, model: str, digest: str) -> Any | None:
-        """The newest registered version of `model` with exactly these weights."""
+    def version(self, model: str, digest: str, run: str | None = None) -> Any | None:
+        """The newest registered version of `model` with exactly these weights, of `run` if one is given."""
         found = self.client.search_model_versions(f"name = '{registered(model)}'")
-        return max((v for v in found if v.tags.get("dvc_md5") == digest), key=lambda v: int(v.version), default=None)
+        found = [v for v in found if v.tags.get("dvc_md5") == digest and run in (None, v.run_id)]
+        return max(found, key=lambda v: int(v.version), default=None)
 
     @contextmanager
     def stage(
@@ -128,6 +129,20 @@ class Tracker:
         with self.closing(run.id):
             run.log_inputs(inputs, models)
             yield run
+
+
+    @contextmanager
+    def reopened(self, run: str, stage: str, given: Mapping[str, Any]) -> Iterator[StageRun]:
+        """A stage's run that was cut off before all was told; a new one where this store does not know it."""
+        from mlflow.exceptions import MlflowException
+
+        self.bury()
+        try:
+            self.client.get_run(run)
+        except MlflowException:
+            run = self.client.create_run(self.experiment, run_name=stage, tags={"touchstone.kind": "stage", "dvc.stage": stage}).info.run_id
+        with self.closing(run):
+            yield StageRun(self, run, stage, given)
 
 
 @dataclass
@@ -180,6 +195,8 @@ class StageRun:
         """A search's trials as nested runs with their settings and scores; the winner and what it won by at this run."""
         from mlflow.entities import Metric, Param
 
+        for left in self.tracker.client.search_runs([self.tracker.experiment], f"tags.`mlflow.parentRunId` = '{self.id}'"):
+            self.tracker.client.delete_run(left.info.run_id)  # of a try that was cut off
         for number, trial in enumerate(record["trials"]):
             tags = {"touchstone.kind": "trial", "mlflow.parentRunId": self.id, "winner": str(trial["name"] == record["winner"]).lower()}
             child = self.tracker.client.create_run(self.tracker.experiment, run_name=trial["name"], tags=tags).info.run_id
@@ -200,10 +217,15 @@ class StageRun:
         self.tracker.client.log_artifact(self.id, str(path))
 
     def register(self, model: str, digest: str, files: Mapping[str, Path]) -> Any:
-        """Make `model` a new version of its registered model, with the alias `candidate`; returns the version.
+        """Make `model` a version of its registered model, once for each run, with the alias `candidate`; returns the version.
 
         digest: DVC's, of the model's folder. files: name -> file that holds its content and never changes.
         """
+        version = self.tracker.version(model, digest, self.id) or self._add_version(model, digest, files)
+        self.tracker.client.set_registered_model_alias(registered(model), CANDIDATE, version.version)
+        return version
+
+    def _add_version(self, model: str, digest: str, files: Mapping[str, Path]) -> Any:
         from mlflow.entities import LoggedModelOutput
         from mlflow.exceptions import MlflowException
 
@@ -220,9 +242,7 @@ class StageRun:
         except MlflowException:
             client.create_registered_model(name, description=f"what stage {self.stage} trains, at {folder} of the work tree")
         tags |= {"model_id": logged.model_id}
-        version = client.create_model_version(name, logged.artifact_location, run_id=self.id, tags=tags, model_id=logged.model_id)
-        client.set_registered_model_alias(name, CANDIDATE, version.version)
-        return version
+        return client.create_model_version(name, logged.artifact_location, run_id=self.id, tags=tags, model_id=logged.model_id)
 
     def _keep(self, logged: Any, files: Mapping[str, Path]) -> None:
         """Put the files of a model where MLflow keeps those of `logged`."""

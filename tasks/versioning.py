@@ -7,6 +7,7 @@ and recording itself; what a stage starts from is compared before and after all 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -188,6 +189,12 @@ def weights(project: Path, stage: str) -> dict[str, Path]:
         return {"/".join(key): Path(out.cache.oid_to_path(digest.value)) for key, (_, digest) in out.get_obj().iteritems()}
 
 
+def intact(project: Path, stage: str) -> bool:
+    """Do the outputs of a stage lie there as dvc.lock has them?"""
+    with _repository(project) as repository:
+        return not any(out.workspace_status() for out in repository.stage.load_one(name=stage).outs)
+
+
 def trained(stage: str) -> str | None:
     """Name of the model that a stage makes, if it makes one."""
     name, _, item = stage.partition("@")
@@ -216,6 +223,25 @@ def fingerprint(project: Path, stage: str) -> dict[str, str]:
         found.save_deps()
         other = {str(dep): str(dep.hash_info.value) for dep in found.deps if dep.def_path != paths.identity(stage).as_posix()}
         return {**code["files"], **code["libraries"], **other}
+
+
+def dependencies(project: Path, stage: str) -> dict[str, str]:
+    """DVC's digest of everything a stage depends on as it lies there now."""
+    with _repository(project) as repository:
+        found = repository.stage.load_one(name=stage)
+        found.save_deps()
+        return _digests_of(found)
+
+
+def _digests_of(found: Any) -> dict[str, str]:
+    return {str(dep): json.dumps(dep.hash_info.value, sort_keys=True) for dep in found.deps}
+
+
+def recorded(project: Path, stage: str) -> tuple[dict[str, str], dict[str, str]]:
+    """`dependencies` and `output_digests` of a stage as dvc.lock has them, whatever lies there now."""
+    with _repository(project) as repository:
+        found = repository.stage.load_one(name=stage)
+        return _digests_of(found), {out.def_path: out.hash_info.value for out in found.outs}
 
 
 def prepare_code(project: Path, stage: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,10 @@ def curate(options: argparse.Namespace) -> int:
     from pipelines.config.curation import CurationSettings
     from pipelines.curation.run import curate_file
     from pipelines.curation.steps import Inputs
+    from pipelines.lineage.code import code_sha256
+    from pipelines.lineage.digests import combine, file_sha256
     from pipelines.outputs import OutputFolder
+    from pipelines.parts import shared
     from pipelines.stages.curation import waterfall, write_card
     from pipelines.stages.sources import MALFORMED, write_malformed
     from pipelines.store import write_json, write_problems
@@ -33,8 +38,11 @@ def curate(options: argparse.Namespace) -> int:
     read = [(path.stem, *rows.read(path)) for path in options.inputs]
     benchmarks = {path.stem: _benchmark(path) for path in options.against}
     bad = [(name, row) for name, _, malformed in read for row in malformed]
-    client = chat.teacher(settings.endpoint, paths.REPLIES)
-    with out.replacing() as folder, tempfile.TemporaryDirectory() as temporary:
+    asked = {"settings": settings.model_dump_json(), "code": code_sha256("pipelines.curation.run")}
+    work = paths.WORK / "curate" / combine(asked | {str(path): file_sha256(path) for path in (*options.inputs, *options.against)})
+    held = shared(work) if chat.TEACHER_URL in os.environ else nullcontext()
+    with held, out.replacing() as folder, tempfile.TemporaryDirectory() as temporary:
+        client = chat.teacher(settings.endpoint, work / paths.REPLIES)
         given, scratch, kept = Path(temporary) / "given.parquet", Path(temporary) / "scratch", folder / paths.PROBLEMS.name
         write_problems(given, (problem for _, problems, _ in read for problem in problems))
         steps = curate_file(given, kept, folder / paths.DROPPED, Inputs(settings, benchmarks, client=client), scratch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -68,6 +67,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from pipelines.evaluation.scores import score_benchmark
     from pipelines.lineage.digests import tree_sha256
     from pipelines.outputs import OutputFolder
+    from pipelines.parts import shared
     from pipelines.progress import Journal
     from pipelines.store import write_json, write_table
     from pipelines.verifiers import VerifierPool, require_sandbox_for
@@ -90,19 +90,18 @@ def evaluate(options: argparse.Namespace) -> int:
     weights = tree_sha256(model) if isinstance(model, Path) else model
     work = paths.WORK / "evaluate"
     parts = parts_of(work, weights, problems, options.samples, settings, options.seed, device)
-    with VerifierPool() as pool:
+    with shared(parts), VerifierPool() as pool:
         journal = Journal(work / "journal.jsonl", name)
         generator = partial(generation.create, settings, model, device)
         table = collect(generator, problems, options.samples, options.seed, pool, parts, journal.show)
-    scored = score_benchmark({"model": table}, ks, [], RESAMPLES, options.seed, name, taus=TAUS, cluster_by=options.cluster_by)
-    if out:
-        with out.replacing() as folder:
-            write_table(folder / SAMPLES, table)
-            about = {"model": str(options.model), "benchmark": str(options.benchmark), "seed": options.seed, **given}
-            write_json(folder / SCORES, {**about, **scored})
-            found = {name: scored["models"]["model"]}
-            lm_eval.write(folder / "lm_eval", str(options.model), {name: table}, found, settings, options.samples, options.seed)
-    shutil.rmtree(parts, ignore_errors=True)
+        scored = score_benchmark({"model": table}, ks, [], RESAMPLES, options.seed, name, taus=TAUS, cluster_by=options.cluster_by)
+        if out:
+            with out.replacing() as folder:
+                write_table(folder / SAMPLES, table)
+                about = {"model": str(options.model), "benchmark": str(options.benchmark), "seed": options.seed, **given}
+                write_json(folder / SCORES, {**about, **scored})
+                found = {name: scored["models"]["model"]}
+                lm_eval.write(folder / "lm_eval", str(options.model), {name: table}, found, settings, options.samples, options.seed)
     print(f"{options.model} on {name}: {scored['problems']} problems, {options.samples} samples each")
     print(f"  {len(bad)} malformed and {len(read) - len({row.problem_id for row in read})} repeated rows left out")
     print("\n".join(_lines(scored["models"]["model"])))

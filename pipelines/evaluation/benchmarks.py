@@ -1,6 +1,6 @@
 """Responses of a checkpoint to a benchmark, judged and kept: every number can be recomputed from these rows.
 
-Work is done and stored in parts, each written aside and renamed, so an interrupted evaluation continues where it stopped. A response
+Work is done and stored in parts (pipelines/parts.py), so an interrupted evaluation continues where it stopped. A response
 depends on (seed, problem, sample) alone, and problems are taken in the order of their ids: the rows do not depend on parts, batches
 (but for the last digits of `logp`) or the order of the benchmark, and every checkpoint draws from the same streams (paired design).
 """
@@ -17,12 +17,12 @@ from pipelines import seeding
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import InfrastructureError
 from pipelines.evaluation.calibration import stated_confidence
-from pipelines.evaluation.samples import SAMPLE_SCHEMA, read_samples
+from pipelines.evaluation.samples import SAMPLE_SCHEMA
 from pipelines.generation import Generator, Sample, respond
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine
+from pipelines.parts import in_parts
 from pipelines.records import Outcome, Problem, Verdict
-from pipelines.store import write_table
 from pipelines.verifiers import VerifierPool
 from pipelines.verifiers.voting import equal_answers
 
@@ -71,21 +71,12 @@ def collect(
     """
     problems = sorted(problems, key=lambda problem: problem.problem_id)
     generator, size = functools.cache(generator), max(1, PART // samples)
-    tables: list[pa.Table] = []
-    for start in range(0, len(problems), size):
-        file = parts / f"{start:08d}.parquet"
-        if file.is_file():
-            tables.append(read_samples(file))
-            continue
-        chunk = problems[start : start + size]
+
+    def answered(start: int, chunk: Sequence[Problem]) -> pa.Table:
         show = functools.partial(_offset, progress, start * samples, len(problems) * samples)
-        responses = respond(generator(), chunk, samples, (seed, PURPOSE), show)
-        table = judge(chunk, responses, seed, pool)
-        # What the machine failed to judge is judged again next time, so such a part is used but not kept.
-        if Outcome.INFRASTRUCTURE.value not in set(table["outcome"].to_pylist()):
-            write_table(file, table)
-        tables.append(table)
-    whole = pa.concat_tables(tables) if tables else SAMPLE_SCHEMA.empty_table()
+        return judge(chunk, respond(generator(), chunk, samples, (seed, PURPOSE), show), seed, pool)
+
+    whole = pa.concat_tables([SAMPLE_SCHEMA.empty_table(), *in_parts(problems, size, parts, answered)])
     if len(whole) and set(whole["outcome"].to_pylist()) == {Outcome.INFRASTRUCTURE.value}:
         raise InfrastructureError(f"not one of {len(whole)} responses could be judged: {whole['detail'][0]}")
     return whole

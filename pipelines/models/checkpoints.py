@@ -4,6 +4,9 @@ A checkpoint holds weights, optimiser state, the step, and the state of whatever
 keyed by (seed, purpose, step), so the step is the whole state of every sampler. Beside it lies its digest: a file that a disk
 tore or lost in part is passed over for the one before. The identity (settings, inputs, code) is stored too: state of another
 identity is refused and the difference named, unless the user accepts it, which is recorded, or has it discarded.
+
+The state after the last step is a checkpoint too, and none is removed here when training is done: a run that is killed before its
+outputs are recorded writes them again from there. Whoever records the stage clears the folder.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ class Checkpoints:
     on_change: OnChange = "refuse"
     writes: bool = True
     """False in all but the first of several processes."""
+    stage: str = "training"
+    """Whose they are, for what is told."""
 
     def prepare(self) -> str:
         """Make the folder ready for this identity. Returns a sentence when state of another identity was accepted or discarded, else ''.
@@ -62,7 +67,7 @@ class Checkpoints:
             step = _step(self._all()[-1])
             if self.on_change == "refuse":
                 raise UserError(
-                    f"{self.folder.name}: an interrupted run stands at step {step} that was made otherwise: {'; '.join(changed)}. "
+                    f"{self.stage}: an interrupted run stands at step {step} that was made otherwise: {'; '.join(changed)}. "
                     "Undo that, or continue all the same with --accept-changes, or begin again with --discard"
                 )
             if self.on_change == "accept":
@@ -121,12 +126,6 @@ class Checkpoints:
         for name, other in (others or {}).items():
             other.load_state_dict(state["others"][name])
         return int(state["step"])
-
-    def clear(self) -> None:
-        """Remove all state: the stage is done and its output stands."""
-        self._forget()
-        for path in (self._marker, self._accepted):
-            path.unlink(missing_ok=True)
 
     def _forget(self) -> None:
         for path in (*self._all(), *self._bests()):

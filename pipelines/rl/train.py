@@ -148,10 +148,11 @@ def train(
                 clock.lap("validate")
             if ranks.rank() == 0:
                 write_rollouts(rollout_folder / f"step-{step:06d}.parquet", made)
-            if step % settings.checkpoint_every == 0 and step < settings.steps:
-                checkpoints.save(step, policy, optimiser, state)
             clock.lap("other")
             report(journal, step, settings.steps, made, batch, ages | figures | {"lr": share * settings.optimiser.lr}, clock)
+            over = step == settings.steps or (validation is not None and validation.over)
+            if over or step % settings.checkpoint_every == 0:  # last: what resumes here finds all that this step left
+                checkpoints.save(step, policy, optimiser, state)
     if validation and step < settings.steps:
         journal.say(f"stopped after step {step}: {settings.validation.patience} measurements without a new best")  # type: ignore[union-attr]
     if actor.value_head is not None:

@@ -51,7 +51,7 @@ def train(
                 step, total, f"loss {loss:.3f}  {speed:,.0f} tokens/s",
                 clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm, scored_tokens=float(scored),
             )  # fmt: skip
-            if step % settings.checkpoint_every == 0 and step < total:
+            if step % settings.checkpoint_every == 0 or step == total:
                 checkpoints.save(step, model, optimiser)
     model.eval()
     tail = [row["loss"] for row in journal.rows()[-20:]]

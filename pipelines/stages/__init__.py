@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines import paths
 from pipelines.progress import Journal
 
 ENTRIES = {
@@ -39,7 +40,7 @@ class Context:
     """What a stage gets to know.
 
     stage: its address, such as `rl@math`. root: the project root that `pipelines.paths` is relative to. settings: its
-    section of params, resolved. work: folder for resumable state, outside the outputs. device: cpu, cuda, ... on_change: what
+    section of params, resolved. work: folder of the stage outside its outputs: journal, caches. device: cpu, cuda, ... on_change: what
     becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. commits:
     dotted key in the settings -> commit of the hub's repository that was read there, for the manifest.
     """
@@ -54,6 +55,11 @@ class Context:
     on_change: Literal["refuse", "accept", "discard"] = "refuse"
     accepted: list[dict[str, Any]] = field(default_factory=list)
     commits: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def resume(self) -> Path:
+        """Folder of what an interrupted run continues from: whoever records the stage clears it, the stage never does."""
+        return self.work / paths.RESUME
 
     @property
     def name(self) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.training import BaseSettings
 from pipelines.errors import UserError
-from pipelines.lineage.code import code_identity
-from pipelines.lineage.digests import tree_sha256
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import hub_commit, load_policy, save_policy
 from pipelines.models.tiny import tiny_model
@@ -14,6 +12,7 @@ from pipelines.models.tokenizer import train_tokenizer
 from pipelines.sft.examples import corpus_examples, document
 from pipelines.sft.train import train
 from pipelines.stages import Context
+from pipelines.stages.identity import identity
 from pipelines.store import read_problems
 
 TOKENIZER_DOCUMENTS = 5000
@@ -32,8 +31,7 @@ def run(context: Context) -> dict[str, float]:
         model, tokenizer = load_policy(local if local.is_dir() else settings.model, revision=commit or settings.revision, dtype="auto")
         save_policy(target, model, tokenizer)
         return {"parameters": float(model.num_parameters()), "steps": 0.0}
-    split = context.root / paths.SPLITS["base"]
-    problems = [problem for problem in read_problems(split) if problem.solution is not None]
+    problems = [problem for problem in read_problems(context.root / paths.SPLITS["base"]) if problem.solution is not None]
     if not problems:
         raise UserError("base: the `base` split holds no worked solution to train on; raise curation.splits.base or name a base.model")
     tokenizer = train_tokenizer((document(problem) for problem in problems[:TOKENIZER_DOCUMENTS]), settings.architecture.vocab_size)
@@ -43,10 +41,8 @@ def run(context: Context) -> dict[str, float]:
     if not examples:
         raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
     checkpoints = Checkpoints(
-        context.work,
-        {"settings": settings.model_dump(mode="json"), "seed": context.seed, "data": tree_sha256(split), "code": code_identity(__name__)},
-        context.on_change,
-    )
+        context.resume, identity(context, __name__, data=paths.SPLITS["base"]), context.on_change, stage=context.stage
+    )  # fmt: skip
     if note := checkpoints.prepare():
         context.journal.say(note)
     summary = train(
@@ -54,5 +50,4 @@ def run(context: Context) -> dict[str, float]:
     )  # fmt: skip
     save_policy(target, model, tokenizer)
     context.accepted.extend(checkpoints.accepted())
-    checkpoints.clear()
     return summary | {"parameters": float(model.num_parameters()), "too_long": float(left_out)}

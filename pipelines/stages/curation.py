@@ -26,6 +26,7 @@ from pipelines.curation.steps import Inputs
 from pipelines.errors import UserError
 from pipelines.records import PROBLEM_SCHEMA
 from pipelines.stages import Context
+from pipelines.stages.identity import folder_of, identity
 from pipelines.store import read_problems, replacing_folder, write_json
 
 Splits = dict[str, Counter[str]]
@@ -40,7 +41,8 @@ def run(context: Context) -> dict[str, float]:
     """
     settings: CurationSettings = context.settings
     benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
-    inputs = Inputs(settings, benchmarks, client=chat.teacher(settings.endpoint, context.root / paths.REPLIES))
+    replies = folder_of(context, identity(context, __name__, sources=paths.SOURCES)) / paths.REPLIES
+    inputs = Inputs(settings, benchmarks, client=chat.teacher(settings.endpoint, replies))
     context.work.mkdir(parents=True, exist_ok=True)
     with replacing_folder(context.root / paths.CURATION) as folder, tempfile.TemporaryDirectory(dir=context.work) as temporary:
         kept, scratch = Path(temporary) / "kept.parquet", Path(temporary) / "scratch"

@@ -5,20 +5,27 @@ Writes data/difficulty/{graded, selected, dropped}.parquet and ledger.json, all 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from pipelines import paths, prompting, verifiers
 from pipelines.config.curation import DifficultySettings
 from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, wilson, within_limit
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Generator, create, respond
+from pipelines.parts import in_parts
 from pipelines.records import Dropped, Outcome, Problem, Verdict
 from pipelines.stages import Context
+from pipelines.stages.identity import folder_of, identity
 from pipelines.store import read_json, read_problems, replacing_folder, write_dropped, write_json, write_problems
 
 WAVES = 4
-"""Full generation batches between two verifications."""
+"""Full generation batches between two verifications, after which what is done is stored."""
+VERDICT_SCHEMA = pa.schema({"place": pa.int64(), "outcome": pa.string(), "score": pa.float64(), "detail": pa.string()})
+"""One row per judged response of a stored wave; place: of its problem among those that are graded."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -73,24 +80,35 @@ def _fitting(problems: list[Problem], generator: Generator, context: Context) ->
 
 
 def _grade(problems: list[Problem], generator: Generator, context: Context) -> list[Problem | Dropped]:
-    """Each problem with its pass rate, in order."""
+    """Each problem with its pass rate, in order; waves that an interrupted run finished are not sampled again."""
     settings: DifficultySettings = context.settings
-    step = max(1, WAVES * settings.generation.batch_size // (settings.samples if settings.stop == "never" else settings.round))
-    results: list[Problem | Dropped] = []
-    correct = counted = 0.0
+    size = max(1, WAVES * settings.generation.batch_size // (settings.samples if settings.stop == "never" else settings.round))
+    run = identity(context, __name__, problems=paths.SPLITS["rl"], model=paths.SFT)
+    run["device"] = context.device
+    del run["settings"]["generation"]["batch_size"]  # it changes memory and speed alone
+    found: dict[int, list[Verdict]] = defaultdict(list)
+    outcomes: Counter[str] = Counter()
     with verifiers.VerifierPool() as pool:
-        for start in range(0, len(problems), step):
-            batch = problems[start : start + step]
-            for problem, verdicts in zip(batch, _verdicts(batch, generator, pool, context), strict=True):
-                result = graded(problem, verdicts)
-                results.append(result)
-                if isinstance(result, Problem):
-                    correct, counted = correct + (result.pass_rate or 0) * (result.pass_n or 0), counted + (result.pass_n or 0)
-            context.journal.show(len(results), len(problems), f"pass rate {correct / counted:.3f}" if counted else "")
-    return results
+        for table in in_parts(problems, size, folder_of(context, run), lambda start, batch: _wave(start, batch, generator, pool, context)):
+            for row in table.to_pylist():
+                found[row["place"]].append(Verdict(Outcome(row["outcome"]), row["score"], detail=row["detail"]))
+                outcomes[row["outcome"]] += 1
+            counted = outcomes.total() - outcomes[Outcome.INFRASTRUCTURE]
+            context.journal.show(len(found), len(problems), f"pass rate {outcomes[Outcome.CORRECT] / counted:.3f}" if counted else "")
+    return [graded(problem, found[place]) for place, problem in enumerate(problems)]
 
 
-def _verdicts(batch: list[Problem], generator: Generator, pool: verifiers.VerifierPool, context: Context) -> list[list[Verdict]]:
+def _wave(start: int, batch: Sequence[Problem], generator: Generator, pool: verifiers.VerifierPool, context: Context) -> pa.Table:
+    """The verdicts on a wave of problems, a row each."""
+    rows = [
+        {"place": place, "outcome": verdict.outcome.value, "score": verdict.score, "detail": verdict.detail}
+        for place, verdicts in enumerate(_verdicts(batch, generator, pool, context), start)
+        for verdict in verdicts
+    ]
+    return pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
+
+
+def _verdicts(batch: Sequence[Problem], generator: Generator, pool: verifiers.VerifierPool, context: Context) -> list[list[Verdict]]:
     """Verdicts on the responses to each problem: all of them, or as many as its stopping rule asks for."""
     settings: DifficultySettings = context.settings
     size = settings.samples if settings.stop == "never" else settings.round

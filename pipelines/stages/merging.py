@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
@@ -78,7 +77,6 @@ def _search(context: Context, settings: MergingSettings, wanted: SearchSettings,
         scorer = _Scorer(context, wanted, names, parts, pool)
         choice = search(list({candidate.name: candidate for candidate in candidates}.values()), names, scorer.score, wanted.budget, wanted.greedy)
     record = _record(context, wanted, choice, scorer, {part: len(problems) for part, problems in parts.items()})
-    scorer.clear()
     return choice.winner, record
 
 
@@ -113,7 +111,7 @@ class _Scorer:
         self, context: Context, wanted: SearchSettings, names: tuple[str, ...], parts: dict[Part, list[Problem]], pool: VerifierPool
     ) -> None:
         self.context, self.wanted, self.names, self.parts, self.pool = context, wanted, names, parts, pool
-        self.folder = context.work / "search"
+        self.folder = context.resume / "search"
         self.scores: dict[tuple[str, Part], Scores] = {}
         inputs = {name: tree_sha256(context.root / paths.model(name)) for name in (context.settings.base, *names)}
         code = {module: code_sha256(module) for module in ("pipelines.merging", "pipelines.evaluation.benchmarks")}
@@ -145,10 +143,6 @@ class _Scorer:
 
     def _show(self, candidate: Candidate, done: int, total: int) -> None:
         self.context.journal.show(done, total, f"responses of {candidate.name}")
-
-    def clear(self) -> None:
-        """Forget all responses: the search is over."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _share(outcomes: list[str]) -> float:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
-from pipelines.lineage.code import code_identity
-from pipelines.lineage.digests import tree_sha256
 from pipelines.models.adapters import add_adapters, plain_weights
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
@@ -18,16 +15,18 @@ from pipelines.rl import ranks
 from pipelines.rl.recipe import Recipe, recipe
 from pipelines.rl.train import frozen_roles, train
 from pipelines.stages import Context
+from pipelines.stages.identity import identity
 from pipelines.store import read_problems, replacing_folder
 from pipelines.verifiers import require_sandbox_for
+
+SOURCES = (paths.SELECTED, paths.SYNTHESISED)
 
 
 def run(context: Context) -> dict[str, float]:
     """Write data/models/<NAME> and data/rollouts/<NAME>."""
     settings: RlStage = context.settings
     chosen = recipe(settings.recipe, **settings.overrides)
-    sources = [context.root / paths.SELECTED, context.root / paths.SYNTHESISED]
-    available = [problem for path in sources for problem in read_problems(path)]
+    available = [problem for path in SOURCES for problem in read_problems(context.root / path)]
     problems = [problem for problem in available if problem.domain in settings.domains]
     if not problems:
         domains = sorted({problem.domain for problem in available})
@@ -37,10 +36,10 @@ def run(context: Context) -> dict[str, float]:
         )
     require_sandbox_for(problems)
     with ranks.joined(context.device) as device:
-        return _run(context, chosen, problems, sources, device)
+        return _run(context, chosen, problems, device)
 
 
-def _run(context: Context, chosen: Recipe, problems: list[Problem], sources: list[Path], device: str) -> dict[str, float]:
+def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str) -> dict[str, float]:
     settings: RlStage = context.settings
     init = context.root / paths.model(settings.init)
     policy, tokenizer = load_policy(init, device)
@@ -55,22 +54,16 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], sources: lis
     }
     first = ranks.rank() == 0
     checkpoints = Checkpoints(
-        context.work,
-        {
-            "settings": settings.model_dump(mode="json"),
-            "seed": context.seed,
-            "code": code_identity(__name__),
-            "problems": [tree_sha256(path) for path in sources],
-            "init": tree_sha256(init),
-            "reference": tree_sha256(reference),
-        },
+        context.resume,
+        identity(context, __name__, problems=SOURCES, init=paths.model(settings.init), reference=paths.model(settings.reference)),
         context.on_change,
         writes=first,
+        stage=context.stage,
     )
     if first and (note := checkpoints.prepare()):
         context.journal.say(note)
     ranks.wait()
-    rollouts = context.work / "rollouts"
+    rollouts = context.resume / "rollouts"
     trained = train(
         policy, tokenizer, problems, chosen, settings,
         stage=context.stage, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
@@ -86,9 +79,6 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], sources: lis
             save_policy(model if kept else context.work / name, plain, tokenizer)
     with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:
         for path in sorted(rollouts.glob("step-*.parquet")):
-            shutil.copyfile(path, folder / path.name)  # a kill right now must find them again
+            shutil.copyfile(path, folder / path.name)  # an interrupted run continues from the others
     context.accepted.extend(checkpoints.accepted())
-    checkpoints.clear()
-    shutil.rmtree(rollouts)
-    shutil.rmtree(context.work / "serving", ignore_errors=True)
     return trained.summary | {"problems": float(len(problems))}

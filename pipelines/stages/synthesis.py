@@ -6,6 +6,7 @@ Writes data/synthesis/{problems, dropped}.parquet and ledger.json, all of them o
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from pipelines import chat, paths
@@ -15,6 +16,7 @@ from pipelines.curation.run import Curated, curate
 from pipelines.errors import UserError
 from pipelines.sources import SOURCES
 from pipelines.stages import Context
+from pipelines.stages.identity import folder_of, identity
 from pipelines.store import read_problems, replacing_folder, write_dropped, write_json, write_problems
 from pipelines.synthesis import procedural, teacher
 from pipelines.synthesis.proposals import Proposals
@@ -30,11 +32,13 @@ def run(context: Context) -> dict[str, float]:
     settings: SynthesisSettings = context.settings
     topics = topics_of(read_problems(context.root / paths.GRADED), settings.weak_below)
     weak = [topic for topic in topics if topic.pass_rate < settings.weak_below and settings.method != "none"]
-    proposals = _propose(context, weak) if weak and settings.budget else Proposals()
+    run = identity(context, __name__, graded=paths.GRADED, known=paths.SPLITS.values(), benchmarks=paths.BENCHMARKS)
+    replies = folder_of(context, run) / paths.REPLIES
+    proposals = _propose(context, weak, replies) if weak and settings.budget else Proposals()
     known = [row for path in paths.SPLITS.values() for row in read_problems(context.root / path)]
     benchmarks = {path.stem: read_problems(path) for path in sorted((context.root / paths.BENCHMARKS).glob("*.parquet"))}
     given = settings.curation or CurationSettings()
-    client = chat.teacher(given.endpoint, context.root / paths.REPLIES)
+    client = chat.teacher(given.endpoint, replies)
     curated = curate(proposals.problems, benchmarks, given, known=known, client=client)
     with replacing_folder(context.root / paths.SYNTHESIS) as folder:
         write_problems(folder / paths.SYNTHESISED.name, curated.kept)
@@ -49,12 +53,12 @@ def run(context: Context) -> dict[str, float]:
     }
 
 
-def _propose(context: Context, weak: list[Topic]) -> Proposals:
+def _propose(context: Context, weak: list[Topic], replies: Path) -> Proposals:
     settings: SynthesisSettings = context.settings
     if settings.method == "procedural":
         return procedural.propose(weak, settings.budget, settings.generators or {}, SOURCES, context.seed, context.root)
     asked = settings.teacher
-    client = chat.teacher(asked, context.root / paths.REPLIES)
+    client = chat.teacher(asked, replies)
     if not client:
         raise UserError(
             f"synthesis: method 'teacher' needs the address of an OpenAI-compatible endpoint in the environment variable {chat.TEACHER_URL}"

@@ -220,6 +220,26 @@ def test_an_evaluation_killed_at_work_is_finished_by_the_next_and_leaves_the_sam
     assert all((here / "out" / file).read_bytes() == (here / "alone" / file).read_bytes() for file in files)
 
 
+def test_two_evaluations_of_the_same_work_at_once_do_it_together(here, weights):
+    bench = write(here / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in range(20)])
+    command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "4", "--max-new-tokens", "24", "--out"]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, *command, str(here / name)],
+            cwd=here, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    files = sorted(file.relative_to(here / "one") for file in (here / "one").rglob("*.*"))
+    assert len(files) == 4
+    assert all((here / "one" / file).read_bytes() == (here / "two" / file).read_bytes() for file in files)
+    assert list((here / paths.WORK / "evaluate").glob("*/")) == [], "the last one clears the parts"
+
+
 def judged(right):
     """Samples of `right[problem]` correct ones out of four."""
     rows = []

@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
     """A project whose run was killed with SIGKILL during RL, shortened, and finished by a second run."""
     project = mini_project.make(tmp_path_factory.mktemp("whole"), TINY)
     process = mini_project.start(project, sys.executable, "-m", "flows.cli", "run")
-    saved = project / paths.WORK / "rl-math"
+    saved = project / paths.WORK / "rl-math" / paths.RESUME
     mini_project.wait_until(lambda: process.poll() is not None or list(saved.glob("step-*.pt")), 240)
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
@@ -65,7 +65,7 @@ def finished(tmp_path_factory):
     assert (done.returncode, done.stdout) == (0, "everything is current\n")
     refused = mini_project.touchstone(shortened(project), "run")
     assert refused.returncode == 2
-    assert "rl-math: an interrupted run stands at step" in refused.stderr and "settings.steps: 400 -> 4. Undo that, or" in refused.stderr
+    assert "rl@math: an interrupted run stands at step" in refused.stderr and "settings.steps: 400 -> 4. Undo that, or" in refused.stderr
     done = mini_project.touchstone(project, "run", "--discard")
     assert done.returncode == 0, done.stderr
     return project, done.stdout

@@ -88,6 +88,10 @@ def test_validation_stops_early_and_knows_the_best_weights(tmp_path, start):
     best = rates.index(max(rates)) + 1
     assert made.summary["best_step"] == best and made.summary["best_validation"] == max(rates)
     assert len(rows) == best + 2 < 12  # two measurements without a new best
+    again = policy_of(start)
+    resumed, same = trained(tmp_path / "whole", again, **VALIDATED)
+    assert same == rows and resumed.summary == made.summary, "where it stopped is a checkpoint: a run killed after it trains no more"
+    assert all(torch.equal(value, policy.state_dict()[name]) for name, value in again.state_dict().items())
     sampled = {r["problem_id"] for path in (tmp_path / "whole" / "rollouts").iterdir() for r in pq.read_table(path).to_pylist()}
     held_out = {p.problem_id for p in PROBLEMS[:10]} - sampled
     assert len(held_out) >= 3

@@ -17,7 +17,7 @@ from pipelines.records import Problem, problem_id
 from pipelines.sources import SOURCES
 from pipelines.stages import Context
 from pipelines.stages.synthesis import run
-from pipelines.store import read_json, read_problems, write_problems
+from pipelines.store import discard, read_json, read_problems, write_problems
 
 MATH = ArithmeticSource(kind="arithmetic", count=60, levels={1: 1.0, 2: 1.0, 3: 1.0})
 CURATION = CurationSettings(decontamination={"n": 8, "rule": "containment"})  # type: ignore[arg-type]
@@ -138,3 +138,26 @@ def test_teacher_through_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert summary == {"weak_topics": 1, "proposed": 3, "kept": 3, "dropped": 0} and set(endpoint.keys) == {"Bearer secret-key"}
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"secret-key" not in written and "secret-key" not in "".join(capsys.readouterr())
+
+
+def test_an_interrupted_teacher_is_not_asked_again_and_a_forced_or_changed_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, {"level 1": 0.0, "level 2": 1.0, "level 3": 1.0})
+    replies: list[str] = []
+
+    def answer(prompt: str, number: int) -> Answer:
+        replies.append(f"<problem>What is {number} plus three hundred?</problem>" if "<problem>" in prompt else "\\boxed{5}")
+        return Answer(replies[-1])
+
+    with serve(answer) as endpoint:
+        monkeypatch.setenv("TOUCHSTONE_TEACHER_URL", endpoint.url)
+        stage(tmp_path, method="teacher", budget=3)
+        asked, first = len(replies), (tmp_path / paths.SYNTHESISED).read_bytes()
+        stage(tmp_path, method="teacher", budget=3)
+        assert len(replies) == asked, "nobody has recorded the stage, so this run continues the first"
+        assert (tmp_path / paths.SYNTHESISED).read_bytes() == first
+        stage(tmp_path, method="teacher", budget=3, weak_below=0.7)
+        assert len(replies) == 2 * asked, "another run of the stage asks anew"
+        discard(tmp_path / "work" / paths.RESUME)  # as whoever records the stage does
+        stage(tmp_path, method="teacher", budget=3, weak_below=0.7)
+        assert len(replies) == 3 * asked, "a forced one gets new answers"
+        assert (tmp_path / paths.SYNTHESISED).read_bytes() != first

@@ -1,0 +1,130 @@
+"""kill -9 while a stage finishes: the model, the metrics, the plot and the manifest are written again, and nothing is trained or sampled twice."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from killing import Harness
+
+from pipelines import paths
+from pipelines.config.common import GenerationSettings, OptimiserSettings
+from pipelines.config.curation import DifficultySettings
+from pipelines.config.sources import ArithmeticSource
+from pipelines.config.training import ArchitectureSettings, BaseSettings, LanguageModellingSettings, SftSettings
+from pipelines.sources.arithmetic import problems
+from pipelines.store import write_problems
+
+STEPS, EVERY = 8, 3
+TRAIN = LanguageModellingSettings(epochs=2, batch_size=16, checkpoint_every=EVERY, optimiser=OptimiserSettings(name="muon", lr=3e-3))
+SETTINGS = {
+    "base": BaseSettings(
+        architecture=ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48, vocab_size=400, context=256), train=TRAIN
+    ),
+    "sft": SftSettings(train=TRAIN),
+    "difficulty": DifficultySettings(samples=2, band=(0, 1), generation=GenerationSettings(max_new_tokens=8, batch_size=4)),
+}
+
+
+def start(root: Path, stage: str) -> Harness:
+    (root / "given.json").write_text(json.dumps({"seed": 1, "settings": SETTINGS[stage].model_dump(mode="json")}))
+    return Harness(root, stage, checkpoints=3)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after `base`, which is also what `difficulty` asks."""
+    root = tmp_path_factory.mktemp("project")
+    rows = list(problems(ArithmeticSource(kind="arithmetic", count=64), 1, "a", Path()))
+    for path in paths.SPLITS.values():
+        write_problems(root / path, rows)
+    harness = start(root, "base")
+    assert harness("end")[0] == 0
+    harness.close()
+    shutil.copytree(root / paths.BASE, root / paths.SFT)
+    return root
+
+
+@pytest.fixture(scope="module", params=["base", "sft"])
+def training(request: pytest.FixtureRequest, project: Path):
+    """(stage, what a run that is left alone leaves, harness)."""
+    stage = request.param
+    harness = start(project, stage)
+    forget(project, stage)
+    assert harness("end")[0] == 0
+    assert harness.steps() == STEPS
+    yield stage, left(project, stage), harness
+    harness.close()
+
+
+def left(root: Path, stage: str) -> dict[str, bytes]:
+    """All that a training stage writes, but for its plot and manifest, which have what the clock says or its digest."""
+    files = [*sorted((root / paths.model(stage)).iterdir()), root / paths.METRICS / f"{stage}.json", root / paths.WORK / stage / "journal.jsonl"]
+    return {file.name: file.read_bytes() for file in files} | {"manifest": (root / paths.manifest(stage)).read_bytes()}
+
+
+def forget(root: Path, stage: str) -> None:
+    for folder in (paths.model(stage), paths.WORK / stage, paths.METRICS, paths.PLOTS):
+        shutil.rmtree(root / folder, ignore_errors=True)
+    (root / paths.manifest(stage)).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("place", ["saved", "final"])
+def test_killed_while_training_it_trains_the_steps_since_the_last_checkpoint(project: Path, training, place: str) -> None:
+    stage, alone, harness = training
+    forget(project, stage)
+    assert harness("target", place)[0] == signal.SIGKILL
+    trained = harness.steps()
+    assert harness("end")[0] == 0
+    assert 0 < trained + harness.steps() - STEPS <= EVERY
+    assert left(project, stage) == alone
+
+
+@pytest.mark.parametrize("place", ["model", "metrics", "plot", "manifest", "clear"])
+def test_killed_while_finishing_it_trains_no_step_again(project: Path, training, place: str) -> None:
+    stage, alone, harness = training
+    forget(project, stage)
+    assert harness("target", place)[0] == signal.SIGKILL
+    assert harness.steps() == STEPS
+    assert harness("end")[0] == 0
+    assert harness.steps() == 0
+    assert left(project, stage) == alone
+    assert not (project / paths.WORK / stage / paths.RESUME).exists()
+
+
+def test_a_killed_grading_goes_on_after_its_last_wave(project: Path) -> None:
+    def graded() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in sorted((project / paths.DIFFICULTY).iterdir())}
+
+    harness = start(project, "difficulty")
+    assert harness("end")[0] == 0
+    alone, waves = graded(), -(-64 // 8)
+    shutil.rmtree(project / paths.DIFFICULTY)
+    assert harness("target", "wave")[0] == signal.SIGKILL
+    resume = project / paths.WORK / "difficulty" / paths.RESUME
+    stored = {file: file.stat().st_mtime_ns for file in resume.glob("*/*.parquet")}
+    assert len(stored) == 2
+    assert harness("target", "metrics")[0] == signal.SIGKILL, "after the last wave, before the stage is done"
+    assert len(list(resume.glob("*/*.parquet"))) == waves
+    assert {file: file.stat().st_mtime_ns for file in stored} == stored, "what was graded is not graded again"
+    shutil.rmtree(project / paths.DIFFICULTY)
+    assert harness("end")[0] == 0
+    harness.close()
+    assert graded() == alone
+    assert not resume.exists()
+
+
+def test_other_settings_grade_anew(project: Path) -> None:
+    harness = start(project, "difficulty")
+    assert harness("target", "wave")[0] == signal.SIGKILL
+    harness.close()
+    resume = project / paths.WORK / "difficulty" / paths.RESUME
+    (first,) = resume.iterdir()
+    other = SETTINGS["difficulty"].model_copy(update={"samples": 4})
+    (project / "given.json").write_text(json.dumps({"seed": 1, "settings": other.model_dump(mode="json")}))
+    harness = Harness(project, "difficulty")
+    assert harness("target", "wave")[0] == signal.SIGKILL
+    harness.close()
+    (second,) = resume.iterdir()
+    assert second != first
