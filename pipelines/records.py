@@ -121,7 +121,11 @@ class Dropped:
 
 @dataclass(slots=True)
 class Rollout:
-    """One sampled response. Token ids are those sampled, never re-tokenised text; per-token lists are of response length."""
+    """One sampled response. Token ids are those sampled, never re-tokenised text; per-token lists are of response length.
+
+    origin: `policy` answered it in this very step, `replay` took it from an earlier one (`step` says which), `guide` is another policy.
+    dropped: why it does not train, "" where it does; the reasons are those of `rl/account.py`.
+    """
 
     problem_id: str
     group_id: int
@@ -139,6 +143,8 @@ class Rollout:
     detail: str = ""
     reward: float = 0.0
     reward_parts: dict[str, float] = field(default_factory=dict)
+    origin: str = "policy"
+    dropped: str = ""
 
 
 ROLLOUT_SCHEMA = pa.schema(
@@ -159,5 +165,7 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
         pa.field("reward", pa.float64(), nullable=False),
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+        pa.field("dropped", pa.string(), nullable=False),
     ]
 )
