@@ -100,10 +100,11 @@ class RlStage(Section):
         how = self.generation
         if how.engine == "server":
             raise ValueError(
-                "generation.engine 'server' gives no log-probabilities of the tokens it samples, and RL trains on them; choose torch, vllm or vllm_server"
+                "generation.engine 'server' gives no log-probabilities of the tokens it samples, and RL trains on them; "
+                "choose torch, vllm or vllm_server"
             )
         if how.temperature == 0:
-            raise ValueError("generation.temperature 0 always takes the likeliest token, which has no log-probability to train on; choose one above 0")
+            raise ValueError("generation.temperature 0 always takes the likeliest token, which has no log-probability to train on; raise it")
         if how.top_p < 1 or how.top_k > 0:
             raise ValueError(
                 f"generation.top_p {how.top_p:g} and top_k {how.top_k} sample from a cut distribution, and training scores the whole one, so that "

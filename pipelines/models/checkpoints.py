@@ -115,7 +115,7 @@ class Checkpoints:
         model: Any,
         optimiser: torch.optim.Optimizer,
         others: Mapping[str, Stateful] | None = None,
-        afresh: Callable[[str], None] = lambda part: None,
+        afresh: Callable[[str], object] = str,
     ) -> int:
         """Load the newest checkpoint that is whole; returns its step, 0 when there is none.
 

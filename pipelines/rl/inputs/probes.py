@@ -18,7 +18,7 @@ from pipelines import prompting
 from pipelines.generation import Request, TorchGenerator
 from pipelines.models.scoring import chosen, entropy, pad
 from pipelines.records import Outcome
-from pipelines.rl.account import place
+from pipelines.rl import account
 from pipelines.rl.inputs.step import Step, scored
 
 Form = Literal["paper", "code"]
@@ -117,7 +117,7 @@ def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples
     settings = step.settings.generation.model_copy(update={"max_new_tokens": tokens})
     generator = TorchGenerator(step.actor.policy, step.actor.tokenizer, settings)
     stubs = [tuple(_stub(step, row, end)) for row, end in prefixes]
-    keys = [(*step.seed, "probe", step.number, *place(step.rollouts[row]), end) for row, end in prefixes]
+    keys = [(*step.seed, "probe", step.number, *account.place(step.rollouts[row]), end) for row, end in prefixes]
     requests = [Request(stub, samples, key) for stub, key in zip(stubs, keys, strict=True)]
     answers = generator.generate(requests)
     rows = [(stub, sample.token_ids) for stub, group in zip(stubs, answers, strict=True) for sample in group]
