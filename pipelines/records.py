@@ -119,12 +119,15 @@ class Dropped:
     detail: str = ""
 
 
+POLICY, REPLAY, GUIDE = "policy", "replay", "guide"
+"""Origins of a rollout: answered in its step, taken from an earlier one, said by another policy (whose name GUIDE is too)."""
+
+
 @dataclass(slots=True)
 class Rollout:
     """One sampled response. Token ids are those sampled, never re-tokenised text; per-token lists are of response length.
 
-    origin: `policy` answered it in this very step, `replay` took it from an earlier one (`step` says which), `guide` is another policy.
-    dropped: why it does not train, "" where it does; the reasons are those of `rl/account.py`.
+    origin: POLICY, REPLAY (`step` says from which step) or GUIDE. dropped: why it does not train, "" where it does (`rl/account.py`).
     """
 
     problem_id: str
@@ -143,7 +146,7 @@ class Rollout:
     detail: str = ""
     reward: float = 0.0
     reward_parts: dict[str, float] = field(default_factory=dict)
-    origin: str = "policy"
+    origin: str = POLICY
     dropped: str = ""
 
 

@@ -129,13 +129,19 @@ class Checkpoints:
         if path is None:
             return 0
         state = torch.load(path, weights_only=True, map_location="cpu")
-        saved, own = ({name for name in names if not name.startswith(VALUE_HEAD)} for names in (state["model"], model.state_dict()))
+        saved, own = (
+            {(name, tuple(value.shape)) for name, value in tensors.items() if not name.startswith(VALUE_HEAD)}
+            for tensors in (state["model"], model.state_dict())
+        )
         if saved != own:
+            name, shape = min(saved ^ own)
             raise UserError(
-                f"{path}: it is of a model with other weights (such as {min(saved ^ own)}): undo that change, or remove {self.folder} to begin again"
+                f"{path}: it is of a model with other weights (such as {name} of shape {list(shape)}): undo that change, "
+                f"or remove {self.folder} to begin again"
             )
-        load_weights(model, {name: value for name, value in state["model"].items() if name in model.state_dict()})
-        if not model.state_dict().keys() <= state["model"].keys():
+        names = model.state_dict().keys()
+        load_weights(model, {name: value for name, value in state["model"].items() if name in names})
+        if not names <= state["model"].keys():
             afresh("value head")
         if not load_optimiser(model, optimiser, state["optimiser"]):
             afresh("optimiser")

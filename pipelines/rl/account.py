@@ -13,10 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pipelines.records import Rollout
-
-POLICY, REPLAY, GUIDE = "policy", "replay", "guide"
-"""Origins. GUIDE is also the name of the policy that said it."""
+from pipelines.records import GUIDE, POLICY, REPLAY, Rollout
 
 INFRASTRUCTURE = "infrastructure"
 """Its verdict says nothing about the response."""

@@ -13,8 +13,8 @@ from pipelines import prompting, seeding
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Generator, Sample, respond
 from pipelines.models.scoring import pad
-from pipelines.records import Outcome, Problem, Rollout, Verdict
-from pipelines.rl.account import GUIDE, INFRASTRUCTURE, STALE, drop, training
+from pipelines.records import GUIDE, Outcome, Problem, Rollout, Verdict
+from pipelines.rl.account import INFRASTRUCTURE, STALE, drop, training
 from pipelines.rl.batch import Batch
 from pipelines.verifiers import VerifierPool
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from pipelines.progress import Journal
-from pipelines.records import Outcome, Rollout
+from pipelines.records import REPLAY, Outcome, Rollout
 from pipelines.rl import account, ranks
 from pipelines.rl.batch import Batch
 from pipelines.rl.data import Clock
@@ -26,7 +26,7 @@ def report(
         for part, value in r.reward_parts.items():
             parts[f"reward_{part}"] = parts.get(f"reward_{part}", 0.0) + value / len(answers)
     taken = clock.seconds | clock.beside
-    tokens = {"generate": _tokens(r for r in rollouts if r.origin != account.REPLAY), "update": _tokens(trained)}
+    tokens = {"generate": _tokens(r for r in rollouts if r.origin != REPLAY), "update": _tokens(trained)}
     rates = {f"tokens_per_second_{phase}": count / taken[phase] for phase, count in tokens.items() if taken.get(phase)}
     speed = tokens["generate"] / sum(clock.seconds.values())
     journal.log(

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pipelines import seeding
 from pipelines.generation import Generator, respond
-from pipelines.records import Outcome, Problem, Rollout
+from pipelines.records import GUIDE, REPLAY, Outcome, Problem, Rollout
 from pipelines.rl import ranks
-from pipelines.rl.account import FULL, GUIDE, REPLACED, REPLAY, SPARE, UNIFORM, drop, of_policy, training
+from pipelines.rl.account import FULL, REPLACED, SPARE, UNIFORM, drop, of_policy, training
 from pipelines.rl.data import answered
 from pipelines.store import read_rollouts
 from pipelines.verifiers import VerifierPool

@@ -18,7 +18,7 @@ from pipelines.models.optimisation import make_optimiser
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.records import Outcome, Rollout
-from pipelines.rl import RECIPES, inputs, recipe, with_advantages
+from pipelines.rl import RECIPES, advantages, inputs, recipe, with_advantages
 from pipelines.rl.account import training
 from pipelines.rl.data import tensors
 from pipelines.rl.inputs import Step, facts, probes, scores, teacher
@@ -341,6 +341,8 @@ def test_npo():
     assert taken.response == answer and taken.reward == 1.0 and taken.policy == taken.origin == "guide" and taken.dropped == ""
     assert taken.policy_version == [9] * len(taken.response_ids) and taken.group_id == 1
     assert spare == replace(taken, sample_id=taken.sample_id + 1, dropped="spare")
+    _, _, batch = tensors(training(made)[3:], torch.device("cpu"), 1, 24)  # the group that was all wrong has a right one now
+    assert advantages(RECIPES["npo"], batch).sum(1) / batch.mask_BT.sum(1) == pytest.approx([-0.707106, 0.707106], abs=1e-5)
     assert none[:5] == MADE and [(r.origin, r.dropped) for r in none[5:]] == [("guide", "spare")] * 4
     with VerifierPool() as pool, pytest.raises(UserError, match=r"0 log-probabilities of \d+ tokens that it sampled, and RL trains on them"):
         inject(MADE, replace(at_step, pool=pool, guide=Scripted(answer, logp=False)))
