@@ -94,7 +94,8 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 def weights_on_first(model: Any) -> dict[str, Tensor]:
     """`weights` for the first process alone, on its CPU where they are sharded; empty on the others. Every process must ask."""
-    return get_model_state_dict(model, options=_WHOLE_ON_FIRST) if is_sharded(model) else model.state_dict()
+    state: dict[str, Any] = get_model_state_dict(model, options=_WHOLE_ON_FIRST) if is_sharded(model) else model.state_dict()
+    return state
 
 
 def load_weights(model: Any, state: Mapping[str, Any]) -> None:
