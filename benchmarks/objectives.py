@@ -45,6 +45,7 @@ from pipelines.models.optimisation import make_optimiser
 from pipelines.progress import Journal
 from pipelines.records import Problem
 from pipelines.rl import RECIPES, inputs, online, route, with_advantages
+from pipelines.rl.account import training
 from pipelines.rl.data import Clock, judged, rollouts
 from pipelines.rl.train import frozen_roles, make_actor, make_step, minibatches, train
 from pipelines.rl.update import optimise
@@ -201,10 +202,13 @@ class Bench:
         history = online.History(Path())
         history.add(1, made)
         clock = Clock()
-        now = make_step(actor, recipe, settings, judged(made), by_id, history, {}, (1, "cost"), 1)
+        kept = training(judged(made))
+        now = make_step(actor, recipe, settings, kept, by_id, history, {}, (1, "cost"), 1)
         batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
         clock.lap("score")
-        optimise(actor, optimiser, recipe, settings, 1.0, now.ids_BT, now.score_BT, batch, minibatches(made, settings.minibatches))
+        groups = minibatches(kept, settings.minibatches)
+        with tempfile.TemporaryDirectory() as folder:
+            optimise(actor, optimiser, recipe, settings, 1.0, now.ids_BT, now.score_BT, batch, groups, Path(folder))
         clock.lap("update")
         return clock.seconds
 

@@ -119,9 +119,16 @@ class Dropped:
     detail: str = ""
 
 
+POLICY, REPLAY, GUIDE = "policy", "replay", "guide"
+"""Origins of a rollout: answered in its step, taken from an earlier one, said by another policy (whose name GUIDE is too)."""
+
+
 @dataclass(slots=True)
 class Rollout:
-    """One sampled response. Token ids are those sampled, never re-tokenised text; per-token lists are of response length."""
+    """One sampled response. Token ids are those sampled, never re-tokenised text; per-token lists are of response length.
+
+    origin: POLICY, REPLAY (`step` says from which step) or GUIDE. dropped: why it does not train, "" where it does (`rl/account.py`).
+    """
 
     problem_id: str
     group_id: int
@@ -139,6 +146,8 @@ class Rollout:
     detail: str = ""
     reward: float = 0.0
     reward_parts: dict[str, float] = field(default_factory=dict)
+    origin: str = POLICY
+    dropped: str = ""
 
 
 ROLLOUT_SCHEMA = pa.schema(
@@ -159,5 +168,7 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
         pa.field("reward", pa.float64(), nullable=False),
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+        pa.field("dropped", pa.string(), nullable=False),
     ]
 )

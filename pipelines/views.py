@@ -4,7 +4,8 @@
     splits        curated rows, by `split`              dropped      rows that a stage refused, by `stage`, with step, reason, detail
     ledger        rows in, kept and dropped by stage and step; reasons: the counted reasons of each step
     graded        problems with pass rates              selected     those inside the band        synthesised   new ones
-    rollouts      every response of RL, by `stage`      samples      every response of the evaluation, by `model` and `benchmark`
+    rollouts      every response of RL, by `stage`, with its `origin` and, where it did not train, why it was `dropped`
+    samples      every response of the evaluation, by `model` and `benchmark`
 
 A view stands only where its files do. Any other file below data/ is read as 'data://FILE', such as 'data://sources/problems.parquet'.
 

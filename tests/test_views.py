@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import duckdb
 import pytest
@@ -33,6 +34,7 @@ def project(tmp_path, monkeypatch):
     write_json(root / paths.DIFFICULTY / paths.LEDGER, {"input": 1, "graded": 1, "selected": 0, "reasons": {"too_easy": 1}})
     for stage, reward in (("math", 1.0), ("code", 0.0)):
         made = [Rollout("one", 0, n, 1, stage, [1], [2], [-0.1], [0], "stop", outcome="correct", reward=reward) for n in range(3)]
+        made.append(replace(made[0], origin="replay", dropped="stale"))
         write_rollouts(root / paths.ROLLOUTS / stage / "step-000001.parquet", made)
     (root / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.setenv("TOUCHSTONE_ROOT", str(root))
@@ -56,6 +58,8 @@ def test_views_say_where_a_row_comes_from(project):
         {"stage": "code", "r": 0.0},
         {"stage": "math", "r": 1.0},
     ]
+    fates = "select origin, dropped, count(*) n from rollouts group by all order by 1"
+    assert rows_of(project, fates) == [{"origin": "policy", "dropped": "", "n": 6}, {"origin": "replay", "dropped": "stale", "n": 2}]
     dropped = rows_of(project, "select stage, step, reason, problem_id from dropped order by 1")
     assert dropped == [
         {"stage": "curation", "step": "exact_dedup", "reason": "duplicate", "problem_id": "three"},

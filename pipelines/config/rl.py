@@ -70,7 +70,8 @@ class RlStage(Section):
     """Data-parallel processes (torchrun): each answers its share of the problems, weights and optimiser state are sharded (FSDP2).
     Engines other than torch run in the first one and answer for all."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the update's matrix products (autocast); weights, gradients and optimiser state are float32."""
+    """Of the body's matrix products wherever given tokens are scored, before the update and in it (autocast); the head, weights, gradients and
+    optimiser state are float32."""
     gradient_checkpointing: bool = False
     """Compute a layer's activations again in the backward pass: less memory, about a third more time."""
     lora: LoraSettings | None = None
@@ -97,6 +98,19 @@ class RlStage(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RlStage:
+        how = self.generation
+        if how.engine == "server":
+            raise ValueError(
+                "generation.engine 'server' gives no log-probabilities of the tokens it samples, and RL trains on them; "
+                "choose torch, vllm or vllm_server"
+            )
+        if how.temperature == 0:
+            raise ValueError("generation.temperature 0 always takes the likeliest token, which has no log-probability to train on; raise it")
+        if how.top_p < 1 or how.top_k > 0:
+            raise ValueError(
+                f"generation.top_p {how.top_p:g} and top_k {how.top_k} sample from a cut distribution, and training scores the whole one, so that "
+                "ratios would be wrong from the first update on; an RL stage needs top_p 1 and top_k 0"
+            )
         if self.asynchronous and self.max_staleness == 0:
             raise ValueError("max_staleness 0 leaves nothing to train on: asynchronous rollouts are one update old")
         if self.processes > 1 and self.optimiser.name == "muon":

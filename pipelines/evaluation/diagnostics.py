@@ -31,7 +31,7 @@ from pipelines.evaluation.statistics import Floats, bootstrap_means
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine, tree_sha256
 from pipelines.models.loading import load_policy
-from pipelines.records import Outcome, Problem
+from pipelines.records import POLICY, Outcome, Problem
 from pipelines.store import read_json, write_json
 
 POINTS = 60
@@ -75,7 +75,7 @@ def diagnose(
         levels = {"answer": {model: entropy.answer_entropies(samples[model, name]) for model in models}, "token": tokens.get(name, {})}
         found["entropy"][name] = entropies(levels, pairs, settings.bootstrap, seeding.generator(seed, "evaluation", "entropy", name), groups)
     for stage, folder in rollouts.items():
-        table = pq.read_table(folder, columns=["step", "group_id", "outcome", "extracted"])
+        table = answered(folder)
         found["scaling"][stage] = extrapolate(pass_rates(table), look.horizon)
         found["pseudo_reward"][stage] = pseudo_reward(table)
     for start, end in dict.fromkeys(updates):
@@ -157,6 +157,11 @@ def _token_entropies(
         if old not in used:
             old.unlink()
     return found
+
+
+def answered(folder: Path) -> pa.Table:
+    """What the policy answered in each step, whether it trained or not: neither what was replayed nor what a guide said."""
+    return pq.read_table(folder, columns=["step", "group_id", "outcome", "extracted"], filters=[("origin", "=", POLICY)])
 
 
 def pass_rates(rollouts: pa.Table) -> tuple[Floats, Floats]:

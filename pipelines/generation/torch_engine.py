@@ -58,8 +58,8 @@ class TorchGenerator:
         """
         limit = getattr(self._model.config, "max_position_embeddings", None) or math.inf  # a recurrent model has none
         longest = self._responses.check_room(requests, limit)
-        with gathered(self._model), torch.inference_mode():
-            return self._generate(requests, longest, progress)
+        with gathered(self._model), torch.inference_mode():  # also where nothing is asked: all processes gather together
+            return self._generate(requests, longest, progress) if requests else []
 
     def _generate(self, requests: Sequence[Request], longest: int, progress: Progress | None) -> list[list[Sample]]:
         results: list[list[Sample | None]] = [[None] * r.samples for r in requests]

@@ -10,10 +10,12 @@ from torch import Tensor
 from pipelines import seeding
 from pipelines.config.training import LoraSettings
 from pipelines.errors import UserError
-from pipelines.models.sharding import weights
+from pipelines.models.sharding import weights, weights_on_first
 
 ADAPTER = "default"
 """The library's name for the only adapter there is."""
+VALUE_HEAD = "value_head."
+"""What the names of a value head's weights begin with: it trains with the policy, and is no part of the model."""
 
 
 def add_adapters(policy: Any, settings: LoraSettings, *seed: object) -> None:
@@ -35,12 +37,15 @@ def add_adapters(policy: Any, settings: LoraSettings, *seed: object) -> None:
         p.requires_grad_("lora_" in name)
 
 
-def plain_weights(policy: Any) -> dict[str, Tensor]:
+def plain_weights(policy: Any, *, everywhere: bool = False) -> dict[str, Tensor]:
     """The state dict of the model itself: whole tensors, adapters added to the weights they belong to, no value head.
 
-    Where `policy` is sharded every process must ask.
+    Where `policy` is sharded every process must ask, and all but the first get an empty one unless they are wanted `everywhere`.
     """
-    state = {name: value.detach() for name, value in weights(policy).items() if not name.startswith("value_head.")}
+    whole = weights(policy) if everywhere else weights_on_first(policy)
+    if not whole:
+        return {}
+    state = {name: value.detach() for name, value in whole.items() if not name.startswith(VALUE_HEAD)}
     scales = {name: module.scaling[ADAPTER] for name, module in policy.named_modules() if hasattr(module, "lora_A")}
     for name, scale in scales.items():
         low, high = state.pop(f"{name}.lora_A.{ADAPTER}.weight"), state.pop(f"{name}.lora_B.{ADAPTER}.weight")

@@ -12,7 +12,7 @@ outputs are recorded writes them again from there. Whoever records the stage cle
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,8 +21,8 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.lineage.digests import file_sha256
-from pipelines.models.adapters import plain_weights
-from pipelines.models.sharding import load_optimiser, load_weights, optimiser_state, weights
+from pipelines.models.adapters import VALUE_HEAD, plain_weights
+from pipelines.models.sharding import load_optimiser, load_weights, optimiser_state, weights_on_first
 from pipelines.store import forget_torn, read_json, replacing, write_json
 
 KEEP = 2
@@ -88,7 +88,7 @@ class Checkpoints:
 
         Of several processes all must call, and the first writes.
         """
-        state = {"step": step, "model": weights(model), "optimiser": optimiser_state(model, optimiser)}
+        state = {"step": step, "model": weights_on_first(model), "optimiser": optimiser_state(model, optimiser)}
         state |= {"others": {name: other.state_dict() for name, other in (others or {}).items()}}
         if self.writes:
             self._write(self.folder / f"step-{step:08d}.pt", state)
@@ -115,16 +115,46 @@ class Checkpoints:
             raise UserError(f"{path}: the best weights, of step {step}, are damaged or gone; begin the stage again with --discard")
         return torch.load(path, weights_only=True)["model"]
 
-    def restore(self, model: Any, optimiser: torch.optim.Optimizer, others: Mapping[str, Stateful] | None = None) -> int:
-        """Load the newest checkpoint that is whole; returns its step, 0 when there is none."""
+    def restore(
+        self,
+        model: Any,
+        optimiser: torch.optim.Optimizer,
+        others: Mapping[str, Stateful] | None = None,
+        afresh: Callable[[str], object] = str,
+    ) -> int:
+        """Load the newest checkpoint that is whole; returns its step, 0 when there is none.
+
+        A checkpoint of settings that were changed since may lack a part (`optimiser`, `value head`, one of `others`), which then stays as it
+        is; `afresh` hears its name.
+
+        Raises:
+            UserError: it is of a model with other weights.
+        """
         path = next((path for path in reversed(self._all()) if _whole(path)), None)
         if path is None:
             return 0
-        state = torch.load(path, weights_only=True, map_location=model.device)
-        load_weights(model, state["model"])
-        load_optimiser(model, optimiser, state["optimiser"])
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        saved, own = (
+            {(name, tuple(value.shape)) for name, value in tensors.items() if not name.startswith(VALUE_HEAD)}
+            for tensors in (state["model"], model.state_dict())
+        )
+        if saved != own:
+            name, shape = min(saved ^ own)
+            raise UserError(
+                f"{path}: it is of a model with other weights (such as {name} of shape {list(shape)}): undo that change, "
+                f"or remove {self.folder} to begin again"
+            )
+        names = model.state_dict().keys()
+        load_weights(model, {name: value for name, value in state["model"].items() if name in names})
+        if not names <= state["model"].keys():
+            afresh("value head")
+        if not load_optimiser(model, optimiser, state["optimiser"]):
+            afresh("optimiser")
         for name, other in (others or {}).items():
-            other.load_state_dict(state["others"][name])
+            if name in state["others"]:
+                other.load_state_dict(state["others"][name])
+            else:
+                afresh(name)
         return int(state["step"])
 
     def _forget(self) -> None:

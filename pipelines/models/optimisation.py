@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.config.common import OptimiserSettings
+from pipelines.errors import UserError
+from pipelines.store import replacing
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
@@ -84,6 +88,13 @@ def make_optimiser(model: Any, settings: OptimiserSettings) -> torch.optim.Optim
     return optimiser
 
 
+def keep_batch(path: Path, batch: Mapping[str, Any]) -> Path:
+    """Write the tensors and plain values of a batch that must be looked at, for `torch.load`."""
+    with replacing(path) as temporary:
+        torch.save(dict(batch), temporary)
+    return path
+
+
 def schedule(settings: OptimiserSettings, step: int, total: int) -> float:
     """Share of the peak rate at step 1 .. total: linear warm-up from 0, then constant or cosine down to `final_share`."""
     warm = max(1, round(settings.warmup * total))
@@ -95,11 +106,22 @@ def schedule(settings: OptimiserSettings, step: int, total: int) -> float:
     return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def update(model: Any, optimiser: torch.optim.Optimizer, share: float, max_grad_norm: float) -> float:
-    """Clip the gradients, take one step at `share` of the peak rates, clear the gradients. Returns the norm before clipping."""
+def update(model: Any, optimiser: torch.optim.Optimizer, share: float, max_grad_norm: float, loss: float, keep: Callable[[], Path]) -> float:
+    """Clip the gradients, take one step at `share` of the peak rates, clear the gradients. Returns the norm before clipping.
+
+    loss: of the whole step, the same on every process.
+
+    Raises:
+        UserError: the loss or the norm is not finite. No weight has been changed, and `keep` has written the batch to a file.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(
+            f"the loss is {loss:g} and the norm of its gradient {norm:g}, which must be finite: no weight was changed, and the batch is kept in "
+            f"{keep()}; lower optimiser.lr, or look at what the batch holds"
+        )
     for group in optimiser.param_groups:
         group["lr"] = share * group["peak"]
-    norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm))
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm

@@ -35,7 +35,7 @@ class Batch:
     reward_B: Tensor
     """The verifier's score, in [0, 1]. Rows of papers that write -1 and 1 rescale it."""
     group_B: Tensor
-    """Prompt id of each row, int."""
+    """Prompt id of each row, int: the same for all rows of a group and no others, on whichever process they stand."""
     logp_old_BT: Tensor
     """Proximal policy: the training engine before the update."""
     logp_roll_BT: Tensor | None = None

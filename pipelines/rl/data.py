@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting, seeding
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Generator, Sample, respond
 from pipelines.models.scoring import pad
-from pipelines.records import Outcome, Problem, Rollout, Verdict
+from pipelines.records import GUIDE, Outcome, Problem, Rollout, Verdict
+from pipelines.rl.account import INFRASTRUCTURE, STALE, drop, training
 from pipelines.rl.batch import Batch
 from pipelines.verifiers import VerifierPool
-
-GUIDE = "guide"
-"""Name of the policy of a response that is not the trained one's."""
 
 
 class Clock:
@@ -98,7 +96,16 @@ def rollouts(
 
 
 def answered(sample: Sample, verdict: Verdict) -> dict[str, Any]:
-    """The fields of a rollout that come of the response and of what the verifier says of it; the reward is the verdict's score."""
+    """The fields of a rollout that come of the response and of what the verifier says of it; the reward is the verdict's score.
+
+    Raises:
+        UserError: the engine gave no log-probabilities of what it sampled.
+    """
+    if len(sample.logp) != len(sample.token_ids):
+        raise UserError(
+            f"the engine gave {len(sample.logp)} log-probabilities of {len(sample.token_ids)} tokens that it sampled, and RL trains on them; "
+            "choose generation.engine torch, vllm or vllm_server"
+        )
     return {
         "response_ids": sample.token_ids,
         "behaviour_logp": sample.logp,
@@ -113,16 +120,17 @@ def answered(sample: Sample, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def judged(made: Sequence[Rollout]) -> list[Rollout]:
-    """Rollouts whose verdict says something about the policy: all but those of outcome `infrastructure`.
+def judged(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts, of which those whose verdict says nothing about the policy (outcome `infrastructure`) are dropped.
 
     Raises:
         InfrastructureError: none is left.
     """
-    kept = [rollout for rollout in made if rollout.outcome != Outcome.INFRASTRUCTURE]
-    if not kept:
-        raise InfrastructureError(f"step {made[0].step}: no response could be judged: {made[0].detail}")
-    return kept
+    marked = [drop(r, INFRASTRUCTURE) if r.outcome == Outcome.INFRASTRUCTURE else r for r in rollouts]
+    if not training(marked):
+        lost = next((r for r in marked if r.dropped == INFRASTRUCTURE), marked[0])
+        raise InfrastructureError(f"step {lost.step}: no response could be judged: {lost.detail}")
+    return marked
 
 
 def lag(rollout: Rollout, step: int) -> list[int]:
@@ -130,20 +138,22 @@ def lag(rollout: Rollout, step: int) -> list[int]:
     return [0 if rollout.policy == GUIDE else step - 1 - version for version in rollout.policy_version]
 
 
-def fresh(kept: Sequence[Rollout], step: int, bound: int | None, action: str) -> tuple[list[Rollout], dict[str, float]]:
-    """Without what was sampled more than `bound` updates ago, and what to log: share of such responses, and the lag of the tokens that train.
+def fresh(rollouts: Sequence[Rollout], step: int, bound: int | None, action: str) -> tuple[list[Rollout], dict[str, float]]:
+    """The rollouts, of which those sampled more than `bound` updates ago are dropped, and what to log: the share of such responses, and the
+    lag of the tokens that train.
 
-    With action `mask` they stay, and `tensors` masks their tokens.
+    With action `mask` they stay, for their group's statistics, and `tensors` masks their tokens.
 
     Raises:
         InfrastructureError: nothing is left.
     """
-    old = [bound is not None and max(lag(r, step), default=0) > bound for r in kept]
-    left = [r for r, stale in zip(kept, old, strict=True) if not stale or action == "mask"]
-    lags = [value for r in left for value in lag(r, step) if bound is None or value <= bound]
+    old = [bound is not None and max(lag(r, step), default=0) > bound for r in rollouts]
+    share = sum(stale for r, stale in zip(rollouts, old, strict=True) if not r.dropped) / len(training(rollouts))
+    marked = [drop(r, STALE) if stale and action == "drop" else r for r, stale in zip(rollouts, old, strict=True)]
+    lags = [value for r in training(marked) for value in lag(r, step) if bound is None or value <= bound]
     if not lags:
         raise InfrastructureError(f"step {step}: every response is older than max_staleness {bound}")
-    return left, {"stale": sum(old) / len(kept), "staleness": sum(lags) / max(len(lags), 1), "staleness_max": float(max(lags, default=0))}
+    return marked, {"stale": share, "staleness": sum(lags) / len(lags), "staleness_max": float(max(lags))}
 
 
 def tensors(kept: Sequence[Rollout], device: torch.device, step: int, response_limit: int, bound: int | None = None) -> tuple[Tensor, Tensor, Batch]:

@@ -4,45 +4,63 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from pipelines.progress import Journal
-from pipelines.records import Outcome, Rollout
-from pipelines.rl import ranks
+from pipelines.records import REPLAY, Outcome, Rollout
+from pipelines.rl import account, ranks
 from pipelines.rl.batch import Batch
 from pipelines.rl.data import Clock
 
 
-def report(journal: Journal, step: int, total: int, made: Sequence[Rollout], batch: Batch, figures: dict[str, float], clock: Clock) -> None:
-    """One row of the journal. Of several processes all must call."""
-    n = len(made)
-    lengths = [len(r.response_ids) for r in made]
-    tokens = sum(lengths)
-    outcomes = Counter(r.outcome for r in made)
-    per_group: dict[int, set[float]] = {}
+def report(
+    journal: Journal, step: int, total: int, rollouts: Sequence[Rollout], batch: Batch, figures: dict[str, float], clock: Clock
+) -> None:
+    """One row of the journal: of what the policy answered; `trained_*` of what trained; how many of which. Of several processes all must call."""
+    answers, trained = account.of_policy(rollouts), account.training(rollouts)
+    told, outcomes = _told(answers), Counter(r.outcome for r in answers)
     parts: dict[str, float] = {}
-    for r in made:
-        per_group.setdefault(r.group_id, set()).add(r.reward)
+    for r in answers:
         for part, value in r.reward_parts.items():
-            parts[f"reward_{part}"] = parts.get(f"reward_{part}", 0.0) + value / n
-    reward = sum(r.reward for r in made) / n
-    seconds = sum(clock.seconds.values())
+            parts[f"reward_{part}"] = parts.get(f"reward_{part}", 0.0) + value / len(answers)
     taken = clock.seconds | clock.beside
-    rates = {f"tokens_per_second_{phase}": tokens / taken[phase] for phase in ("generate", "update") if taken.get(phase)}
+    tokens = {"generate": _tokens(r for r in rollouts if r.origin != REPLAY), "update": _tokens(trained)}
+    rates = {f"tokens_per_second_{phase}": count / taken[phase] for phase, count in tokens.items() if taken.get(phase)}
+    speed = tokens["generate"] / sum(clock.seconds.values())
     journal.log(
-        step, total, f"reward {reward:.3f}  length {tokens / n:.0f}  entropy {figures['entropy']:.2f}  {tokens / seconds:,.0f} tokens/s",
-        reward=reward, pass_rate=outcomes[Outcome.CORRECT] / n, length=tokens / n, length_max=float(max(lengths)),
-        truncated=sum(r.finish_reason == "length" for r in made) / n,
-        working=sum(_has_working(r.response) for r in made) / n,
-        informative_groups=sum(len(rewards) > 1 for rewards in per_group.values()) / len(per_group),
+        step, total, f"reward {told['reward']:.3f}  length {told['length']:.0f}  entropy {figures['entropy']:.2f}  {speed:,.0f} tokens/s",
+        **told,
+        length_max=float(max(len(r.response_ids) for r in answers)),
+        truncated=sum(r.finish_reason == "length" for r in answers) / len(answers),
+        working=sum(_has_working(r.response) for r in answers) / len(answers),
         **parts,
+        **{f"trained_{name}": value for name, value in _told(trained).items()},
+        **account.counts(rollouts),
         **_advantages(batch),
         **figures,
-        **{f"outcome_{outcome.value}": outcomes[outcome] / n for outcome in Outcome},
-        clock={"tokens_per_second": tokens / seconds, **rates, **{f"seconds_{phase}": value for phase, value in taken.items()}, **_memory()},
+        **{f"outcome_{outcome.value}": outcomes[outcome] / len(answers) for outcome in Outcome},
+        clock={"tokens_per_second": speed, **rates, **{f"seconds_{phase}": value for phase, value in taken.items()}, **_memory()},
     )  # fmt: skip
+
+
+def _told(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means over rollouts, and the share of groups whose rewards differ; 0 of none."""
+    groups: dict[int, set[float]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.group_id, set()).add(rollout.reward)
+    n = max(len(rollouts), 1)
+    return {
+        "reward": sum(r.reward for r in rollouts) / n,
+        "pass_rate": sum(r.outcome == Outcome.CORRECT for r in rollouts) / n,
+        "length": _tokens(rollouts) / n,
+        "informative_groups": sum(len(rewards) > 1 for rewards in groups.values()) / max(len(groups), 1),
+    }
+
+
+def _tokens(rollouts: Iterable[Rollout]) -> int:
+    return sum(len(r.response_ids) for r in rollouts)
 
 
 def _advantages(batch: Batch) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipelines import methods
 from pipelines.rl.batch import TENSORS, Batch
-from pipelines.rl.ranks import over_ranks
+from pipelines.rl.ranks import over_ranks, tensors_over_ranks
 from pipelines.rl.recipe import Bound, Recipe, inputs_of
 from pipelines.rl.slots.regularisers import aggregate_entropy, entropy_anchor, peak_entropy
 
@@ -47,9 +47,29 @@ class Tensors(dict[str, Tensor]):
 
 def route(recipe: Recipe, batch: Batch) -> Batch:
     """The batch with the rows that the recipe does not train on masked out entirely."""
-    tensors, mask_BT = Tensors(recipe, batch), batch.mask_BT
-    for keep in recipe.lists["routing"]:
-        mask_BT = mask_BT * tensors.call(keep)[:, None].to(mask_BT)
+    return masked(batch, routes(recipe, batch))
+
+
+def routes(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
+    """Function of the slot `routing` -> the rows (B,) that it lets train."""
+    functions = {value["name"]: keep for value, keep in zip(recipe.slots["routing"], recipe.lists["routing"], strict=True)}
+    if not functions:
+        return {}
+    read = {"mask_BT", "reward_B", "group_B", "logp_old_BT", "correct_B", *(name for keep in functions.values() for name, _ in inputs_of(keep))}
+    slim = replace(batch, **dict.fromkeys(batch.tensors().keys() - read))
+
+    def of_all(whole: Batch) -> dict[str, Tensor]:
+        tensors = Tensors(recipe, whole)
+        return {name: tensors.call(keep) for name, keep in functions.items()}
+
+    return tensors_over_ranks(of_all, slim)
+
+
+def masked(batch: Batch, kept: Mapping[str, Tensor]) -> Batch:
+    """The batch in which only rows train that all of these keep."""
+    mask_BT = batch.mask_BT
+    for keep_B in kept.values():
+        mask_BT = mask_BT * keep_B[:, None].to(mask_BT)
     return replace(batch, mask_BT=mask_BT)
 
 

@@ -1,7 +1,7 @@
-"""Slots of the loop beside the objective: `tasks` (which problems may be drawn) and `recompose` (what becomes of a batch of
-rollouts before it trains).
+"""Slots of the loop beside the objective: `tasks` (which problems may be drawn) and `recompose` (which of a step's rollouts train, and what
+trains beside them).
 
-Their memory is the rollouts of earlier steps, which stand on disk as Parquet: nothing of theirs needs a checkpoint.
+Their memory is what was answered in earlier steps, which stands on disk as Parquet: nothing of theirs needs a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 
 from pipelines import seeding
 from pipelines.generation import Generator, respond
-from pipelines.records import Outcome, Problem, Rollout
-from pipelines.rl.data import GUIDE, answered
+from pipelines.records import GUIDE, REPLAY, Outcome, Problem, Rollout
+from pipelines.rl import ranks
+from pipelines.rl.account import FULL, REPLACED, SPARE, UNIFORM, drop, of_policy, training
+from pipelines.rl.data import answered
 from pipelines.store import read_rollouts
 from pipelines.verifiers import VerifierPool
 
@@ -32,25 +34,30 @@ class History:
         for path in sorted(self.folder.glob("step-*.parquet")):
             self.add(int(path.stem.removeprefix("step-")), read_rollouts(path))
 
-    def add(self, step: int, made: Sequence[Rollout]) -> None:
-        """The rollouts of a step; what was replayed in it has been counted before."""
+    def add(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """What became of a step, of which what the policy answered in it counts, whether it trains or not."""
+        answers = of_policy(rollouts)
         sums: dict[str, float] = defaultdict(float)
-        for rollout in made:
-            if rollout.step == step:
+        for rollout in answers:
+            if rollout.outcome != Outcome.INFRASTRUCTURE:
                 self.outcomes[rollout.problem_id].append(rollout.outcome == Outcome.CORRECT)
             for part, value in rollout.reward_parts.items():
-                sums[part] += value / len(made)
+                sums[part] += value / len(answers)
         self.rewards_by_part.append(dict(sums))
 
     def step(self, number: int) -> list[Rollout]:
-        """The rollouts of step `number`."""
-        return read_rollouts(self.folder / f"step-{number:06d}.parquet")
+        """What the policy answered in step `number`."""
+        return of_policy(read_rollouts(self.folder / f"step-{number:06d}.parquet"))
 
 
 @dataclass
 class Recomposition:
-    """What a `recompose` function may use. more(round) draws and answers as many further problems as the step has; `guide` generates
-    from a frozen policy named by the stage's `reference`."""
+    """What a `recompose` function may use. more(round) draws and answers as many further problems as the step has, in groups of new ids;
+    `guide` generates from a frozen policy named by the stage's `reference`.
+
+    Such a function gets all rollouts of the step and gives them back: those that train no more with their reason (`account.drop`), and what
+    it adds.
+    """
 
     step: int
     seed: tuple[object, ...]
@@ -67,69 +74,83 @@ def drop_high_pass(outcomes: dict[str, list[bool]], problem: Problem, *, at_leas
     return not seen or sum(seen) / len(seen) < at_least
 
 
-def replay(made: list[Rollout], at: Recomposition, *, probability: float = 0.4, last: int = 2, until: int = 50) -> list[Rollout]:
+def replay(rollouts: list[Rollout], at: Recomposition, *, probability: float = 0.4, last: int = 2, until: int = 50) -> list[Rollout]:
     """ReMix (arXiv 2507.06892): up to step `until` each group gives way, with the probability, to one of the last `last` steps'."""
     random = seeding.generator(*at.seed, "replay", at.step)
     known = [number for number in range(max(1, at.step - last), at.step) if at.step <= until]
-    past: dict[int, list[list[Rollout]]] = {}
-    for number in known:
-        groups: dict[int, list[Rollout]] = defaultdict(list)
-        for rollout in at.history.step(number):
-            groups[rollout.group_id].append(rollout)
-        past[number] = [group for group in groups.values() if group[0].step == number]  # what was replayed then is older
-    out: list[Rollout] = []
-    for group_id in sorted({rollout.group_id for rollout in made}):
-        mine = [rollout for rollout in made if rollout.group_id == group_id]
-        if known and random.random() < probability:
-            choice = past[known[int(random.integers(len(known)))]]
-            if choice:
-                mine = [replace(rollout, group_id=group_id) for rollout in choice[int(random.integers(len(choice)))]]
-        out += mine
+    past = {number: list(_groups(at.history.step(number)).values()) for number in known}
+    out = [rollout for rollout in rollouts if rollout.dropped]
+    for group_id, group in sorted(_groups(training(rollouts)).items()):
+        if known and random.random() < probability and (choice := past[known[int(random.integers(len(known)))]]):
+            old = choice[int(random.integers(len(choice)))]
+            out += [drop(rollout, REPLACED) for rollout in group]
+            out += [replace(rollout, group_id=group_id, origin=REPLAY, dropped="") for rollout in old]
+        else:
+            out += group
     return out
 
 
-def inject(made: list[Rollout], at: Recomposition, *, at_most: float = 0.25, tries: int = 4) -> list[Rollout]:
+def inject(rollouts: list[Rollout], at: Recomposition, *, at_most: float = 0.25, tries: int = 4) -> list[Rollout]:
     """NPO (arXiv 2604.20733): in a group whose pass rate is at most `at_most`, one failed rollout gives way to a verified right one of a
     later checkpoint, if `tries` samples of it hold one."""
-    assert at.guide is not None
-    by_group: dict[int, list[int]] = defaultdict(list)
-    for place, rollout in enumerate(made):
-        by_group[rollout.group_id].append(place)
-    hard = [g for g, rows in by_group.items() if sum(made[row].outcome == Outcome.CORRECT for row in rows) <= at_most * len(rows)]
-    problems = [at.problems[made[by_group[g][0]].problem_id] for g in hard]
-    groups = respond(at.guide, problems, tries, (*at.seed, "guide", at.step), slots=hard)
-    verdicts = iter(at.pool.verify_batch([(p, s.text) for p, samples in zip(problems, groups, strict=True) for s in samples]))
-    out = list(made)
-    for group, samples in zip(hard, groups, strict=True):
-        judged = [(sample, next(verdicts)) for sample in samples]
-        right = next(((sample, verdict) for sample, verdict in judged if verdict.correct), None)
-        wrong = next((row for row in by_group[group] if made[row].outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
-        if right and wrong is not None:
-            out[wrong] = replace(made[wrong], policy=GUIDE, **answered(*right))
+    groups = _groups(training(rollouts))
+    hard = {g: group for g, group in groups.items() if sum(r.outcome == Outcome.CORRECT for r in group) <= at_most * len(group)}
+    guided = dict(zip(hard, _ask_guide(list(hard.values()), at, tries), strict=True))
+    out = [rollout for rollout in rollouts if rollout.dropped or rollout.group_id not in hard]
+    for group_id, group in hard.items():
+        wrong = next((r for r in group if r.outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
+        right = next((r for r in guided[group_id] if r.outcome == Outcome.CORRECT), None)
+        swapped = wrong is not None and right is not None
+        out += [drop(r, REPLACED) if swapped and r is wrong else r for r in group]
+        out += [r if swapped and r is right else drop(r, SPARE) for r in guided[group_id]]
     return out
 
 
-def dynamic_sampling(made: list[Rollout], at: Recomposition, *, rounds: int = 3) -> list[Rollout]:
+def _ask_guide(groups: Sequence[list[Rollout]], at: Recomposition, tries: int) -> list[list[Rollout]]:
+    """`tries` judged responses of the guide to the problem of each of these groups, numbered on from it; every process answers its share."""
+    assert at.guide is not None
+    mine = groups[ranks.rank() :: ranks.world()]
+    problems = [at.problems[group[0].problem_id] for group in mine]
+    samples = respond(at.guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in mine])
+    verdicts = iter(at.pool.verify_batch([(p, s.text) for p, some in zip(problems, samples, strict=True) for s in some]))
+    answers = [
+        [
+            replace(group[0], sample_id=len(group) + number, policy=GUIDE, origin=GUIDE, **answered(sample, next(verdicts)))
+            for number, sample in enumerate(some)
+        ]
+        for group, some in zip(mine, samples, strict=True)
+    ]
+    return ranks.collect(answers)
+
+
+def dynamic_sampling(rollouts: list[Rollout], at: Recomposition, *, rounds: int = 3) -> list[Rollout]:
     """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch.
 
     A batch that stays short stays so; one without any such group is left as it is.
     """
-    wanted = len({rollout.group_id for rollout in made})
-    mixed = _mixed(made)
+    first = _groups(training(rollouts))
+    out, mixed = list(rollouts), _mixed(first)
     for number in range(1, rounds + 1):
-        if len(mixed) >= wanted:
+        if len(mixed) >= len(first):
             break
-        mixed += _mixed(at.more(number))
-    groups = [[replace(rollout, group_id=number) for rollout in group] for number, group in enumerate(mixed[:wanted])]
-    return [rollout for group in groups for rollout in group] or made
+        further = at.more(number)
+        out += further
+        mixed += _mixed(_groups(further))
+    kept = set(mixed[: len(first)] or first)
+    return [r if r.group_id in kept else drop(r, FULL if r.group_id in mixed else UNIFORM) for r in out]
 
 
-def _mixed(made: Sequence[Rollout]) -> list[list[Rollout]]:
-    """Groups with some but not all responses right."""
+def _groups(rollouts: Sequence[Rollout]) -> dict[int, list[Rollout]]:
+    """By group id, in order."""
     groups: dict[int, list[Rollout]] = defaultdict(list)
-    for rollout in made:
+    for rollout in rollouts:
         groups[rollout.group_id].append(rollout)
-    return [group for group in groups.values() if 0 < sum(r.outcome == Outcome.CORRECT for r in group) < len(group)]
+    return groups
+
+
+def _mixed(groups: Mapping[int, Sequence[Rollout]]) -> list[int]:
+    """Ids of the groups with some but not all responses right."""
+    return [g for g, group in groups.items() if 0 < sum(r.outcome == Outcome.CORRECT for r in group) < len(group)]
 
 
 TASKS: dict[str, Callable[..., bool]] = {"drop_high_pass": drop_high_pass}

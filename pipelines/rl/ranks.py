@@ -1,7 +1,8 @@
 """Data-parallel ranks: what `advantages` and `weigh` take of a batch, they take of all ranks' rows together.
 
-Where torch.distributed is initialised every rank calls them with its own rows (whole groups) and gets its own rows back, so that
-the losses and gradients of the ranks add up to those of one process with all rows. Every rank must make the same calls in order.
+Where torch.distributed is initialised every rank calls them with its own rows (whole groups, whose ids are those of the whole batch) and
+gets its own rows back, so that the losses and gradients of the ranks add up to those of one process with all rows. Every rank must make
+the same calls in order.
 """
 
 from __future__ import annotations
@@ -92,7 +93,15 @@ def over_ranks(function: Callable[[Batch], Batch], batch: Batch) -> Batch:
         return function(batch)
     whole, mine = gather(batch)
     made = function(whole).rows(mine).narrow(batch.mask_BT.shape[1])
-    return replace(made, group_B=batch.group_B, **({} if batch.share_BT is None else {"share_BT": batch.share_BT}))
+    return made if batch.share_BT is None else replace(made, share_BT=batch.share_BT)
+
+
+def tensors_over_ranks(function: Callable[[Batch], Mapping[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
+    """Tensors with a row per rollout that `function` gives of all ranks' rows, cut back to this rank's."""
+    if world() == 1:
+        return dict(function(batch))
+    whole, mine = gather(batch)
+    return {name: value.index_select(0, mine) for name, value in function(whole).items()}
 
 
 def add_up(names: Sequence[str], totals: Sequence[Mapping[str, Tensor]], like: Tensor) -> dict[str, Tensor]:
@@ -105,20 +114,28 @@ def add_up(names: Sequence[str], totals: Sequence[Mapping[str, Tensor]], like: T
 
 
 def gather(batch: Batch) -> tuple[Batch, Tensor]:
-    """The rows of all ranks, in the order of ranks, and which of them are this rank's. Ids of groups and prefixes stay distinct."""
-    rank, rows = dist.get_rank(), len(batch.reward_B)
+    """The rows of all ranks in the order of their groups' ids, which is that of one process, and where this rank's are among them.
+
+    Raises:
+        ValueError: a group stands on several ranks.
+    """
     whole: dict[str, Tensor] = {}
-    before = 0
+    parts = _all(batch.group_B, 0)
+    group_B, rows = torch.cat(parts), [len(part) for part in parts]
+    if sum(len(part.unique()) for part in parts) != len(group_B.unique()):
+        raise ValueError("rows of one group stand on several processes, or their ids are not those of the whole batch")
+    order = group_B.argsort(stable=True)
     for name, tensor in batch.tensors().items():
         if not is_by_row(name):
             continue
         parts = _all(tensor, torch.nan if name in ("potential_BK", "step_value_BK") else 0)
-        if name in ("group_B", "share_BT"):
+        if name == "share_BT":  # numbered by each rank for itself
             span = int(max(int(part.max()) for part in parts if part.numel())) + 1
             parts = [torch.where(part < 0, part, part + place * span) for place, part in enumerate(parts)]
-        whole[name] = torch.cat(parts)
-        before = sum(len(part) for part in parts[:rank])
-    return replace(batch, **whole), torch.arange(before, before + rows, device=batch.reward_B.device)
+        whole[name] = torch.cat(parts).index_select(0, order)
+    before = sum(rows[: dist.get_rank()])
+    mine = order.argsort()[before : before + len(batch.group_B)]
+    return replace(batch, **whole), mine
 
 
 def _all(tensor: Tensor, fill: float) -> list[Tensor]:

@@ -24,6 +24,11 @@ Bound = Callable[..., Any]
 
 ONLINE: dict[str, dict[str, Callable[..., Any]]] = {"tasks": TASKS, "recompose": RECOMPOSE}
 """Slots of the loop beside the objective: which problems are drawn, what becomes of a batch of rollouts."""
+RENAMED = {
+    "sapo": "the name of two methods: Soft Adaptive Policy Optimization is the row 'soft_adaptive_po', and the swarm sampling of "
+    "'Sharing is Caring' (arXiv 2509.08721) has no row"
+}
+"""Names that rows had, and what became of them."""
 PROSE = ("paper", "formula", "fidelity", "assumed", "code_variant")
 AGGREGATES = ("entropy_sum", "peak_sum", "peak_count")
 EARLY = ("routing", "reward", "token_reward", "center", "scale", "modify", "credit", "token_modify", "token_weight", "aggregation")
@@ -170,6 +175,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         UserError: no such row, slot, function or setting; names the nearest.
     """
     rows = _rows()
+    if name in RENAMED:
+        raise UserError(f"recipe: '{name}' is {RENAMED[name]}")
     row = methods.choose("recipe", {key: value for key, value in rows.items() if key != "default"}, name)
     for slot in (*overrides, *(key for key in row if key not in (*PROSE, "like"))):
         methods.choose(f"recipe '{name}': slot", rows["default"], slot)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ class Sampler:
             self._begin(step)
 
     def draw(self, step: int, clock: Clock, number: int = 0) -> list[Rollout]:
-        """Judged responses to the problems of the step's further draw 1, 2, ..., of what is served now."""
-        return _flat(ranks.collect(self._answer(self._chosen(step, number), step, clock, number)))
+        """Judged responses to the problems of the step's further draw 1, 2, ..., of what is served now. No two draws share a group's id."""
+        answers = _flat(ranks.collect(self._answer(self._chosen(step, number), step, clock, number)))
+        return [replace(r, group_id=number * self._settings.prompts_per_step + r.group_id) for r in answers] if number else answers
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
         """Share of right responses of the policy as it stands after `step`, among those that could be judged.
@@ -119,8 +121,8 @@ class Sampler:
         clock = Clock()
         slots = self._share(len(problems))
         mine = [problems[slot] for slot in slots]
-        made = rollouts(self.generator, self.pool, mine, samples, (*self._seed, "validation"), step, clock, slots) if mine else []
-        outcomes = [r.outcome for r in made if r.outcome != Outcome.INFRASTRUCTURE]
+        answers = rollouts(self.generator, self.pool, mine, samples, (*self._seed, "validation"), step, clock, slots)
+        outcomes = [r.outcome for r in answers if r.outcome != Outcome.INFRASTRUCTURE]
         figures = ranks.total({"right": outcomes.count(Outcome.CORRECT), "all": len(outcomes)})
         if self._behaviour is not None:
             self.generator.push(self._behaviour, max(step - 1, 0))

@@ -28,10 +28,11 @@ Written by `touchstone methods --markdown`; a test fails when this file and the 
     {default}
 
 `reads` names what it needs beside rewards, log-probabilities and masks; the loop computes that and no more (see
-[batch.py](../pipelines/rl/batch.py)); **bold** is what costs another forward pass. `fidelity`: *published*, or *reconstructed* where the
-paper leaves a constant or a rule open (the notes say what was assumed). `test`: the row against hand-computed numbers; besides,
-every row is held to `tests/rl/test_rl_invariances.py` (slicing, order, padding, masked rows, empty masks, finite differences), and
-trained in `tests/rl/test_rl_loop.py`.
+[batch.py](../pipelines/rl/batch.py)); **bold** is what costs another forward pass. `fidelity`: *published* where every rule and
+constant is the paper's or its code's, *reconstructed* where one was open or stands in for another (the notes say which). `test`: the row
+against hand-computed numbers; besides, every row is held to `tests/rl/test_rl_invariances.py` (slicing, order, padding, masked rows, empty
+masks, finite differences), each kind of function to derivatives written by hand (`test_rl_derivatives.py`), and trained in
+`tests/rl/test_rl_loop.py`.
 
 | method | row | slots | reads | fidelity | test |
 |---|---|---|---|---|---|

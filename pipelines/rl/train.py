@@ -30,12 +30,14 @@ from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
 from pipelines.records import Problem, Rollout
 from pipelines.rl import inputs, online, ranks
+from pipelines.rl.account import ROUTED, STALE, leave_out, place, training
+from pipelines.rl.batch import Batch, present
 from pipelines.rl.data import Clock, fresh, judged, tensors
 from pipelines.rl.inputs import Actor, Step
 from pipelines.rl.inputs.scores import FROZEN_ROLE
 from pipelines.rl.inputs.teacher import teacher_topk
 from pipelines.rl.journal import report, summary
-from pipelines.rl.objective import route, with_advantages
+from pipelines.rl.objective import masked, routes, with_advantages
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.sampling import Sampler, engine_of
 from pipelines.rl.update import optimise
@@ -45,6 +47,10 @@ from pipelines.verifiers import VerifierPool
 
 HELD = ("entropy_anchor", "special_anchor")
 """Statistics of the first step that later steps compare with."""
+
+
+COPIES = ("prev", "teacher", "behaviour")
+"""Parts of the state that are copies of the policy, of another step."""
 
 
 class Held(dict[str, float]):
@@ -116,18 +122,21 @@ def train(
         while step < settings.steps and not (validation and validation.over):
             step += 1
             clock = Clock()
-            made = sampler.take(step, clock)
+            rollouts = sampler.take(step, clock)
             for change in recipe.lists["recompose"]:
                 more = functools.partial(sampler.draw, step, clock)
-                made = change(made, online.Recomposition(step, (seed, stage), by_id, history, pool, more, guide))
-            history.add(step, made)
+                rollouts = change(rollouts, online.Recomposition(step, (seed, stage), by_id, history, pool, more, guide))
+            history.add(step, rollouts)
             if step < settings.steps:
                 sampler.ahead(step + 1)
-            kept, ages = fresh(judged(made), step, settings.max_staleness, settings.stale)
-            groups = minibatches(kept, settings.minibatches)
-            now = make_step(actor, recipe, settings, share_of(kept, groups), by_id, history, held, (seed, stage), step)
+            rollouts, ages = fresh(judged(rollouts), step, settings.max_staleness, settings.stale)
+            groups = minibatches(training(rollouts), settings.minibatches)
+            now = make_step(actor, recipe, settings, share_of(training(rollouts), groups), by_id, history, held, (seed, stage), step)
             with gathered(policy):
-                batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
+                filled = inputs.fill(recipe, now)
+                kept = routes(recipe, filled)
+                batch = with_advantages(recipe, masked(filled, kept))
+            rollouts = leave_out(rollouts, left_out(now.rollouts, filled, kept))
             for name in HELD:
                 if name not in held and (value := getattr(batch, name)) is not None:
                     held[name] = float(value)
@@ -135,7 +144,7 @@ def train(
                 actor.frozen["prev"].load_state_dict(weights(policy), strict=False)  # a value head is no part of it
             clock.lap("score")
             share = schedule(settings.optimiser, step, settings.steps)
-            figures = optimise(actor, optimiser, recipe, settings, share, now.ids_BT, now.score_BT, batch, groups)
+            figures = optimise(actor, optimiser, recipe, settings, share, now.ids_BT, now.score_BT, batch, groups, checkpoints.folder)
             if "peak_entropy" in figures:
                 held.setdefault("entropy_anchor", figures["peak_entropy"])
             follow(actor, recipe, settings, step)
@@ -147,9 +156,9 @@ def train(
                 figures |= validation.measure(step, settings.steps, sampler, policy)
                 clock.lap("validate")
             if ranks.rank() == 0:
-                write_rollouts(rollout_folder / f"step-{step:06d}.parquet", made)
+                write_rollouts(rollout_folder / f"step-{step:06d}.parquet", rollouts)
             clock.lap("other")
-            report(journal, step, settings.steps, made, batch, ages | figures | {"lr": share * settings.optimiser.lr}, clock)
+            report(journal, step, settings.steps, rollouts, batch, ages | figures | {"lr": share * settings.optimiser.lr}, clock)
             over = step == settings.steps or (validation is not None and validation.over)
             if over or step % settings.checkpoint_every == 0:  # last: what resumes here finds all that this step left
                 checkpoints.save(step, policy, optimiser, state)
@@ -172,8 +181,17 @@ def _resume(
     rollout_folder: Path,
     steps: int,
 ) -> int:
-    """Load the newest checkpoint, and forget what was logged after it. Returns its step."""
-    step = checkpoints.restore(policy, optimiser, state)
+    """Load the newest checkpoint, and forget what was logged after it. Returns its step.
+
+    What the checkpoint lacks, because the settings were others then, starts afresh: copies of the policy as the policy stands.
+    """
+
+    def afresh(part: str) -> None:
+        journal.say(f"the checkpoint has no {part} for these settings: it starts afresh")
+        if part in COPIES:
+            state[part].load_state_dict(weights(policy), strict=False)
+
+    step = checkpoints.restore(policy, optimiser, state, afresh)
     journal.cut(step)
     if step:
         journal.say(f"resuming after step {step} of {steps}")
@@ -187,6 +205,16 @@ def minibatches(kept: Sequence[Rollout], count: int) -> list[list[int]]:
     """Ids of the groups of each optimiser step, in order."""
     ids = sorted({rollout.group_id for rollout in kept})
     return [part.tolist() for part in torch.tensor(ids).tensor_split(count) if len(part)]
+
+
+def left_out(rollouts: Sequence[Rollout], batch: Batch, kept: Mapping[str, torch.Tensor]) -> dict[tuple[int, int], str]:
+    """Place -> reason of the rollouts of all ranks that no token trains of. batch, kept: of this rank's `rollouts`, before and by routing."""
+    fresh_B = present(batch.mask_BT).tolist()
+    keeps = {name: keep_B.tolist() for name, keep_B in kept.items()}
+    reasons = [
+        STALE if not fresh_B[row] else next((f"{ROUTED} {name}" for name, keep in keeps.items() if not keep[row]), "") for row in range(len(rollouts))
+    ]
+    return dict(ranks.collect([(place(rollout), reason) for rollout, reason in zip(rollouts, reasons, strict=True) if reason]))
 
 
 def share_of(kept: Sequence[Rollout], groups: Sequence[Sequence[int]]) -> list[Rollout]:
@@ -233,7 +261,7 @@ def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
             for name, theirs in actor.frozen["teacher"].named_parameters():
                 theirs.lerp_(ours[name], rate)
     if step in settings.reset_reference and "ref" in actor.frozen:
-        actor.frozen["ref"].load_state_dict(plain_weights(actor.policy))
+        actor.frozen["ref"].load_state_dict(plain_weights(actor.policy, everywhere=True))
 
 
 def kl_factor(control: KlControl, kl: float) -> float:

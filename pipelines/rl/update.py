@@ -10,14 +10,14 @@ import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipelines.config.rl import RlStage
-from pipelines.models.optimisation import update
-from pipelines.models.precision import autocast
+from pipelines.models.optimisation import keep_batch, update
 from pipelines.models.sharding import spread
 from pipelines.rl import inputs, ranks
 from pipelines.rl.batch import LIVE, Batch, present
@@ -39,26 +39,34 @@ def optimise(
     score_BT: Tensor,
     batch: Batch,
     groups: Sequence[Sequence[int]],
+    folder: Path,
 ) -> dict[str, float]:
     """`epochs` passes over `groups`, the ids of each optimiser step's groups on all ranks, of which `batch` holds this rank's.
 
     Returns what to log: means over tokens, over optimiser steps, the largest difference between the engines.
+
+    Raises:
+        UserError: a loss or gradient is not finite; its batch is kept in `folder`.
     """
     updates = len(groups) * settings.epochs
     sums: dict[str, float] = defaultdict(float, dict.fromkeys((*BY_TOKEN, "tokens", "loss"), 0.0))
     largest = {"mismatch_max": 0.0}
     norm = peak = 0.0
-    for some in [*groups] * settings.epochs:
-        rows = torch.isin(batch.group_B, torch.tensor(some, device=batch.group_B.device)).nonzero()[:, 0]
-        part = weigh(recipe, batch.rows(rows))
-        forward = functools.partial(_forward, actor, recipe, settings, ids_BT=ids_BT[rows], score_BT=score_BT[rows], idle=(ids_BT[:1], score_BT[:1]))
+    parts = [_Part.of(actor, recipe, settings, ids_BT, score_BT, batch, some) for some in groups]
+    if not settings.on_policy:
+        with torch.no_grad():
+            parts = [replace(part, old=[part.old_of(live) for _, live in part.forward()]) for part in parts]
+        spread(actor.policy)
+    for number in range(updates):
+        part = parts[number % len(parts)]
         if recipe.aggregates:
             with torch.no_grad():
-                totals = [aggregates(recipe, piece, live) for piece, live in forward(part)]
-            part = replace(part, **ranks.add_up(recipe.aggregates, totals, part.mask_BT))
-            if part.peak_sum is not None and part.peak_count is not None:
-                peak += float(part.peak_sum / part.peak_count.clamp(min=1)) / updates
-        for piece, live in forward(part):
+                totals = [aggregates(recipe, piece, live) for piece, live in part.forward()]
+            part = replace(part, batch=replace(part.batch, **ranks.add_up(recipe.aggregates, totals, part.batch.mask_BT)))
+            if part.batch.peak_sum is not None and part.batch.peak_count is not None:
+                peak += float(part.batch.peak_sum / part.batch.peak_count.clamp(min=1)) / updates
+        before = sums["loss"]
+        for piece, live in part.forward():
             entropy, logp_BT = live["entropy_BT"].detach(), live.pop("logp_BT")
             loss, figures = objective(recipe, piece, logp_BT, live)
             if loss.requires_grad:
@@ -73,41 +81,75 @@ def optimise(
         for p in actor.policy.parameters():
             if p.requires_grad and p.grad is None:  # no row had a gradient: it is 0, which momentum does not stop at
                 p.grad = torch.zeros_like(p)
-        norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm) / updates
+        whole = ranks.total({"loss": sums["loss"] - before})["loss"]
+        norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm, whole, functools.partial(part.keep, folder)) / updates
     sums, largest = ranks.total(sums), ranks.largest(largest)
     tokens = max(sums["tokens"], 1.0)
     means = {name: sums[name] / tokens for name in BY_TOKEN if name != "kl_reference" or batch.logp_ref_BT is not None}
     return means | largest | {"loss": sums["loss"] / updates, "grad_norm": norm} | ({"peak_entropy": peak} if "peak_sum" in recipe.aggregates else {})
 
 
-def _forward(
-    actor: Actor, recipe: Recipe, settings: RlStage, part: Batch, *, ids_BT: Tensor, score_BT: Tensor, idle: tuple[Tensor, Tensor]
-) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """(slice, its live tensors) of each micro-batch in turn, cut to its longest response. Rows that do not train are left out.
+@dataclass(frozen=True)
+class _Part:
+    """This rank's rows of one optimiser step. old: by micro-batch, what the policy before the update says of its tokens; None where that is what
+    the update's own forward pass says.
 
-    Rows whose loss has no gradient, for want of an advantage, run without one: they count in the figures alone. Sharded weights need
-    every rank at every pass, so a rank that has fewer runs the `idle` row, to no effect.
+    Old and new are scored in the same micro-batches: a matrix product of another shape rounds otherwise, and a policy that has not changed must
+    have a ratio of 1.
     """
-    wanted = {name for name in LIVE if name in recipe.needs} | {"logp_BT"}
-    live = functools.partial(inputs.live, actor, inputs=recipe.slots["inputs"], temperature=settings.generation.temperature)
-    for rows, graph in zip(_moving(recipe, part), (contextlib.nullcontext, torch.no_grad), strict=True):
-        micros = _micro_batches(recipe, part, rows, score_BT, settings.micro_batch)
-        missing = ranks.most(len(micros)) - len(micros)
-        for micro in micros:
-            width = int(score_BT[micro].nonzero()[:, 1].max()) + 1
-            piece = part.rows(micro).narrow(width)
-            along = {} if piece.topk_BTK is None else {"topk_BTK": piece.topk_BTK}
-            with graph(), autocast(ids_BT.device, settings.precision):
-                made = live(wanted, ids_BT=ids_BT[micro, :width], score_BT=score_BT[micro, :width], along=along)
-            if settings.on_policy:
-                kept = {*recipe.before, *(["logp_old_BT"] if inputs.anchored_to_behaviour(recipe, settings) else [])}
-                piece = replace(piece, **{old: made[new].detach() for old, new in inputs.OLD_OF.items() if old not in kept and new in made})
-            yield piece, made
-        for _ in range(missing):
-            with graph(), autocast(ids_BT.device, settings.precision):
-                logp_BT = live({"logp_BT"}, ids_BT=idle[0], score_BT=idle[1], along={})["logp_BT"]
-            if logp_BT.requires_grad:
-                (0 * logp_BT.sum()).backward()
+
+    actor: Actor
+    recipe: Recipe
+    settings: RlStage
+    ids_BT: Tensor
+    score_BT: Tensor
+    idle: tuple[Tensor, Tensor]
+    batch: Batch
+    old: Sequence[dict[str, Tensor]] | None = None
+
+    @classmethod
+    def of(
+        cls, actor: Actor, recipe: Recipe, settings: RlStage, ids_BT: Tensor, score_BT: Tensor, batch: Batch, groups: Sequence[int]
+    ) -> _Part:
+        rows = torch.isin(batch.group_B, torch.tensor(groups, device=batch.group_B.device)).nonzero()[:, 0]
+        weighed = weigh(recipe, batch.rows(rows))
+        return cls(actor, recipe, settings, ids_BT[rows], score_BT[rows], (ids_BT[:1], score_BT[:1]), weighed)
+
+    def forward(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        """(slice, its live tensors) of each micro-batch in turn, cut to its longest response. Rows that do not train are left out.
+
+        Rows whose loss has no gradient, for want of an advantage, run without one: they count in the figures alone. Sharded weights need
+        every rank at every pass, so a rank that has fewer runs the `idle` row, to no effect.
+        """
+        names = {name for name in LIVE if name in self.recipe.needs} | {new for old, new in inputs.OLD_OF.items() if old in self.recipe.needs}
+        live = functools.partial(inputs.live, self.actor, self.settings, inputs=self.recipe.slots["inputs"])
+        number = 0
+        for rows, graph in zip(_moving(self.recipe, self.batch), (contextlib.nullcontext, torch.no_grad), strict=True):
+            micros = _micro_batches(self.recipe, self.batch, rows, self.score_BT, self.settings.micro_batch)
+            missing = ranks.most(len(micros)) - len(micros)
+            for micro in micros:
+                width = int(self.score_BT[micro].nonzero()[:, 1].max()) + 1
+                piece = self.batch.rows(micro).narrow(width)
+                along = {} if piece.topk_BTK is None else {"topk_BTK": piece.topk_BTK}
+                with graph():
+                    made = live(names | {"logp_BT"}, ids_BT=self.ids_BT[micro, :width], score_BT=self.score_BT[micro, :width], along=along)
+                yield replace(piece, **(self.old_of(made) if self.old is None else self.old[number])), made
+                number += 1
+            for _ in range(missing):
+                with graph():
+                    logp_BT = live({"logp_BT"}, ids_BT=self.idle[0], score_BT=self.idle[1], along={})["logp_BT"]
+                if logp_BT.requires_grad:
+                    (0 * logp_BT.sum()).backward()
+
+    def old_of(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the policy says of a slice, as what an unchanged one said before the update."""
+        kept = {"logp_old_BT"} if inputs.anchored_to_behaviour(self.recipe, self.settings) else set()
+        return {old: live[new].detach() for old, new in inputs.OLD_OF.items() if old not in kept and new in live}
+
+    def keep(self, folder: Path) -> Path:
+        """Write the rows to a file in `folder`."""
+        name = f"not-finite-{int(self.batch.step or 0):08d}" + (f"-rank-{ranks.rank()}" if ranks.world() > 1 else "")
+        return keep_batch(folder / f"{name}.pt", {"ids_BT": self.ids_BT, "score_BT": self.score_BT, **self.batch.tensors()})
 
 
 def _moving(recipe: Recipe, part: Batch) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ The loss is the mean negative log-likelihood per scored token of the batch, in n
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from pipelines.config.training import LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.exactness import deterministic
-from pipelines.models.optimisation import make_optimiser, schedule, update
+from pipelines.models.optimisation import keep_batch, make_optimiser, schedule, update
 from pipelines.models.scoring import pad, token_logp
 from pipelines.progress import Journal
 from pipelines.sft.examples import Example, batches
@@ -45,7 +46,9 @@ def train(
             step += 1
             share = schedule(settings.optimiser, step, total)
             loss, scored = gradients(model, batch)
-            norm = update(model, optimiser, share, settings.optimiser.max_grad_norm)
+            rows = {"ids": [example.ids for example in batch], "start": [example.start for example in batch]}
+            keep = functools.partial(keep_batch, checkpoints.folder / f"not-finite-{step:08d}.pt", rows)
+            norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
             speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
             journal.log(
                 step, total, f"loss {loss:.3f}  {speed:,.0f} tokens/s",

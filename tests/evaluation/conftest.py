@@ -1,6 +1,7 @@
 """A small project whose checkpoints are real: a two-layer model that memorises sums, at three stages of learning."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,8 @@ def made_rollouts(problems: Sequence[Problem]) -> list[Rollout]:
             extracted = None if i == 7 else "7" if i < right else str(i)
             given = Rollout(problems[step % 18].problem_id, step, i, step, "rl@sums", [1], [2], [0.0], [step], "stop", "", outcome, extracted)
             rows.append(given)
-    return rows
+    again = [replace(row, origin="replay") for row in rows[:8] * 3 + rows[-8:]]  # in a later step's batch, and nobody's answers there
+    return [replace(row, dropped="uniform") if row.step % 2 else row for row in rows] + again
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,27 @@ from pipelines import paths
 from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.config.rl import RlStage
 from pipelines.models.loading import save_policy
+from pipelines.rl import RECIPES
+from pipelines.rl.objective import Tensors
 from pipelines.store import write_problems
+
+
+@pytest.fixture(autouse=True)
+def a_worked_example_runs_its_row(request, monkeypatch):
+    """A test called `test_<row>` computes advantages or a loss by that very row."""
+    name = request.function.__name__.removeprefix("test_")
+    if name not in RECIPES:
+        yield
+        return
+    ran, call = set(), Tensors.call
+
+    def noting(tensors, function):
+        ran.add(tensors._recipe)
+        return call(tensors, function)
+
+    monkeypatch.setattr(Tensors, "call", noting)
+    yield
+    assert name in ran, f"test_{name} computes nothing by the row {name} (it ran {sorted(ran) or 'none'})"
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def trained(folder: Path, model, stop_at: int | None = None, row: str = "grpo", 
     """What `train` gives of `model` on ten problems, and the rows of its journal without what the clock says."""
     journal, checkpoints = prepared(folder, stop_at)
     made = train(
-        model, TOKENIZER, PROBLEMS[:10], recipe(row), settings(**changes),
+        model, TOKENIZER, PROBLEMS[:10], recipe(row, **changes.get("overrides", {})), settings(**changes),
         stage="rl@t", seed=1, journal=journal, checkpoints=checkpoints, rollout_folder=folder / "rollouts", frozen=frozen,
     )  # fmt: skip
     return made, [json.loads(line) for line in journal.path.read_text().splitlines()]

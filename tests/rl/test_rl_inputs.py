@@ -12,12 +12,14 @@ from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
+from pipelines.errors import UserError
 from pipelines.generation import Sample
 from pipelines.models.optimisation import make_optimiser
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.records import Outcome, Rollout
-from pipelines.rl import RECIPES, inputs, recipe, with_advantages
+from pipelines.rl import RECIPES, advantages, inputs, recipe, with_advantages
+from pipelines.rl.account import training
 from pipelines.rl.data import tensors
 from pipelines.rl.inputs import Step, facts, probes, scores, teacher
 from pipelines.rl.online import History, Recomposition, dynamic_sampling, inject, replay
@@ -117,12 +119,12 @@ def test_live_scores_carry_gradient_and_the_entropy_of_the_journal_does_not():
     step = step_of("ppo")
     topk = scores.before(step, {"topk_BTK"}, {"topk_BTK": {"k": 4}})["topk_BTK"]
     names = {"logp_BT", "entropy_BT", "nucleus_entropy_BT", "value_BT", "student_topk_BTK", "special_B"}
-    live = scores.live(step.actor, names, {"nucleus_entropy_BT": {"p": 0.5}}, step.ids_BT, step.score_BT, 1.0, {"topk_BTK": topk})
+    live = scores.live(step.actor, step.settings, names, {"nucleus_entropy_BT": {"p": 0.5}}, step.ids_BT, step.score_BT, {"topk_BTK": topk})
     assert set(live) == names and all(value.requires_grad for value in live.values())
     logp = plain(step.actor.policy, MADE[0])
     close(at(step, live["student_topk_BTK"], 0), logp.topk(4, -1).values)
     close(at(step, live["nucleus_entropy_BT"], 0), scores.nucleus_entropy(logp, {}, p=0.5))
-    alone = scores.live(step.actor, {"logp_BT"}, {}, step.ids_BT, step.score_BT, 1.0, {})
+    alone = scores.live(step.actor, step.settings, {"logp_BT"}, {}, step.ids_BT, step.score_BT, {})
     assert set(alone) == {"logp_BT", "entropy_BT"} and not alone["entropy_BT"].requires_grad
 
 
@@ -243,7 +245,7 @@ def test_the_teacher_sees_a_right_sibling_and_scores_the_same_tokens():
     assert not made[3:].any()
 
 
-def test_a_value_head_learns_the_returns():
+def test_a_value_head_learns_the_returns(tmp_path):
     row = recipe("ppo", clip={"name": "none"}, token_modify=[])
     step = step_of("ppo", optimiser=OptimiserSettings(lr=1e-2, schedule="constant", weight_decay=0.0))
     optimiser = make_optimiser(step.actor.policy, step.settings.optimiser)
@@ -254,7 +256,7 @@ def test_a_value_head_learns_the_returns():
         assert batch.return_BT is not None and batch.value_old_BT is not None
         gap = (batch.return_BT - batch.value_old_BT) * batch.mask_BT
         frozen = replace(batch, advantage_BT=torch.zeros_like(batch.mask_BT))  # the policy itself stays
-        optimise(step.actor, optimiser, row, step.settings, 1.0, step.ids_BT, step.score_BT, frozen, [[0, 1]])
+        optimise(step.actor, optimiser, row, step.settings, 1.0, step.ids_BT, step.score_BT, frozen, [[0, 1]], tmp_path)
         return float((gap**2).sum() / batch.mask_BT.sum())
 
     measured = [errors() for _ in range(40)]
@@ -278,8 +280,10 @@ def test_replay_takes_groups_of_the_last_steps(tmp_path):
     now = [replace(r, step=4) for r in MADE]
     at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None, None)
     assert replay(now, at_step, probability=0.0) == now
-    replaced = replay(now, at_step, probability=1.0, last=2)
-    assert {r.step for r in replaced} <= {2, 3} and {r.group_id for r in replaced} == {0, 1}
+    whole = replay(now, at_step, probability=1.0, last=2)
+    replaced = training(whole)
+    assert {r.step for r in replaced} <= {2, 3} and {r.group_id for r in replaced} == {0, 1} and {r.origin for r in replaced} == {"replay"}
+    assert [r for r in whole if r.dropped] == [replace(r, dropped="replaced") for r in now]
     assert replay(now, replace(at_step, step=51), probability=1.0, until=50) == now
     assert replay(now, at_step, probability=0.5) == replay(now, at_step, probability=0.5)
 
@@ -290,32 +294,39 @@ def test_dynamic_sampling_draws_until_the_groups_are_mixed():
 
     def more(number):
         asked.append(number)
-        return [replace(r, sample_id=10 * number + r.sample_id) for r in MADE]  # one mixed group of three and an all-wrong one
+        return [replace(r, group_id=2 * number + r.group_id) for r in MADE]  # one mixed group of three and an all-wrong one
 
     at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), None, more, None)
     made = dynamic_sampling([*mixed, *easy], at_step, rounds=3)
     assert asked == [1]
-    assert [(r.group_id, r.sample_id) for r in made] == [(0, 0), (0, 1), (0, 2), (1, 10), (1, 11), (1, 12)]
+    assert [(r.group_id, r.sample_id) for r in training(made)] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
+    assert [(r.group_id, r.dropped) for r in made if r.dropped] == [(1, "uniform")] * 2 + [(3, "uniform")] * 2
     asked.clear()
-    short = replace(at_step, more=lambda number: asked.append(number) or easy)
-    assert dynamic_sampling([*mixed, *easy], short, rounds=3) == mixed and asked == [1, 2, 3]
-    assert dynamic_sampling(easy, short, rounds=1) == easy
+    short = replace(at_step, more=lambda number: asked.append(number) or [replace(r, group_id=2 * number + 1) for r in easy])
+    made = dynamic_sampling([*mixed, *easy], short, rounds=3)
+    assert training(made) == mixed and asked == [1, 2, 3] and len(made) == 3 + 4 * 2
+    made = dynamic_sampling(easy, short, rounds=1)  # no group is mixed: the batch is left as it is, and what was drawn besides is not lost
+    assert training(made) == easy and [r.dropped for r in made[2:]] == ["uniform"] * 2
     picked = [[0, 8, 3, 8, 5][number] for number in range(5)]  # the specification's: of c = 0 8 3 8 5 the third and the fifth
     groups = [[rollout(0, "x", n < c, n, group_id=g) for n in range(8)] for g, c in enumerate(picked)]
     stream = replace(at_step, more=lambda number: groups[number + 1])
-    found = dynamic_sampling(groups[0] + groups[1], stream)
+    whole = dynamic_sampling(groups[0] + groups[1], stream)
+    found = training(whole)
     assert [sum(r.outcome == Outcome.CORRECT for r in part) for part in (found[:8], found[8:])] == [3, 5]
+    assert len(whole) == 5 * 8  # three draws of one group each, and all that was answered is there
+    more_than_enough = replace(at_step, more=lambda number: groups[2] + groups[4])
+    assert {r.group_id: r.dropped for r in dynamic_sampling(groups[0], more_than_enough)} == {0: "uniform", 2: "", 4: "full"}
 
 
 class Scripted:
     tokenizer, settings = TOKENIZER, GenerationSettings()
 
-    def __init__(self, text):
-        self.text = text
+    def __init__(self, text, logp=True):
+        self.text, self.logp = text, logp
 
     def generate(self, requests, progress=None):
         ids = TOKENIZER(self.text, add_special_tokens=False)["input_ids"]
-        return [[Sample(ids, [-0.1] * len(ids), "stop", self.text, 9) for _ in range(r.samples)] for r in requests]
+        return [[Sample(ids, [-0.1] * len(ids) if self.logp else [], "stop", self.text, 9) for _ in range(r.samples)] for r in requests]
 
 
 def test_npo():
@@ -325,10 +336,13 @@ def test_npo():
         made = inject(MADE, at_step, at_most=0.25, tries=2)
         none = inject(MADE, replace(at_step, guide=Scripted("<think> </think>\\boxed{-1}")))
     assert made[:3] == MADE[:3]  # two of three are right
-    assert (
-        made[3].response == answer
-        and made[3].reward == 1.0
-        and made[3].policy == "guide"
-        and made[3].policy_version == [9] * len(made[3].response_ids)
-    )
-    assert made[4] == MADE[4] and none == MADE
+    assert made[3] == replace(MADE[3], dropped="replaced") and made[4] == MADE[4]
+    taken, spare = made[5:]
+    assert taken.response == answer and taken.reward == 1.0 and taken.policy == taken.origin == "guide" and taken.dropped == ""
+    assert taken.policy_version == [9] * len(taken.response_ids) and taken.group_id == 1
+    assert spare == replace(taken, sample_id=taken.sample_id + 1, dropped="spare")
+    _, _, batch = tensors(training(made)[3:], torch.device("cpu"), 1, 24)  # the group that was all wrong has a right one now
+    assert advantages(RECIPES["npo"], batch).sum(1) / batch.mask_BT.sum(1) == pytest.approx([-0.707106, 0.707106], abs=1e-5)
+    assert none[:5] == MADE and [(r.origin, r.dropped) for r in none[5:]] == [("guide", "spare")] * 4
+    with VerifierPool() as pool, pytest.raises(UserError, match=r"0 log-probabilities of \d+ tokens that it sampled, and RL trains on them"):
+        inject(MADE, replace(at_step, pool=pool, guide=Scripted(answer, logp=False)))

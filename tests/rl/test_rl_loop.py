@@ -12,6 +12,7 @@ from pipelines.config.common import GenerationSettings
 from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Rollout
 from pipelines.rl import RECIPES
+from pipelines.rl.account import training
 from pipelines.rl.data import draw, judged, tensors
 from pipelines.rl.train import minibatches
 from pipelines.rl.update import group_buckets, length_buckets
@@ -82,7 +83,9 @@ def rollout(outcome: str, group: int = 0) -> Rollout:
 
 
 def test_infrastructure_verdicts_never_train():
-    ids, score, batch = tensors(judged([rollout("correct"), rollout("infrastructure"), rollout("wrong")]), torch.device("cpu"), 1, 8)
+    answers = judged([rollout("correct"), rollout("infrastructure"), rollout("wrong")])
+    assert [r.dropped for r in answers] == ["", "infrastructure", ""]
+    ids, score, batch = tensors(training(answers), torch.device("cpu"), 1, 8)
     assert batch.reward_B.tolist() == [1.0, 0.0]
     assert ids.tolist() == [[1, 2, 3, 4, 5]] * 2
     assert score.tolist() == [[False, False, True, True, True]] * 2

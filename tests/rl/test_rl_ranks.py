@@ -1,44 +1,171 @@
-"""Data-parallel ranks in real processes: their losses and gradients add up to those of one process with all rows."""
+"""Data-parallel ranks in real processes: their losses and gradients add up to those of one process with all rows, and the loop does what one does."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from batches import loss_and_gradients, ragged, widened
+from loops import PROBLEMS, TOKENIZER, policy_of, settings
 
-from pipelines.rl import RECIPES
+from pipelines.config.common import GenerationSettings
+from pipelines.config.rl import ValidationSettings
+from pipelines.generation import TorchGenerator
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.optimisation import make_optimiser
+from pipelines.models.sharding import gathered, optimiser_state, shard, weights, weights_on_first
+from pipelines.progress import Journal
+from pipelines.rl import RECIPES, recipe, route
 from pipelines.rl.ranks import gather
+from pipelines.rl.train import frozen_roles, train
+from pipelines.store import read_rollouts
+
+ROWS = {0: [0, 1, 2, 3, 8, 9, 10, 11], 1: [4, 5, 6, 7]}
+"""The fixture's rows of each rank: the first and the last group, and the one between, whose padding is wider there."""
+SEEDS = range(40)
 
 
-def rows_of(rank: int):
-    """The fixture's rows of a rank: one group on the first, two on the second, whose padding is wider."""
-    made, live = ragged(3)
-    index = torch.arange(4) if rank == 0 else torch.arange(4, 12)
+def rows_of(rank: int, seed: int = 3):
+    made, live = ragged(seed)
+    index = torch.tensor(ROWS[rank])
     made, live = made.rows(index), {name: value[index] for name, value in live.items()}
     return widened(made, live, 2) if rank else (made, live)
 
 
 def work(rank: int, folder: str) -> None:
+    """All that a rank does for these tests: its processes take longer to start than to work."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    made, live = rows_of(rank)
-    whole, mine = gather(made)
-    assert len(whole.reward_B) == 12 and len(torch.unique(whole.group_B)) == 3
-    assert torch.equal(whole.reward_B[mine], made.reward_B)
-    slices = [torch.arange(len(made.reward_B))]
-    found = {name: loss_and_gradients(row, made, live, slices) for name, row in RECIPES.items()}
+    start = torch.load(f"{folder}/start.pt")
+    gather_to_save(rank, start)
+    found = add_up(rank) | {"loops": {name: loop(rank, Path(folder) / name, start, **changes) for name, changes in LOOPS.items()}}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_ranks_add_up_to_one_process(tmp_path):
-    processes.spawn(work, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+@pytest.fixture(scope="module")
+def ranks(start, tmp_path_factory):
+    """(folder, what the first rank found, what the second did)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save(start, folder / "start.pt")
+    processes.spawn(work, (str(folder),), nprocs=2)
+    return folder, *(torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+
+
+def add_up(rank: int) -> dict:
+    made, live = rows_of(rank)
+    whole, mine = gather(made)
+    assert whole.group_B.tolist() == sorted(whole.group_B.tolist()) and len(torch.unique(whole.group_B)) == 3
+    assert torch.equal(whole.reward_B, ragged(3)[0].reward_B) and torch.equal(whole.reward_B[mine], made.reward_B)
+    slices = [torch.arange(len(made.reward_B))]
+    found = {name: loss_and_gradients(row, made, live, slices) for name, row in RECIPES.items()}
+    pairs = [route(RECIPES["w_grpo_pairs"], rows_of(rank, seed)[0]).mask_BT[:, 0] for seed in SEEDS]
+    with pytest.raises(ValueError, match="rows of one group stand on several processes"):
+        gather(ragged(3)[0])
+    return {"losses": found, "pairs": pairs}
+
+
+def in_order(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The rows of both ranks as one process has them."""
+    width = min(first.shape[1:2] + second.shape[1:2], default=0)
+    both = torch.cat([first, second]) if first.ndim == 1 else torch.cat([first[:, :width], second[:, :width]])
+    return both[torch.tensor(ROWS[0] + ROWS[1]).argsort()]
+
+
+def test_ranks_add_up_to_one_process(ranks):
+    _, first, second = ranks
     made, live = ragged(3)
-    assert list(first) == list(RECIPES)
-    for name in first:
+    assert list(first["losses"]) == list(RECIPES)
+    for name in RECIPES:
         loss, gradients = loss_and_gradients(RECIPES[name], made, live)
-        assert first[name][0] + second[name][0] == pytest.approx(loss, abs=1e-9), name
+        assert first["losses"][name][0] + second["losses"][name][0] == pytest.approx(loss, abs=1e-9), name
         for tensor, gradient in gradients.items():
-            ranks = torch.cat([first[name][1][tensor], second[name][1][tensor][:, :7] if gradient.ndim > 1 else second[name][1][tensor]])
-            torch.testing.assert_close(ranks, gradient, atol=1e-9, rtol=0, msg=f"{name}: {tensor}")
+            both = in_order(first["losses"][name][1][tensor], second["losses"][name][1][tensor])
+            torch.testing.assert_close(both, gradient, atol=1e-9, rtol=0, msg=f"{name}: {tensor}")
+    alone = [route(RECIPES["w_grpo_pairs"], ragged(seed)[0]).mask_BT[:, 0] for seed in SEEDS]
+    assert all(torch.equal(in_order(*both), one) for *both, one in zip(first["pairs"], second["pairs"], alone, strict=True))
+    assert 5 < sum(bool(one.any()) for one in alone) < 40  # some batches have pairs
+
+
+LOOPS = {
+    "spae": {"prompts_per_step": 3, "row": "spae"},
+    "laser": {"row": "laser"},
+    "pairs": {"row": "w_grpo_pairs"},
+    "npo": {"row": "npo"},
+    "dapo": {"row": "dapo", "minibatches": 2},
+    "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
+}
+"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, fewer held-out problems than ranks."""
+
+
+def loop(rank: int, folder: Path, start, row: str, **changes) -> dict:
+    """Two steps of the loop on one of several ranks; what only this rank knows."""
+    policy, asked = policy_of(start), []
+    real = TorchGenerator.generate
+
+    def counted(self, requests, progress=None):
+        asked.append(("guide" if "guide" in (requests[0].key if requests else ()) else "policy", sum(r.samples for r in requests)))
+        return real(self, requests, progress)
+
+    checkpoints = Checkpoints(folder / "checkpoints", {}, writes=rank == 0)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    frozen = {role: policy_of(start) for role, source in frozen_roles(recipe(row)).items() if source != "copy"}
+    TorchGenerator.generate = counted
+    try:
+        train(
+            policy, TOKENIZER, PROBLEMS[:10], recipe(row), settings(steps=2, generation=GenerationSettings(max_new_tokens=8), **changes),
+            stage="rl@t", seed=1, journal=Journal(folder / f"journal-{rank}.jsonl", "rl"), checkpoints=checkpoints,
+            rollout_folder=folder / "rollouts", frozen=frozen,
+        )  # fmt: skip
+    finally:
+        TorchGenerator.generate = real
+    return {"guide": sum(count for who, count in asked if who == "guide"), "weights": {n: v.clone() for n, v in weights(policy).items()}}
+
+
+def told(folder: Path):
+    """The journal of the first rank and what the rollouts say."""
+    rows = [json.loads(line) for line in (folder / "journal-0.jsonl").read_text().splitlines()]
+    paths = sorted((folder / "rollouts").glob("*.parquet"))
+    return rows, [(r.problem_id, r.group_id, r.sample_id, r.response_ids, r.origin, r.dropped) for path in paths for r in read_rollouts(path)]
+
+
+def test_the_loop_on_two_ranks_does_what_one_process_does(ranks, tmp_path, start):
+    folder, *found = ranks
+    first, second = (one["loops"] for one in found)
+    for name, changes in LOOPS.items():
+        alone = loop(0, tmp_path / "alone" / name, start, **changes)
+        (ours, said), (theirs, expected) = told(folder / name), told(tmp_path / "alone" / name)
+        assert said == expected, name
+        for one, two in zip(ours, theirs, strict=True):
+            rates = ("grad_norm", "loss")  # AdamW magnifies rounding
+            assert {k: v for k, v in one.items() if k not in rates} == pytest.approx({k: v for k, v in two.items() if k not in rates}, abs=1e-4), name
+            assert [one[k] for k in rates] == pytest.approx([two[k] for k in rates], rel=1e-2, abs=1e-4), name
+        for tensor, value in alone["weights"].items():
+            torch.testing.assert_close(first[name]["weights"][tensor], value, rtol=0, atol=1e-4)
+        assert first[name]["guide"] + second[name]["guide"] == alone["guide"]  # shared out, not done twice
+    assert first["npo"]["guide"] and second["npo"]["guide"]
+
+
+def gather_to_save(rank: int, start) -> None:
+    """What a checkpoint holds is gathered by the first process alone, on its CPU; and gathering inside gathering gathers once."""
+    policy = policy_of(start)
+    shard(policy)
+    with gathered(policy), gathered(policy):
+        pass
+    optimiser = make_optimiser(policy, settings().optimiser)
+    for p in policy.parameters():
+        p.grad = torch.ones_like(p)
+    optimiser.step()
+    state, adam = weights_on_first(policy), optimiser_state(policy, optimiser)
+    whole = weights(policy)
+    if rank == 0:
+        assert state.keys() == whole.keys() and all(type(v) is torch.Tensor and torch.equal(v, whole[n]) for n, v in state.items())
+        moments = [value for one in adam["state"].values() for value in one.values()]
+        assert moments and all(type(value) is torch.Tensor and value.device.type == "cpu" for value in moments)
+    else:
+        assert state == {} and adam == {}
+    with pytest.raises(RuntimeError, match="inside"), gathered(policy):
+        raise RuntimeError("inside")
+    with gathered(policy):
+        assert torch.equal(policy.get_input_embeddings().weight, whole["model.embed_tokens.weight"])  # gathered anew

@@ -26,6 +26,7 @@ ON_THE_WAY = {"credited_BT", "shaped_B", "centred_B", "advantage_B", "token_rewa
     ("call", "words"),
     [
         (lambda: recipe("gropo"), "did you mean 'grpo'"),
+        (lambda: recipe("sapo"), "'sapo' is the name of two methods: Soft Adaptive Policy Optimization is the row 'soft_adaptive_po', and the swarm"),
         (lambda: recipe("grpo", clipp={"name": "ppo"}), "did you mean 'clip'"),
         (lambda: recipe("grpo", clip={"name": "pppo"}), "did you mean 'ppo'"),
         (lambda: recipe("grpo", clip={"name": "ppo", "hgih": 0.3}), "did you mean 'high'"),
@@ -61,11 +62,11 @@ def test_a_slot_that_no_one_knows_ends_the_table(monkeypatch):
 def test_every_row_says_where_it_is_from(name):
     row = RECIPES[name]
     assert row.paper and row.formula
-    assert row.fidelity in ("published", "reconstructed")
-    assert row.assumed or row.fidelity == "published"
+    assert row.fidelity == ("reconstructed" if row.assumed else "published")
 
 
 def test_every_row_has_a_worked_example():
+    """That `test_<row>` runs the row itself is seen to by `conftest.py` when it runs."""
     assert list(worked_examples(ROOT / "tests" / "rl")) == names()
 
 

@@ -191,11 +191,11 @@ def test_cispo():
     close(pg(masked, -1.0)[1], [0.407134, 0.0, 0.333333])
 
 
-def test_sapo():
+def test_soft_adaptive_po():
     r = torch.tensor([1.221403, 0.740818, 1.0], dtype=torch.float64)
-    assert pg(ROWS["sapo"], 1.0)[0] == pytest.approx(float(-(4 / (1 + torch.exp(-(r - 1)))).mean()), abs=1e-6)
-    assert pg(ROWS["sapo"], -1.0)[0] == pytest.approx(float((4 / 1.05 / (1 + torch.exp(-1.05 * (r - 1)))).mean()), abs=1e-6)
-    close(pg(ROWS["sapo"], 1.0, logp=OLD)[1], [-1 / 3] * 3)  # on-policy: the policy gradient
+    assert pg(ROWS["soft_adaptive_po"], 1.0)[0] == pytest.approx(float(-(4 / (1 + torch.exp(-(r - 1)))).mean()), abs=1e-6)
+    assert pg(ROWS["soft_adaptive_po"], -1.0)[0] == pytest.approx(float((4 / 1.05 / (1 + torch.exp(-1.05 * (r - 1)))).mean()), abs=1e-6)
+    close(pg(ROWS["soft_adaptive_po"], 1.0, logp=OLD)[1], [-1 / 3] * 3)  # on-policy: the policy gradient
 
 
 def test_lite_ppo():

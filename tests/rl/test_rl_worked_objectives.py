@@ -97,6 +97,12 @@ def test_laser():
     mixed = modify.self_rewarded(a, verdict, anchor, groups, torch.tensor(201))
     close(mixed, [0.9 + 0.1 * 0.707106, -0.9 - 0.1 * 0.707106, 1.0, -1.0])
     close(modify.self_rewarded(a, verdict, anchor, groups, torch.tensor(200)), a)
+    made = batch(torch.tensor([1.0, 0, 0, 0]), torch.zeros(4).long(), special_old_B=logp, special_anchor=anchor, step=torch.tensor(10))
+    loss = loss_of(RECIPES["laser"], with_advantages(RECIPES["laser"], made), torch.zeros(4, 1), {"special_B": logp})
+    assert loss == pytest.approx(0.1 * 0.021667, abs=1e-6)  # GRPO's own is 0 on-policy
+    late = with_advantages(RECIPES["laser"], replace(made, step=torch.tensor(201)))  # z of the verdicts 1, 0, .3, 0
+    z = (torch.tensor([1.0, 0.0, 0.3, 0.0]) - 0.325) / 0.471699
+    close(late.advantage_BT[:, 0], 0.9 * torch.tensor([1.5, -0.5, -0.5, -0.5]) + 0.1 * z, atol=1e-5)
 
 
 def test_calib_rl():

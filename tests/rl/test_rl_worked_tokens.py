@@ -1,6 +1,7 @@
 """Rows against hand-computed numbers, third part: token masks, token weights, regularisers. A row's test is `test_<row>`."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,11 @@ def test_resrl():
         close(plain, mask * torch.where(torch.tensor(rewards) > 0, 0.1, 1.0)[:, None])
     full = projection_residual(torch.ones(2), hidden, torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.ones(2, 4), positive=1.0, least=1.0)
     close(full, torch.ones(2, 4))
+    row = recipe("resrl", credit={"name": "projection_residual", "rank": 1})
+    made = batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.ones(2, 4), hidden_old_BTH=hidden)
+    made = replace(made, advantage_BT=advantages(row, made))
+    close(made.advantage_BT, 0.7071058 * torch.stack([weight[0], -weight[1]]))
+    assert float(objective(row, made, made.logp_old_BT)[0]) == pytest.approx(-0.7071058 * float(weight[0].sum() - weight[1].sum()) / 8, abs=1e-6)
 
 
 def test_delta():
@@ -74,6 +80,15 @@ def test_delta():
     close(weighting.discriminative(hidden, *tensors)[0].mean(), 1.0)
     one_sided = weighting.discriminative(hidden, tensors[0], torch.ones(2, 2), tensors[2])
     close(one_sided, torch.ones(2, 2))
+    row = recipe("delta", token_weight=[{"name": "discriminative", **settings}])
+    made = batch(
+        torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), tensors[2], logp_old_BT=tensors[0], hidden_old_BTH=hidden, advantage_BT=tensors[1] * torch.tensor([[1.0], [0.5]])
+    )  # fmt: skip
+    leaf = tensors[0].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(row, made, leaf)[0], leaf)
+    close(gradient, torch.tensor([[-1.07077, -0.92923], [0.5 * 1.07077, 0.5 * 0.92923]]) / 4)
+    scored = advantages(row, batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), lengths(2, 10), response_limit=torch.tensor(10.0)))
+    close(scored[:, 0], [0.707106, -0.707106])  # rewards 1 and -1 - 1: the overlong one is cut by 1 more, which the deviation takes out
 
 
 def test_siren():
@@ -90,6 +105,11 @@ def test_siren():
     assert float(regularisers.entropy_anchor(h, mask).detach()) == 0.0  # the first step is its own anchor
     flat = torch.full((1, 5), 0.3)
     assert float(regularisers.entropy_anchor(flat, mask, torch.tensor(0.8))) == 0.0  # nothing lies above its own quantile
+    made = batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.ones(2, 5), response_limit=torch.tensor(10.0), entropy_anchor=torch.tensor(0.8))
+    made = replace(made, advantage_BT=advantages(RECIPES["siren"], made))
+    up = torch.tensor([[math.log(1.5)] * 5, [0.0] * 5])  # ratio 1.5, clipped at 1.28: mean over two of sum over five of -A r, divided by 10
+    loss, _ = objective(RECIPES["siren"], made, up, {"nucleus_entropy_BT": h.detach().expand(2, 5)})
+    assert float(loss) == pytest.approx((-0.5 * 1.28 * 5 + 0.5 * 5) / 2 / 10 + 0.0002, abs=1e-6)
 
 
 def test_lp_reg():
@@ -110,6 +130,9 @@ def test_lp_reg():
     assert low.nonzero()[:, 1].tolist() == [297, 298, 299]
     assert not least_likely(logp[:, :199], -torch.ones(1, 199), torch.ones(1, 199)).any()  # fewer than 200 negative tokens
     assert not least_likely(logp, torch.ones(1, 300), torch.ones(1, 300)).any()
+    made = batch(torch.tensor([0.0]), torch.tensor([0]), torch.ones(1, 300), logp_old_BT=logp, advantage_BT=-torch.ones(1, 300), logp_proxy_BT=logp + 0.4)
+    held = math.exp(0.4) - 0.4 - 1  # of three tokens in three hundred; the others' loss is -A r = 1
+    assert float(objective(RECIPES["lp_reg"], made, logp)[0]) == pytest.approx(1 + 3 * held / 300, abs=1e-6)
 
 
 def test_rapo():

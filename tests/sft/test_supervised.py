@@ -108,7 +108,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     examples, _ = corpus_examples(TOKENIZER, PROBLEMS[:8], 256)
     loop.gradients(model, examples)
-    loop.update(model, optimiser, 1.0, 1.0)
+    loop.update(model, optimiser, 1.0, 1.0, 1.0, Path)
     moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
     for name, delta in moved.items():
         if delta.ndim == 2 and "embed" not in name:

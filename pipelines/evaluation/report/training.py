@@ -14,7 +14,7 @@ Rows = Sequence[Mapping[str, float]]
 
 PANELS = {
     "reward": "Mean reward",
-    "pass_rate": "Pass rate in training",
+    "pass_rate": "Pass rate of what was answered",
     "length": "Response length (tokens)",
     "entropy": "Entropy (nats per token)",
     "working": "Share with working",

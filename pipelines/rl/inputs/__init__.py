@@ -37,13 +37,9 @@ def anchored_to_behaviour(recipe: Recipe, settings: RlStage) -> bool:
 def fill(recipe: Recipe, step: Step) -> Batch:
     """The step's batch with every tensor that the recipe reads and the loop can give."""
     inputs = recipe.slots["inputs"]
-    early = {name for name in (*BEFORE, *BESIDE) if name in recipe.before}
-    if not step.settings.on_policy:  # else the update's own forward pass gives them
-        early |= {name for name in OLD_OF if name in recipe.needs} | {"logp_old_BT"}
+    early = {name for name in (*BEFORE, *BESIDE) if name in recipe.before}  # what the loss alone compares with comes with the update
     if anchored_to_behaviour(recipe, step.settings):
         early -= {"logp_old_BT"}
-    elif early:
-        early |= {"logp_old_BT"}
     if early:
         step.batch = replace(step.batch, **before(step, early, inputs))
     for name, function in _AFTER_SCORES.items():

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from pipelines import prompting
 from pipelines.generation import Request, TorchGenerator
-from pipelines.models.scoring import chosen, entropy, pad, token_scores
+from pipelines.models.scoring import chosen, entropy, pad
 from pipelines.records import Outcome
-from pipelines.rl.inputs.step import Step
+from pipelines.rl import account
+from pipelines.rl.inputs.step import Step, scored
 
 Form = Literal["paper", "code"]
 DELIMITERS = (".\n\n",)
@@ -104,7 +105,7 @@ def _forced(step: Step, prefixes: Sequence[tuple[int, int]], form: Form) -> Tens
         score = torch.zeros_like(ids, dtype=torch.bool)
         for row, (s, g) in enumerate(zip(stubs, golds, strict=True)):
             score[row, len(s) : len(s) + len(g)] = True
-        logp = token_scores(step.actor.policy, ids, score, {"logp": chosen})["logp"]
+        logp = scored(step.settings, step.actor.policy, ids, score, {"logp": chosen})["logp"]
         probability = (logp.exp() * score).sum(-1) if form == "paper" else (logp * score).sum(-1).exp()
         values.append(probability / score.sum(-1).clamp(min=1))
     return torch.cat(values)
@@ -116,7 +117,8 @@ def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples
     settings = step.settings.generation.model_copy(update={"max_new_tokens": tokens})
     generator = TorchGenerator(step.actor.policy, step.actor.tokenizer, settings)
     stubs = [tuple(_stub(step, row, end)) for row, end in prefixes]
-    requests = [Request(stub, samples, (*step.seed, "probe", step.number, place)) for place, stub in enumerate(stubs)]
+    keys = [(*step.seed, "probe", step.number, *account.place(step.rollouts[row]), end) for row, end in prefixes]
+    requests = [Request(stub, samples, key) for stub, key in zip(stubs, keys, strict=True)]
     answers = generator.generate(requests)
     rows = [(stub, sample.token_ids) for stub, group in zip(stubs, answers, strict=True) for sample in group]
     values = []
@@ -126,7 +128,7 @@ def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples
         score = torch.zeros_like(ids, dtype=torch.bool)
         for row, (stub, answer) in enumerate(part):
             score[row, len(stub) : len(stub) + len(answer)] = True
-        spread = token_scores(step.actor.policy, ids, score, {"entropy": entropy})["entropy"]
+        spread = scored(step.settings, step.actor.policy, ids, score, {"entropy": entropy})["entropy"]
         total, count = (spread * score).sum(-1), score.sum(-1)
         values.append((-total / count).exp() if form == "paper" else (-total).exp() / count)
     return torch.cat(values).reshape(len(stubs), samples).mean(-1)
@@ -143,7 +145,7 @@ def diversity(step: Step, *, formulas: float = 0.5) -> Tensor:
     pooled = []
     for rows in torch.arange(len(step.ids_BT)).split(step.settings.micro_batch):
         score = step.score_BT[rows]
-        hidden = token_scores(step.actor.policy, step.ids_BT[rows], score, {}, on_hidden={"h": torch.Tensor.float})["h"]
+        hidden = scored(step.settings, step.actor.policy, step.ids_BT[rows], score, {}, on_hidden={"h": torch.Tensor.float})["h"]
         pooled.append(hidden.sum(1) / score.sum(-1, keepdim=True).clamp(min=1))
     unit_BH = torch.nn.functional.normalize(torch.cat(pooled), dim=-1)
     written = [{"".join(f.split()) for f in _FORMULA.findall(r.response.partition(prompting.END_THINK)[0])} for r in step.rollouts]

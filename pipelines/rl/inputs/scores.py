@@ -7,14 +7,18 @@ N positions, V vocabulary. The functions of `BEFORE` and `LIVE_SCORES` see the l
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from pipelines import methods, prompting
-from pipelines.models.scoring import Score, chosen, entropy, entropy_detached, pad, token_scores
-from pipelines.rl.inputs.step import Actor, Step
+from pipelines.models.scoring import Score, chosen, entropy, entropy_detached, pad
+from pipelines.rl import ranks
+from pipelines.rl.inputs.step import Actor, Step, scored
+
+if TYPE_CHECKING:
+    from pipelines.config.rl import RlStage
 
 
 def nucleus_entropy(
@@ -86,17 +90,18 @@ OLD_OF = {
 
 
 def live(
-    actor: Actor, names: Collection[str], inputs: Mapping[str, Any], ids_BT: Tensor, score_BT: Tensor, temperature: float, along: Mapping[str, Tensor]
+    actor: Actor, settings: RlStage, names: Collection[str], inputs: Mapping[str, Any], ids_BT: Tensor, score_BT: Tensor, along: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The live tensors `names` in one forward pass, with gradient; and the entropy without, for the journal, where it is none of them."""
     scores = {name: methods.bind("inputs", LIVE_SCORES, name, inputs.get(name)) for name in LIVE_SCORES if name in names}
     scores.setdefault("entropy_BT", entropy_detached)
-    return token_scores(
+    return scored(
+        settings,
         actor.policy,
         ids_BT,
         score_BT,
         scores,
-        temperature=temperature,
+        temperature=settings.generation.temperature,
         along=along,
         on_hidden={"value_BT": _value(actor)} if "value_BT" in names else None,
         after=("special_B", reserved(actor.tokenizer, **inputs.get("special_B", {}))) if "special_B" in names else None,
@@ -118,7 +123,12 @@ def before(step: Step, names: Collection[str], inputs: Mapping[str, Any]) -> dic
 def _value(actor: Actor) -> Callable[[Tensor], Tensor]:
     head = actor.value_head
     assert head is not None
-    return lambda hidden_NE: head(hidden_NE.float())[:, 0]
+
+    def value(hidden_NE: Tensor) -> Tensor:
+        with torch.autocast(hidden_NE.device.type, enabled=False):
+            return head(hidden_NE.float())[:, 0]
+
+    return value
 
 
 @torch.no_grad()
@@ -128,7 +138,7 @@ def in_parts(step: Step, model: Any, scores: Mapping[str, Score], temperature_B:
     if temperature_B is None:
         temperature_B = torch.full((len(step.ids_BT),), step.settings.generation.temperature, device=step.ids_BT.device)
     slices = zip(step.ids_BT.split(size), step.score_BT.split(size), temperature_B.split(size), strict=True)
-    parts = [token_scores(model, ids, score, scores, temperature=temperature, **more) for ids, score, temperature in slices]
+    parts = [scored(step.settings, model, ids, score, scores, temperature=temperature, **more) for ids, score, temperature in slices]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -159,8 +169,8 @@ def expert(step: Step) -> Tensor:
         solution = prompting.response_ids(step.actor.tokenizer, problem)
         ids = pad([[*r.prompt_ids, *solution]], device=own.device)
         score = torch.arange(ids.shape[1], device=own.device)[None] >= len(r.prompt_ids)
-        scored = token_scores(step.actor.policy, ids, score, {"logp": chosen}, temperature=step.settings.generation.temperature)
-        logp = scored["logp"][0, len(r.prompt_ids) :]
+        temperature = step.settings.generation.temperature
+        logp = scored(step.settings, step.actor.policy, ids, score, {"logp": chosen}, temperature=temperature)["logp"][0, len(r.prompt_ids) :]
         start, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.response_ids)
         out[row, start:end] = torch.nn.functional.pad(logp, (0, max(0, len(r.response_ids) - len(logp))))[: end - start]
     return out
@@ -171,8 +181,10 @@ def special_anchor(step: Step, *, value: float | None = None) -> Tensor:
     which is the reference (LaSeR)."""
     if value is not None:
         return torch.tensor(value, device=step.ids_BT.device)
-    assert step.batch.special_old_B is not None
-    return step.batch.special_old_B.mean()
+    special_B = step.batch.special_old_B
+    assert special_B is not None
+    sums = ranks.total({"sum": float(special_B.double().sum()), "rows": len(special_B)})
+    return torch.tensor(sums["sum"] / sums["rows"], dtype=special_B.dtype, device=special_B.device)
 
 
 FROZEN_ROLE = {

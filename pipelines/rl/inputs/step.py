@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pipelines.config.rl import RlStage
+from pipelines.models.precision import autocast
+from pipelines.models.scoring import Score, token_scores
 from pipelines.records import Problem, Rollout
 from pipelines.rl.batch import Batch
 
@@ -22,6 +24,13 @@ class Actor:
     tokenizer: Any
     frozen: dict[str, Any] = field(default_factory=dict)
     value_head: torch.nn.Linear | None = None
+
+
+def scored(settings: RlStage, model: Any, ids_BT: Tensor, score_BT: Tensor, wanted: Mapping[str, Score], **more: Any) -> dict[str, Tensor]:
+    """`token_scores` in the stage's precision. Whatever the stage asks a policy about given tokens goes through here, before the update as in it:
+    ratios of two precisions would not be of two policies."""
+    with autocast(ids_BT.device, settings.precision):
+        return token_scores(model, ids_BT, score_BT, wanted, **more)
 
 
 @dataclass

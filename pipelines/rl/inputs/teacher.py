@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipelines.models.scoring import pad, token_scores
+from pipelines.models.scoring import pad
 from pipelines.rl.inputs.probes import reprompted
 from pipelines.rl.inputs.scores import of_topk
-from pipelines.rl.inputs.step import Step
+from pipelines.rl.inputs.step import Step, scored
 
 
 def has_teacher(step: Step) -> Tensor:
@@ -37,10 +37,10 @@ def teacher_topk(step: Step, *, rate: float = 0.05) -> Tensor:
         kept = step.score_BT[some]
         along = torch.zeros((*ids.shape, topk_BTK.shape[-1]), dtype=torch.long, device=out.device)
         along[score] = topk_BTK[some][kept]
-        temperature = step.settings.generation.temperature
-        scored = token_scores(step.actor.frozen["teacher"], ids, score, {"topk": of_topk}, temperature=temperature, along={"topk_BTK": along})["topk"]
+        how = {"temperature": step.settings.generation.temperature, "along": {"topk_BTK": along}}
+        said = scored(step.settings, step.actor.frozen["teacher"], ids, score, {"topk": of_topk}, **how)["topk"]
         some_BTK = torch.zeros((len(some), *out.shape[1:]), device=out.device)
-        some_BTK[kept] = scored[score]
+        some_BTK[kept] = said[score]
         out[some] = some_BTK
     return out
 

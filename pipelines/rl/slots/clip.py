@@ -62,7 +62,7 @@ def ppo_low_probability(
 def soft_gate(x_BT: Tensor, advantage_BT: Tensor, *, positive: float = 1.0, negative: float = 1.05) -> Tensor:
     """-A (4 / tau) sigmoid(tau (r - 1)), tau by the sign of A (SAPO, arXiv 2511.20347): on-policy the gradient is that of -A r, and
     it fades smoothly away from r = 1 instead of being cut."""
-    tau = torch.where(advantage_BT > 0, positive, negative).to(x_BT)
+    tau = torch.where(advantage_BT > 0, x_BT.new_tensor(positive), x_BT.new_tensor(negative))
     return -advantage_BT * torch.sigmoid(tau * (x_BT.exp() - 1)) * 4 / tau
 
 

@@ -59,5 +59,6 @@ def veto(gap_BT: Tensor, *, floor: float = 1e-4) -> Tensor:
 
 
 def divide_by_mean(gap_BT: Tensor, mismatch_mean: Tensor) -> Tensor:
-    """1 / mean over the batch's tokens of what the other functions of the list give: the weights then average 1."""
-    return torch.ones_like(gap_BT) / mismatch_mean
+    """1 / mean over the batch's tokens of what the other functions of the list give: the weights then average 1. Where they reject every
+    token there is nothing to average, and the weights stay 0."""
+    return torch.ones_like(gap_BT) / torch.where(mismatch_mean > 0, mismatch_mean, 1.0)

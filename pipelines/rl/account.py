@@ -1,0 +1,71 @@
+"""What became of every rollout of a step: it trains, or says why not. Nothing that was answered disappears.
+
+A step's rollouts are one list that only grows: what changes a batch marks what it takes out and adds what it puts in. So for each step
+
+    answered + replayed + guided = trained + dropped
+
+where `answered` is what the policy said in this step, which the figures of the journal, the history and the reports are taken of.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from pipelines.records import GUIDE, POLICY, REPLAY, Rollout
+
+INFRASTRUCTURE = "infrastructure"
+"""Its verdict says nothing about the response."""
+UNIFORM = "uniform"
+"""All or none of its group are right (dynamic sampling)."""
+FULL = "full"
+"""The batch had enough groups without it."""
+REPLACED = "replaced"
+"""It gave way to a replayed group, or to a guide's response."""
+SPARE = "spare"
+"""The guide said it, and no place was found for it."""
+STALE = "stale"
+"""Sampled too many updates ago."""
+ROUTED = "routing"
+"""The recipe's slot `routing` leaves it out; on disk with the function's name, as in `routing only_correct`."""
+REASONS = (INFRASTRUCTURE, UNIFORM, FULL, REPLACED, SPARE, STALE, ROUTED)
+
+
+def training(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """Those that train."""
+    return [rollout for rollout in rollouts if not rollout.dropped]
+
+
+def of_policy(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """Those that the policy answered in this step."""
+    return [rollout for rollout in rollouts if rollout.origin == POLICY]
+
+
+def drop(rollout: Rollout, reason: str) -> Rollout:
+    """The rollout as one that does not train; a reason that it has already stays."""
+    return rollout if rollout.dropped else replace(rollout, dropped=reason)
+
+
+def place(rollout: Rollout) -> tuple[int, int]:
+    """What tells a rollout from the others that train with it."""
+    return rollout.group_id, rollout.sample_id
+
+
+def leave_out(rollouts: Sequence[Rollout], reasons: Mapping[tuple[int, int], str]) -> list[Rollout]:
+    """The rollouts, of which those that train and stand at these places are dropped for these reasons."""
+    return [drop(r, reasons[place(r)]) if not r.dropped and place(r) in reasons else r for r in rollouts]
+
+
+def counts(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """How many were answered, replayed and guided, and how many of them trained and were dropped, by reason."""
+    origins = Counter(rollout.origin for rollout in rollouts)
+    reasons = Counter(rollout.dropped.partition(" ")[0] for rollout in rollouts if rollout.dropped)
+    return {
+        "answered": float(origins[POLICY]),
+        "replayed": float(origins[REPLAY]),
+        "guided": float(origins[GUIDE]),
+        "trained": float(len(rollouts) - reasons.total()),
+        "dropped": float(reasons.total()),
+        **{f"dropped_{reason}": float(reasons[reason]) for reason in REASONS},
+    }

@@ -1,0 +1,92 @@
+"""What was answered, and what became of it: on disk, in the journal, in the history. Nothing is lost or counted twice."""
+
+from collections import Counter
+
+import pytest
+from loops import run
+
+from pipelines.generation import TorchGenerator
+from pipelines.records import Outcome
+from pipelines.rl.account import REASONS
+from pipelines.rl.online import History
+from pipelines.store import read_rollouts
+
+RUNS = {
+    "dapo": {"overrides": {"tasks": [{"name": "drop_high_pass", "at_least": 0.4}]}},
+    "remix": {},
+    "npo": {},
+    "psr": {},
+    "w_grpo_pairs": {"prompts_per_step": 6},
+    "stale": {"row": "remix", "max_staleness": 0},
+    "masked": {"row": "remix", "max_staleness": 0, "stale": "mask"},
+    "ahead": {"row": "scale_rl", "asynchronous": True},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_answered_is_trained_and_dropped(tmp_path, start, monkeypatch, name):
+    asked = Counter()
+    real = TorchGenerator.generate
+
+    def counted(self, requests, progress=None):
+        made = real(self, requests, progress)
+        for request, samples in zip(requests, made, strict=True):
+            asked["guide" if "guide" in request.key else "policy"] += len(samples)
+        return made
+
+    monkeypatch.setattr(TorchGenerator, "generate", counted)
+    changes = {"row": name, "steps": 4, **RUNS[name]}
+    _, rows, _ = run(tmp_path, start, **changes)
+    files = [read_rollouts(path) for path in sorted((tmp_path / "rollouts").glob("*.parquet"))]
+    assert len(files) == len(rows) == 4
+    for step, (row, rollouts) in enumerate(zip(rows, files, strict=True), 1):
+        answers = [r for r in rollouts if r.origin == "policy"]
+        trained = [r for r in rollouts if not r.dropped]
+        assert len({(r.origin, r.group_id, r.sample_id) for r in rollouts}) == len(rollouts)
+        assert row["answered"] == len(answers) and row["trained"] == len(trained)
+        assert row["answered"] + row["replayed"] + row["guided"] == row["trained"] + row["dropped"] == len(rollouts)
+        assert row["dropped"] == sum(row[f"dropped_{reason}"] for reason in REASONS)
+        for reason in REASONS:
+            assert row[f"dropped_{reason}"] == sum(r.dropped.split(" ")[0] == reason for r in rollouts)
+        # the figures are of what was answered, and once more of what trained
+        for prefix, some in (("", answers), ("trained_", trained)):
+            assert row[f"{prefix}pass_rate"] == pytest.approx(sum(r.outcome == Outcome.CORRECT for r in some) / max(len(some), 1))
+            assert row[f"{prefix}reward"] == pytest.approx(sum(r.reward for r in some) / max(len(some), 1))
+            assert row[f"{prefix}length"] == pytest.approx(sum(len(r.response_ids) for r in some) / max(len(some), 1))
+        assert row["reward_correct"] == pytest.approx(sum(r.reward_parts["correct"] for r in answers) / len(answers))
+        assert all((r.step == step) == (r.origin != "replay") for r in rollouts)
+    assert any(row["trained"] for row in rows)
+    assert asked["policy"] == sum(row["answered"] for row in rows) and asked["guide"] == sum(row["guided"] for row in rows)
+
+
+def test_each_way_out_of_a_batch_is_taken_and_told(tmp_path, start):
+    seen = {}
+    for name in ("dapo", "remix", "npo", "psr", "stale", "masked"):
+        _, _, _ = run(tmp_path / name, start, **{"row": name, "steps": 4, **RUNS[name]})
+        files = [read_rollouts(path) for path in sorted((tmp_path / name / "rollouts").glob("*.parquet"))]
+        seen[name] = {(r.origin, r.dropped) for rollouts in files for r in rollouts}
+    assert ("policy", "uniform") in seen["dapo"] and ("policy", "") in seen["dapo"]
+    assert {("policy", "replaced"), ("replay", "")} <= seen["remix"]
+    assert {("policy", "replaced"), ("guide", ""), ("guide", "spare")} <= seen["npo"]
+    assert seen["psr"] == {("policy", ""), ("policy", "routing only_correct")}
+    assert ("replay", "stale") in seen["stale"] and ("replay", "stale") in seen["masked"] and ("replay", "") not in seen["masked"]
+
+
+def test_the_history_counts_what_was_answered(tmp_path, start):
+    """drop_high_pass sees the true pass rates, though dapo trains on mixed groups alone; a resumed run reads the same."""
+    run(tmp_path, start, row="dapo", steps=3)
+    files = [read_rollouts(path) for path in sorted((tmp_path / "rollouts").glob("*.parquet"))]
+    history = History(tmp_path / "rollouts")
+    history.read()
+    expected = Counter(r.problem_id for rollouts in files for r in rollouts)
+    assert {problem: len(seen) for problem, seen in history.outcomes.items()} == expected
+    right = sum(r.outcome == Outcome.CORRECT for rollouts in files for r in rollouts)
+    assert sum(map(sum, history.outcomes.values())) == right
+    assert any(r.dropped == "uniform" for rollouts in files for r in rollouts)
+    assert len(history.rewards_by_part) == 3
+
+
+def test_the_default_says_that_everything_trained(tmp_path, start):
+    _, (row,), _ = run(tmp_path, start, steps=1)
+    assert row["answered"] == row["trained"] == 16 and row["dropped"] == row["replayed"] == row["guided"] == 0
+    assert row["trained_pass_rate"] == row["pass_rate"]
