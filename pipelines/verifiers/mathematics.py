@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 
 from pipelines.records import Outcome, Problem, Verdict
-from pipelines.verifiers import shapes
+from pipelines.verifiers import shapes, statements
 from pipelines.verifiers.arithmetic import Policy, compare, measured
 from pipelines.verifiers.choice import letter_of
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
 from pipelines.verifiers.notation import TEXT, clean, latex, squeeze, without_text
-from pipelines.verifiers.text import all_boxes, boxes, has_box, stated_answer, tagged
+from pipelines.verifiers.reading import parse
+from pipelines.verifiers.text import boxes, has_box, last_boxes, rivals, stated_answer, tagged
 
 MAX_LENGTH = 2000
 MAX_PAIRS = 200
@@ -36,8 +37,10 @@ _PLAIN_MATHS = re.compile(
     r"\b(?:a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|sqrt|infinity|inf|theta|alpha|beta|and|gcd|lcm|mod|percent)\b"
 )
 _NAME = re.compile(
-    r"\A((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
+    r"\A((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
 )
+_ORDER = re.compile(r"[<>]|\\(?:leq?q?|geq?q?|leqslant|geqslant|lt|gt|neq?|not)(?![a-z])")
+_DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|not sure|unsure|or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[$\\(-]*\d)", re.IGNORECASE)
 _OPTION = re.compile(r"[A-J]")
 _GOLD_LEAD = re.compile(r"\A(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*", re.IGNORECASE)
 
@@ -53,14 +56,45 @@ def verify_math(problem: Problem, text: str) -> Verdict | Job:
     if answer == "":
         return failed(Outcome.UNPARSABLE, "the answer is empty")
     gold = gold_of(problem.answer)
+    policy = Policy(arguments.get("percent", "value"), arguments.get("units", "lenient"))
     if answer is not None and (has_box(text) or tagged(text) is not None or is_bare(answer)):
         if len(answer) > MAX_LENGTH:
             return failed(Outcome.UNPARSABLE, f"the answer has {len(answer)} characters; at most {MAX_LENGTH} are read", answer[:100])
-        return _compared(gold, answer, Policy(arguments.get("percent", "value"), arguments.get("units", "lenient")))
+        run = [answer] if tagged(text) is not None else last_boxes(text)
+        if len(run) > 1 and answer == ", ".join(run) and not parse(clean(gold)).parts:
+            run, answer = run[-1:], run[-1]
+        return _all_right(gold, answer, rivals(text, len(run)), policy)
+    if answer is not None and _DOUBT.search(answer):
+        return judged(False, answer, "the answer is a hedge")
     source = (answer or text)[-MAX_LENGTH:]
     if squeeze(clean(gold)) == squeeze(clean(source)):
         return judged(True, source)
     return _hostile(source) or Job(source, lambda engines: _found_in_prose(gold, source, engines))
+
+
+def _all_right(gold: str, answer: str, others: list[str], policy: Policy) -> Verdict | Job:
+    """A response that states several values is right where each of them is the gold: otherwise it hedges."""
+    first = _compared(gold, answer, policy)
+    rest = [(other, _compared(gold, other, policy)) for other in dict.fromkeys(others) if not has_prose(other)]
+    if not rest or (isinstance(first, Verdict) and not first.correct):
+        return first
+    if all(isinstance(each, Verdict) for each in (first, *(verdict for _, verdict in rest))):
+        return _least(answer, first, rest)
+
+    def work(engines: Engines) -> Verdict:
+        found = [each if isinstance(each, Verdict) else each.work(engines) for each in (first, *(verdict for _, verdict in rest))]
+        return _least(answer, found[0], [(other, verdict) for (other, _), verdict in zip(rest, found[1:], strict=True)])
+
+    return Job("\0".join([answer, *(other for other, _ in rest)]), work)
+
+
+def _least(answer: str, first: Verdict, rest: list[tuple[str, Verdict]]) -> Verdict:
+    for other, verdict in rest:
+        if first.correct and not verdict.correct:
+            if verdict.outcome is Outcome.INFRASTRUCTURE:
+                return verdict
+            return judged(False, answer, f"the response also states {other[:80]}")
+    return first
 
 
 def stated(text: str) -> str | None:
@@ -96,7 +130,7 @@ def gold_of(answer: str) -> str:
     """The gold itself where a dataset has a solution or a sentence in its place; several boxes are a list."""
     answer = answer.strip()
     if has_box(answer):
-        return ", ".join(all_boxes(answer)) or answer
+        return boxes(answer) or answer
     return _GOLD_LEAD.sub("", answer)
 
 
@@ -118,10 +152,15 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     whole = same(clean_gold, clean_answer)
     if whole is not None:
         return judged(whole, answer)
-    left, right = map(shapes.parse, values(clean_gold, clean_answer, policy))
+    left, right = map(parse, values(clean_gold, clean_answer, policy))
+    if not (said := list(shapes.texts(left))) or not any(_RELATION.search(text) for text in said):
+        if any(_ORDER.search(text) for text in shapes.texts(right)):
+            return judged(False, answer)
+        symbolic = any(statements.has_symbols(text) for text in said)
+        right = shapes.mapped(right, lambda text: statements.sides(text, symbolic))
     possible = shapes.equal(left, right, lambda one, other: same(one, other) is not False)
-    if not possible and _RELATION.search(clean_gold) and _RELATION.search(clean_answer):  # one relation may be written in many ways
-        left, right, possible = shapes.Shape("leaf", text=clean_gold), shapes.Shape("leaf", text=clean_answer), True
+    if not possible and _one_relation(clean_gold, left) and _one_relation(clean_answer, right):
+        left, right, possible = shapes.leaf(clean_gold), shapes.leaf(clean_answer), True
     if not possible or shapes.equal(left, right, lambda one, other: same(one, other) is True):
         return judged(possible, answer)
     if (refused := _hostile(clean_answer)) is not None:
@@ -134,9 +173,16 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     return Job(answer, lambda engines: _symbolic(left, right, exact, open_pairs, answer, policy, engines))
 
 
+def _one_relation(text: str, shape: shapes.Shape) -> bool:
+    """Whether a text is a single equation or inequality, which may be written in many ways."""
+    return shape.kind in ("leaf", "interval") and _RELATION.search(text) is not None and "\\{" not in text and not statements.several(text)
+
+
 def values(gold: str, answer: str, policy: Policy) -> tuple[str, str]:
     """Both sides without what only one of them says: the name in `x = 5`, or a unit."""
     gold_name, answer_name = _NAME.match(gold), _NAME.match(answer)
+    if (gold_name or answer_name) and (statements.several(gold) or statements.several(answer)):
+        gold_name = answer_name = None
     alike = gold_name and answer_name and squeeze(gold_name[1]) == squeeze(answer_name[1])
     if answer_name and (alike or not _RELATION.search(gold)):
         answer = _end_of_chain(answer[answer_name.end() :])

@@ -14,6 +14,17 @@ _JOINED = re.compile(
     r"(?:[\s$]|\\q?quad|\\[,;()\[\] ]|\\text\s*\{)*(?:,|;|\band\b|\bor\b)(?:[\s$},;]|\band\b|\bor\b|\\q?quad|\\[,;()\[\] ])*(?:\w+\s*=\s*[\s$]*)?"
 )
 MOST_BOXES = 20
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_MOVED_ON = re.compile(
+    r"\b(?:wait|actually|wrong|mistaken?|incorrect|correct(?:ed|ion|ing)?|instead|rather|re-?check(?:ing)?|re-?comput\w+|final(?:ly)?|answer|"
+    r"so|then|therefore|thus|hence|consequently|next|now|overall|total|conclude|conclusion)\b",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    r"\b(?:or|maybe|perhaps|possibly|probably|alternatively|alternative|might|may|could|either|another|also|else|unsure|not\s+sure|guess)\b", re.IGNORECASE
+)
+_CLAUSE = re.compile(r"[.!?](?:\s|$)|\n")
+_OTHERWISE = re.compile(r"[\s$\])]*[,;(]?\s*(?:or|and/or)\b\s*(?:else|maybe|perhaps|possibly|even)?\s*([^\n]*)", re.IGNORECASE)
 _PYTHON = {"", "python", "python3", "py"}
 
 
@@ -31,26 +42,53 @@ def boxed(text: str) -> str | None:
 
 def boxes(text: str) -> str | None:
     r"""As `boxed`, but boxes with nothing except `,`, `and` or `or` between them are one list: `\boxed{1}, \boxed{2}` -> `1, 2`."""
-    starts = [found.start() for found in _BOX.finditer(text)][-MOST_BOXES:]
+    run = last_boxes(text)
+    return ", ".join(run) if run else None
+
+
+def last_boxes(text: str) -> list[str]:
+    """Contents of the boxes of that list, in order; none where the last box never closes."""
     contents: list[str] = []
     after = len(text)
-    for start in reversed(starts):
-        content, end = _box_at(text, start)
+    for start, end, content in reversed(_box_places(text)):
         if content is None or (contents and not _JOINED.fullmatch(text[end:after])):
             break
         contents.append(content)
         after = start
-    return ", ".join(reversed(contents)) or (None if not contents else "")
+    return contents[::-1]
 
 
-def all_boxes(text: str) -> list[str]:
-    """Contents of every box, in order."""
-    found, after = [], 0
-    for mark in _BOX.finditer(text):
-        if mark.start() >= after:
-            content, after = _box_at(text, mark.start())
-            found += [content] if content else []
-    return found
+def rivals(text: str, last: int = 1) -> list[str]:
+    r"""What a text states beside its `last` boxes or <answer>s: earlier ones that it does not take back, and what follows after `or`.
+
+    An earlier one is taken back, or a step on the way, where a word such as `wait`, `then`, `so` or `final` stands before the last, and
+    no word of doubt, such as `or`, `perhaps` or `another`, in its clause.
+    """
+    tags = [(found.start(), found.end(), found[1].strip()) for found in _ANSWER_TAG.finditer(text)]
+    marks = tags[-MOST_BOXES:] or [(start, end, content) for start, end, content in _box_places(text) if content]
+    if not marks:
+        return []
+    start, end = marks[-last:][0][0], marks[-1][1]
+    stated = []
+    for _, until, content in reversed(marks[:-last]):
+        between = text[until:start]
+        if _MOVED_ON.search(between) and not _DOUBT.search(_CLAUSE.split(between)[-1]):
+            break
+        stated.append(content)
+    other = _OTHERWISE.match(text, end)
+    if other is not None and (said := _CLAUSE.split(other[1])[0].replace("$", "").strip(" .")):
+        stated.append(said[:-1].strip() if said.count(")") > said.count("(") and said.endswith(")") else said)
+    return [each for each in stated if each]
+
+
+def _box_places(text: str) -> list[tuple[int, int, str | None]]:
+    """(start, end, content) of the last boxes that stand in no other box."""
+    places: list[tuple[int, int, str | None]] = []
+    for found in list(_BOX.finditer(text))[-MOST_BOXES:]:
+        if not places or found.start() >= places[-1][1]:
+            content, end = _box_at(text, found.start())
+            places.append((found.start(), found.end() if content is None else end, content))
+    return places
 
 
 def _box_at(text: str, start: int) -> tuple[str | None, int]:
@@ -102,7 +140,7 @@ def stated_answer(text: str) -> str | None:
         return None
     rest = text[at + len("answer") :].removeprefix(" is").lstrip(" :*")
     sentence = re.split(r"[.;!?](?:\s|$)|\n|, (?:not|but) | \(not ", rest, maxsplit=1)[0]
-    return sentence.strip(" *") or None
+    return sentence.strip(" *").removeprefix("either ") or None
 
 
 def program(text: str) -> str | None:

@@ -10,7 +10,8 @@ from verifier_cases import problem
 from pipelines.records import Outcome
 from pipelines.verifiers import VerifierPool
 from pipelines.verifiers.notation import clean, latex
-from pipelines.verifiers.shapes import equal, parse
+from pipelines.verifiers.reading import parse
+from pipelines.verifiers.shapes import equal
 from pipelines.verifiers.text import all_boxes, boxes
 
 
