@@ -35,18 +35,21 @@ _WITHOUT = re.compile(r"\\(?:setminus|backslash|smallsetminus)(?![a-z])|-|(?:\be
 _LED = re.compile(rf"({VARIABLE})\s*(?:=|\\in(?![a-z]))\s*")
 _NOT_IN = re.compile(rf"({VARIABLE})\s*\\not(?:in(?![a-z])|\s*\\in(?![a-z]))\s*")
 _MODULUS = re.compile(rf"\|\s*{VARIABLE}\s*\|")
+_BARS = re.compile(r"\\(?:left|right|middle)?\s*\||\\[lr]vert(?![a-z])")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
 def condition(text: str) -> Shape | None:
     """The set of reals that one condition or name describes, as an interval, union or except; None for anything else."""
-    plain = " ".join(without_text(text).split())
+    plain = " ".join(_BARS.sub("|", without_text(text)).split())
+    if (named := domain(plain)) is not None:
+        return named
     if found := RELATION.search(plain):
         return _absolute(plain) if plain.startswith("|") and found else _inequality(plain)
     if UNEQUAL.search(plain) or "\\not" in plain:
         return _unequal(plain)
-    return domain(plain) or _remainder(plain)
+    return _remainder(plain)
 
 
 def domain(plain: str) -> Shape | None:

@@ -17,7 +17,7 @@ from pipelines.verifiers.choice import letter_of
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
 from pipelines.verifiers.notation import TEXT, clean, latex, squeeze, without_text
 from pipelines.verifiers.reading import parse
-from pipelines.verifiers.text import boxes, has_box, last_boxes, rivals, stated_answer, tagged
+from pipelines.verifiers.text import boxes, boxes_in_a_row, has_box, last_boxes, rivals, stated_answer, tagged
 
 MAX_LENGTH = 2000
 MAX_PAIRS = 200
@@ -37,7 +37,7 @@ _PLAIN_MATHS = re.compile(
     r"\b(?:a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|sqrt|infinity|inf|theta|alpha|beta|and|gcd|lcm|mod|percent)\b"
 )
 _NAME = re.compile(
-    r"\A((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
+    r"\A(?!\\(?:pi|infty)(?![a-z]))((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
 )
 _ORDER = re.compile(r"[<>]|\\(?:leq?q?|geq?q?|leqslant|geqslant|lt|gt|neq?|not)(?![a-z])")
 _DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|not sure|unsure|or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[$\\(-]*\d)", re.IGNORECASE)
@@ -130,7 +130,7 @@ def gold_of(answer: str) -> str:
     """The gold itself where a dataset has a solution or a sentence in its place; several boxes are a list."""
     answer = answer.strip()
     if has_box(answer):
-        return boxes(answer) or answer
+        return ", ".join(boxes_in_a_row(answer)) or answer
     return _GOLD_LEAD.sub("", answer)
 
 
@@ -153,8 +153,9 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     if whole is not None:
         return judged(whole, answer)
     left, right = map(parse, values(clean_gold, clean_answer, policy))
-    if not (said := list(shapes.texts(left))) or not any(_RELATION.search(text) for text in said):
-        if any(_ORDER.search(text) for text in shapes.texts(right)):
+    said = list(shapes.texts(left))
+    if not any(_RELATION.search(text) for text in said):
+        if not _ORDER.search(clean_gold) and any(_ORDER.search(text) for text in shapes.texts(right)):
             return judged(False, answer)
         symbolic = any(statements.has_symbols(text) for text in said)
         right = shapes.mapped(right, lambda text: statements.sides(text, symbolic))
@@ -175,7 +176,7 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
 
 def _one_relation(text: str, shape: shapes.Shape) -> bool:
     """Whether a text is a single equation or inequality, which may be written in many ways."""
-    return shape.kind in ("leaf", "interval") and _RELATION.search(text) is not None and "\\{" not in text and not statements.several(text)
+    return shape.kind in ("leaf", "interval", "union") and _RELATION.search(text) is not None and "\\{" not in text and not statements.several(text)
 
 
 def values(gold: str, answer: str, policy: Policy) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pipelines.verifiers.shapes import Shape, bracketed, leaf, split
 _MATRIX = re.compile(r"\\begin\{([pbBv]?matrix|array)\}(?:\{[lcr| ]*\})?((?:(?!\\begin).)*)\\end\{\1\}", re.DOTALL)
 _SPACING = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-z])|~")
 _WIDE = re.compile(r"\\q?quad(?![a-z])")
-_MEMBER = re.compile(rf"\A(?:{VARIABLE}|\((?:a, ?b|m, ?n|p, ?q|u, ?v|x, ?y|a, ?b, ?c|x, ?y, ?z)\))\s*\\in(?![a-z])\s*")
+_MEMBER = re.compile(rf"\A(?:{VARIABLE}|\((?:a, ?b|m, ?n|p, ?q|u, ?v|x, ?y|a, ?b, ?c|x, ?y, ?z)\))\s*(?:\\in(?![a-z])|=(?=\s*(?:\\left\s*)?(?:\\\{{|[\[\]])))\s*")
 _OR = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|\bor\b|\\(?:lor|vee)(?![a-z])|;")
 _END = r"(?:[^\[\](),;]|\\sqrt\[\d+\]|\([^()]*\))+"
 _ENDS = re.compile(rf"([\[\](])({_END}[,;]{_END})([\[\])])")
@@ -27,20 +27,16 @@ _PIECES = ("interval", "union", "except")
 def parse(text: str) -> Shape:
     """The form of a cleaned answer."""
     text = _spaced(text)
-    text = statements.in_braces(statements.of_cases(text) or text)
+    text = statements.of_cases(text) or text
     if found := _MATRIX.fullmatch(text):
         rows = [row for row in found[2].split("\\\\") if row.strip()]
         return Shape("matrix", tuple(Shape("row", tuple(map(parse, row.split("&")))) for row in rows))
-    if named := statements.tuple_of(text, parse):
-        return named
-    if region := conditions.condition(text):
-        return region
-    if built := _set_builder(text):
-        return built
+    if special := statements.tuple_of(text, parse) or statements.in_braces(text, parse) or _set_builder(text) or conditions.condition(text):
+        return special
     pieces = split(text, ("\\cup",))
     if len(pieces) > 1:
         return _union([parse(piece) for piece in pieces])
-    return _joined_by_or(text) or _list(text) or _single(text)
+    return _joined_by_or(text) or _solutions(text) or _list(text) or _single(text)
 
 
 def _spaced(text: str) -> str:
@@ -48,7 +44,7 @@ def _spaced(text: str) -> str:
     pieces = _WIDE.split(text)
     if len(pieces) > 1 and all(statements.statement(piece) for piece in pieces):
         text = ", ".join(piece.strip().rstrip(",;") for piece in pieces)
-    text = _MEMBER.sub("", _SPACING.sub(" ", text).strip())
+    text = _MEMBER.sub("", _SPACING.sub(" ", text).replace("\\langle", "(").replace("\\rangle", ")").strip())
     if "]" in text or "[" in text:
         text = _ENDS.sub(_one_notation, re.sub(r"\\(?:left|right)(?=\s*[\[\]])\s*", "", text))
     return text
@@ -61,7 +57,9 @@ def _one_notation(found: re.Match[str]) -> str:
 
 
 def _union(parts: list[Shape]) -> Shape:
-    return conditions.punctured(Shape("union", tuple(inner for part in parts for inner in (part.parts if part.kind == "union" else (part,)))))
+    pieces = [inner for part in parts for inner in (part.parts if part.kind == "union" else (part,))]
+    pieces = [Shape("interval", piece.parts, edges="()") if piece.kind == "tuple" and len(piece.parts) == 2 else piece for piece in pieces]
+    return conditions.punctured(Shape("union", tuple(pieces)))
 
 
 def _joined_by_or(text: str) -> Shape | None:
@@ -77,6 +75,14 @@ def _joined_by_or(text: str) -> Shape | None:
     if any(part.kind == "record" for part in parts) or (parts[0].kind == "tuple" and all(part.kind == "tuple" for part in parts)):
         return Shape("list", tuple(parts))
     return statements.gather(pieces, parse, joined_by_or=True) if ";" not in text else None
+
+
+def _solutions(text: str) -> Shape | None:
+    """`p = 5, q = 2 and p = 7, q = 2`: several statements on either side of the word."""
+    pieces = split(SEPARATOR.sub("\0", text), ("\0",))
+    if len(pieces) < 2 or not all(statements.several(piece) for piece in pieces):
+        return None
+    return Shape("list", tuple(parse(piece) for piece in pieces))
 
 
 def _list(text: str) -> Shape | None:

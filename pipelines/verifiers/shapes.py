@@ -10,7 +10,7 @@ a leaf, `equal` is asked twice, taking it for the same and for another: if both 
     except      x \ne 1, \mathbb{R} \setminus \{1\}, (-\infty, 1) \cup (1, \infty): all reals but these
     list        1, 2 and 3, a \pm b             unordered; a list is no answer to a question with one: a hedge is wrong
     record      x = 1, y = 2; (x, y) = (1, 2)   values by name, so that the order of statements says nothing
-    either      x = 1 or y = 2                  equal to nothing but itself
+    either      x = 1 or y = 2                  of an answer: equal to the set {x = 1, y = 2} and nothing else
     family      \frac{\pi}{4} + k\pi, k \in \mathbb{Z}; \{2k \mid k \in \mathbb{Z}\}   what is counted, and the condition
     chain       2 + 2 = 4                       of an answer: every side must be the gold
     matrix      \begin{pmatrix} ... \end{pmatrix}, its rows in order
@@ -31,7 +31,7 @@ _SIZING = re.compile(r"\\(?:left|right)(?![a-z])\s*")
 
 @dataclass(frozen=True)
 class Shape:
-    """kind: see above, or leaf, row. edges: the brackets of an interval. text: what a leaf says, the names of a record."""
+    """kind: see above, or leaf, row. edges: the brackets of an interval. text: what a leaf says, the names of a record, the name whose values a list has."""
 
     kind: str
     parts: tuple[Shape, ...] = ()
@@ -65,8 +65,8 @@ def split(text: str, separators: tuple[str, ...]) -> list[str]:
 
 
 def bracketed(text: str) -> tuple[str, str]:
-    r"""(inside, "()", "[]", "[)", "(]" or "{}") of a text that is one bracket, else ("", ""). \langle is a round one."""
-    text = _SIZING.sub("", text).replace("\\langle", "(").replace("\\rangle", ")").strip()
+    r"""(inside, "()", "[]", "[)", "(]" or "{}") of a text that is one bracket, else ("", "")."""
+    text = _SIZING.sub("", text).strip()
     if text.startswith("\\{") and text.endswith("\\}"):
         inner, edges = text[2:-2], "{}"
     elif len(text) > 1 and text[0] in "([" and text[-1] in ")]":
@@ -105,7 +105,7 @@ def leaves(gold: Shape, answer: Shape) -> Iterator[tuple[str, str]]:
             yield from leaves(gold, part)
     elif gold.kind == answer.kind == "leaf":
         yield gold.text, answer.text
-    elif gold.kind == answer.kind == "record":
+    elif gold.kind == "record" and answer.kind in ("record", "either"):
         for part, other in zip(gold.parts, by_name(gold, answer), strict=False):
             yield from leaves(part, other)
     elif max(len(gold.parts), len(answer.parts)) <= MAX_PARTS:
@@ -127,9 +127,11 @@ def equal(gold: Shape, answer: Shape, same: Same) -> bool:
     kinds = {gold.kind, answer.kind}
     if kinds == {"interval"} and _edges(gold) != _edges(answer):
         return False
-    if kinds == {"record"}:
+    if kinds == {"record"} or (gold.edges == "{}" and answer.kind == "either"):
         named = by_name(gold, answer)
         return bool(named) and all(equal(part, other, same) for part, other in zip(gold.parts, named, strict=True))
+    if kinds == {"record", "list"} and (gold if gold.kind == "list" else answer).text:  # two values of one name
+        return False
     if kinds == {"tuple", "interval"} and _edges(gold if gold.kind == "interval" else answer) != "()":
         return False
     one_by_one = (len(kinds) == 1 and gold.kind in ORDERED) or kinds in ({"tuple", "interval"}, {"tuple", "list"}, {"record", "tuple"}, {"record", "list"})

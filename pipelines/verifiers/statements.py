@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pipelines.verifiers.estimate import estimate
 from pipelines.verifiers.shapes import Shape, bracketed, leaf, split
 
-_NAME = r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\([^()=]*\))?"
+_NAME = r"(?!\\(?:pi|infty)(?![a-z]))\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\([^()=]*\))?"
 _STATEMENT = re.compile(rf"({_NAME})\s*(?::=|=)\s*(\S.*)", re.DOTALL)
 _TUPLE = re.compile(r"(\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*=\s*(\S.*)", re.DOTALL)
 _SUBSCRIPT = re.compile(r"_\{?[^{}]*\}?")
@@ -57,10 +57,10 @@ def gather(pieces: Sequence[str], parse: Callable[[str], Shape], joined_by_or: b
     bases = {_SUBSCRIPT.sub("", name) for name in names}
     parts = tuple(map(parse, values))
     if len(set(names)) == 1 or (len(bases) == 1 and bases <= set(_ROOTS)):
-        return Shape("list", parts)
-    if joined_by_or:
-        return Shape("either", tuple(map(leaf, pieces)))
-    return record(names, parts) if len(set(names)) == len(names) else None
+        return Shape("list", parts, names[0])
+    if len(set(names)) < len(names):
+        return None
+    return Shape("either", parts, "\0".join(names)) if joined_by_or else record(names, parts)
 
 
 def record(names: Sequence[str], parts: Sequence[Shape]) -> Shape:
@@ -109,7 +109,8 @@ def of_cases(text: str) -> str | None:
     return ", ".join(lines) if lines and all(statement(line) for line in lines) else None
 
 
-def in_braces(text: str) -> str:
-    """`{x = 1, y = 2}` without its braces; anything else as it is."""
+def in_braces(text: str, parse: Callable[[str], Shape]) -> Shape | None:
+    """`{x = 1, y = 2}` as a record; None for anything else."""
     inner, edges = bracketed(text)
-    return inner if edges == "{}" and several(inner) else text
+    shape = parse(inner) if edges == "{}" and several(inner) else None
+    return Shape("record", shape.parts, shape.text, "{}") if shape is not None and shape.kind == "record" else None

@@ -91,6 +91,19 @@ def _box_places(text: str) -> list[tuple[int, int, str | None]]:
     return places
 
 
+def boxes_in_a_row(text: str) -> list[str]:
+    """Contents of the last boxes with nothing between them but signs, or words that hold an `and`, `or` or comma: what a solution's gold is."""
+    contents: list[str] = []
+    after = len(text)
+    for start, end, content in reversed(_box_places(text)):
+        between = text[end:after]
+        if content is None or (contents and re.search(r"[A-Za-z]", between) and not re.search(r"\b(?:and|or)\b|,|;", between)):
+            break
+        contents.append(content)
+        after = start
+    return contents[::-1]
+
+
 def _box_at(text: str, start: int) -> tuple[str | None, int]:
     """Content and end of the box that begins at `start`; None when it never closes."""
     opening = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start)
