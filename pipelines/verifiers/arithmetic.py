@@ -169,12 +169,17 @@ def _scaled(words: str) -> bool:
 
 
 def _unit(text: str, power: str | None) -> str:
-    """One name for a unit, in the singular, with its power; "" for units of no kind."""
+    """One name for a unit, in the singular, with its power; "unit" for units of no kind."""
     name = " ".join(text.casefold().split()).rstrip(".")
     if (found := _SQUARED.search(name)) is not None:
         name, power = _SQUARED.sub("", name), "2" if found[1] or found[3] else "3"
     name = _SYNONYMS.get(name) or _SYNONYMS.get(name.rstrip("s")) or name.rstrip("s")
-    return "" if name == "unit" else f"{name}^{power}" if power else name
+    return f"{name}^{power}" if power and name != "unit" else name
+
+
+def conflicting(one: str, other: str) -> bool:
+    """Whether two units are there and differ."""
+    return bool(one and other and one != other and "unit" not in (one, other))
 
 
 def _same_number(gold: Fraction, value: Fraction, written_as_decimal: bool) -> bool:
@@ -214,7 +219,7 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> bool | None:
     if gold_number is not None and answer_number is not None:
         if policy.units == "strict" and gold_unit != answer_unit:
             return False
-        if policy.units == "lenient" and gold_unit and answer_unit and gold_unit != answer_unit:
+        if policy.units == "lenient" and conflicting(gold_unit, answer_unit):
             return False
         if ":" in left and ":" in right and (_TIME.fullmatch(left) or _TIME.fullmatch(right)):
             return False

@@ -14,7 +14,7 @@ _SILENT = re.compile(
     rf"\\(?:[hv]?phantom|hspace\*?|vspace\*?|tag\*?|label|color|fontsize|pagecolor){_ARGUMENT}"
     r"|\\(?:display|text|script|scriptscript)style(?![A-Za-z])|\\(?:mathstrut|strut|nonumber|notag|null|limits|nolimits|noindent|newline|centering)(?![A-Za-z])"
     r"|\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bfseries|itshape|boldmath|bf|it|sf|tt)(?![A-Za-z])"
-    r"|\A(?:\s|\\[,;:! ])*(?:\\therefore(?![A-Za-z])|=(?!=))|(?:\\\\\s*)+\Z"
+    r"|\A(?:\s|\\[,;:! ])*(?:\\therefore(?![A-Za-z])|=(?!=))|\\+\s*\Z"
 )
 _ROMAN = re.compile(r"\{\s*\\rm(?![A-Za-z])\s*([^{}]*)\}|\\rm(?![A-Za-z])\s*([A-Za-z0-9]+)")
 _FONT = re.compile(

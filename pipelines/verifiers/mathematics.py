@@ -12,7 +12,7 @@ import re
 
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers import shapes, statements
-from pipelines.verifiers.arithmetic import Policy, compare, measured
+from pipelines.verifiers.arithmetic import Policy, compare, conflicting, measured
 from pipelines.verifiers.choice import letter_of
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
 from pipelines.verifiers.notation import TEXT, clean, latex, squeeze, without_text
@@ -37,7 +37,7 @@ _PLAIN_MATHS = re.compile(
     r"\b(?:a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|sqrt|infinity|inf|theta|alpha|beta|and|gcd|lcm|mod|percent)\b"
 )
 _NAME = re.compile(
-    r"\A(?!\\(?:pi|infty)(?![a-z]))((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
+    r"\A(?!\\(?:pi|infty)(?![a-z]))(\\(?:text|mathrm)\s*\{[A-Za-z ]+\}(?:_\{?\w+\}?)?|(?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
 )
 _ORDER = re.compile(r"[<>]|\\(?:leq?q?|geq?q?|leqslant|geqslant|lt|gt|neq?|not)(?![a-z])")
 _DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|not sure|unsure|or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[$\\(-]*\d)", re.IGNORECASE)
@@ -158,7 +158,8 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
         if not _ORDER.search(clean_gold) and any(_ORDER.search(text) for text in shapes.texts(right)):
             return judged(False, answer)
         symbolic = any(statements.has_symbols(text) for text in said)
-        right = shapes.mapped(right, lambda text: statements.sides(text, symbolic))
+        decimal = all("." in text for text in said)
+        right = shapes.mapped(right, lambda text: statements.sides(text, symbolic, decimal))
     possible = shapes.equal(left, right, lambda one, other: same(one, other) is not False)
     if not possible and _one_relation(clean_gold, left) and _one_relation(clean_answer, right):
         left, right, possible = shapes.leaf(clean_gold), shapes.leaf(clean_answer), True
@@ -190,8 +191,8 @@ def values(gold: str, answer: str, policy: Policy) -> tuple[str, str]:
     if gold_name and (alike or not _RELATION.search(answer)):
         gold = _end_of_chain(gold[gold_name.end() :])
     (gold_value, gold_unit), (answer_value, answer_unit) = measured(gold), measured(answer)
-    alone = policy.units == "lenient" and bool(gold_unit) != bool(answer_unit)
-    if policy.units == "ignore" or alone or (gold_unit and gold_unit == answer_unit):
+    fitting = policy.units == "lenient" and (gold_unit or answer_unit) and not conflicting(gold_unit, answer_unit)
+    if policy.units == "ignore" or fitting or (gold_unit and gold_unit == answer_unit):
         return gold_value, answer_value
     return gold, answer
 

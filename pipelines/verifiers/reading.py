@@ -20,6 +20,7 @@ _DECLARED = re.compile(
     rf"(?:where|for|with)?\s*(?:all|any|some)?\s*({VARIABLE})\s*\\in(?![a-z])\s*(\\mathbb\{{[RZNQ]\}}(?:[\^_]\{{?[-+*>\\a-z0-9]+\}}?)?)"
     r"|(?:where|for|with)?\s*(?:all|any|some)?\s*integers?\s+(?P<of>[a-z])|(?:where\s+|for\s+|with\s+)?(?P<an>[a-z])\s+(?:is\s+)?(?:an|any)\s+integer"
 )
+_DECLARED_LAST = re.compile(rf"\s*\(\s*({VARIABLE}\s*\\in(?![a-z])\s*\\mathbb\{{[RZNQ]\}})\s*\)\Z")
 _SUCH_THAT = ("\\mid", "\\vert", "\\colon", "|", ":", " such that ", " where ")
 _PIECES = ("interval", "union", "except")
 
@@ -45,6 +46,7 @@ def _spaced(text: str) -> str:
     if len(pieces) > 1 and all(statements.statement(piece) for piece in pieces):
         text = ", ".join(piece.strip().rstrip(",;") for piece in pieces)
     text = _MEMBER.sub("", _SPACING.sub(" ", text).replace("\\langle", "(").replace("\\rangle", ")").strip())
+    text = _DECLARED_LAST.sub(r", \1", text)
     if "]" in text or "[" in text:
         text = _ENDS.sub(_one_notation, re.sub(r"\\(?:left|right)(?=\s*[\[\]])\s*", "", text))
     return text

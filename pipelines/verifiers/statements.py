@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pipelines.verifiers.estimate import estimate
 from pipelines.verifiers.shapes import Shape, bracketed, leaf, split
 
-_NAME = r"(?!\\(?:pi|infty)(?![a-z]))\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\([^()=]*\))?"
+_NAME = r"(?!\\(?:pi|infty)(?![a-z]))(?:\\(?:text|mathrm)\s*\{[A-Za-z ]+\}|\\?[A-Za-z]+)(?:_(?:\{[^{}]*\}|\w))?'*(?:\([^()=]*\))?"
 _STATEMENT = re.compile(rf"({_NAME})\s*(?::=|=)\s*(\S.*)", re.DOTALL)
 _TUPLE = re.compile(r"(\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*=\s*(\S.*)", re.DOTALL)
 _SUBSCRIPT = re.compile(r"_\{?[^{}]*\}?")
@@ -72,13 +72,13 @@ def record(names: Sequence[str], parts: Sequence[Shape]) -> Shape:
     return Shape("record", tuple(part for _, part in ordered), "\0".join(name for name, _ in ordered))
 
 
-def sides(text: str, symbolic: bool) -> Shape:
-    r"""`x = 2 + 2 = 4` as the chain of its sides without names; `symbolic` says whether the gold has symbols, else sides that have some are
-    left out where one without is there. Of `\sqrt{2} \approx 1.41` the first counts; where the rounding is no rounding, nothing does."""
+def sides(text: str, symbolic: bool, decimal: bool) -> Shape:
+    r"""`x = 2 + 2 = 4` as the chain of its sides without names. Beside a gold that is not `symbolic`, sides with symbols count only where all
+    have some. Of `\sqrt{2} \approx 1.41` the first counts, the second where the gold is `decimal`, and neither where that is no rounding."""
     exact, *rounded = re.split(r"\\approx(?![a-z])", text)
     parts = [part for part in split(exact, ("=",)) if not re.fullmatch(_NAME, part.strip()) or (symbolic and "=" not in exact)]
     if rounded:
-        return _rounded(parts, rounded)
+        return _rounded(parts, rounded, decimal)
     if len(parts) > 1 and not symbolic:
         parts = [part for part in parts if not has_symbols(part)] or parts
     if "=" not in exact or not parts:
@@ -86,12 +86,12 @@ def sides(text: str, symbolic: bool) -> Shape:
     return leaf(parts[0]) if len(parts) == 1 else Shape("chain", tuple(map(leaf, parts)))
 
 
-def _rounded(parts: list[str], rounded: list[str]) -> Shape:
+def _rounded(parts: list[str], rounded: list[str], decimal: bool) -> Shape:
     values = [estimate(part) for part in (*parts, *rounded)]
     known = [value for value in values if value is not None]
     if any(abs(one - other) > NEAR * abs(one) for one in known for other in known):
         return Shape("either", tuple(map(leaf, (*parts, *rounded))))
-    return leaf(parts[0] if parts else rounded[-1])
+    return leaf(rounded[-1] if decimal or not parts else parts[0])
 
 
 def has_symbols(text: str) -> bool:

@@ -13,7 +13,9 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-z])")
 _JOINED = re.compile(
     r"(?:[\s$]|\\q?quad|\\[,;()\[\] ]|\\text\s*\{)*(?:,|;|\band\b|\bor\b)(?:[\s$},;]|\band\b|\bor\b|\\q?quad|\\[,;()\[\] ])*(?:\w+\s*=\s*[\s$]*)?"
 )
+_NAMED = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?)\s*=[\s$]*\Z")
 MOST_BOXES = 20
+MOST_NAME = 40
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MOVED_ON = re.compile(
     r"\b(?:wait|actually|wrong|mistaken?|incorrect|correct(?:ed|ion|ing)?|instead|rather|re-?check(?:ing)?|re-?comput\w+|final(?:ly)?|answer|"
@@ -47,14 +49,18 @@ def boxes(text: str) -> str | None:
 
 
 def last_boxes(text: str) -> list[str]:
-    """Contents of the boxes of that list, in order; none where the last box never closes."""
+    """Contents of the boxes of that list, in order and with the names that stand before them; none where the last box never closes."""
     contents: list[str] = []
+    names: list[str] = []
     after = len(text)
     for start, end, content in reversed(_box_places(text)):
         if content is None or (contents and not _JOINED.fullmatch(text[end:after])):
             break
         contents.append(content)
+        names += [name[1] for name in [_NAMED.search(text[max(0, start - MOST_NAME) : start])] if name]
         after = start
+    if len(contents) > 1 and len(set(names)) == len(contents):
+        contents = [f"{name} = {content}" for name, content in zip(names, contents, strict=True)]
     return contents[::-1]
 
 
