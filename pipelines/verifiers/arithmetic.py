@@ -11,6 +11,7 @@ where gold and answer both have one; a ratio is its quotient, a time of day is n
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -148,6 +149,7 @@ def _quotient(top: str, bottom: str) -> Fraction | None:
     return above / below if above is not None and below else None
 
 
+@functools.lru_cache(maxsize=4096)
 def measured(text: str) -> tuple[str, str]:
     """(value, unit) of `30 cm` or `$5`; the unit is "" where there is none."""
     if (hour := _HOUR.fullmatch(without_text(text).strip())) is not None:

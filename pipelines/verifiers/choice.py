@@ -24,7 +24,7 @@ MAX_LENGTH = 4000
 MOST_LETTERS = "ABCDEFGHIJ"
 """What may stand in a row of letters where no options are given."""
 _VERDICT = re.compile(r"\[\[\s*([A-Za-z](?:[\s,;&]{0,3}[A-Za-z]){0,9})\s*\]\]")
-_JOINT = re.compile(r"\s*(?:[,;&\n]|\band\b)+\s*(?:and\b)?\s*", re.IGNORECASE)
+_JOINT = re.compile(r"(?:[,;&\n]|\band\b)[\s,;&]*(?:and\b)?", re.IGNORECASE)
 _ROW = re.compile(r"[A-Z](?:[\s,;&()\[\].]*[A-Z])*")
 _LEAD = re.compile(r"\A(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\b\s*(?:is\b)?\s*:?\s*", re.IGNORECASE)
 _LETTER = re.compile(r"\A[(\[]?([A-Z])(?:[)\].:,]|\s*[-–—](?=\s)|(?=\s)|\Z)\s*", re.IGNORECASE)
@@ -51,7 +51,7 @@ def letters_of(answer: str, options: Mapping[str, str]) -> tuple[str, ...]:
     """All options that `answer` names, as their letters; none where it names none, one twice, or one or another."""
     answer = _VERDICT.sub(lambda found: found[1], answer)
     one = letter_of(answer, options)
-    pieces = [piece for piece in _JOINT.split(answer.strip()) if piece]
+    pieces = [piece.strip() for piece in _JOINT.split(answer) if piece.strip()]
     named = [letter_of(piece, options) for piece in pieces] if one is None or not options else [one]
     if len(named) > 1 and all(named):
         return tuple(letter for letter in named if letter) if len(set(named)) == len(named) else ()

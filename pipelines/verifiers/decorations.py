@@ -14,7 +14,7 @@ _SILENT = re.compile(
     rf"\\(?:[hv]?phantom|hspace\*?|vspace\*?|tag\*?|label|color|fontsize|pagecolor){_ARGUMENT}"
     r"|\\(?:display|text|script|scriptscript)style(?![A-Za-z])|\\(?:mathstrut|strut|nonumber|notag|null|limits|nolimits|noindent|newline|centering)(?![A-Za-z])"
     r"|\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bfseries|itshape|boldmath|bf|it|sf|tt)(?![A-Za-z])"
-    r"|\A(?:\s|\\[,;:! ])*(?:\\therefore(?![A-Za-z])|=(?!=))|\\+\s*\Z"
+    r"|\A(?:\s|\\[,;:! ])*(?:\\therefore(?![A-Za-z])|=(?!=))"
 )
 _ROMAN = re.compile(r"\{\s*\\rm(?![A-Za-z])\s*([^{}]*)\}|\\rm(?![A-Za-z])\s*([A-Za-z0-9]+)")
 _FONT = re.compile(
@@ -23,16 +23,25 @@ _FONT = re.compile(
 )
 _LETTER = re.compile(r"\\mathrm\s*\{\s*(e|i|[\d.]+)\s*\}")
 _FUNCTION = re.compile(r"\\(?:mathrm|text|operatorname)\s*\{\s*(ln|log|exp|sin|cos|tan|cot|sec|csc|max|min|gcd)\s*\}")
-_DEGREE = re.compile(r"\\degree(?![A-Za-z])|\^\s*\{?\s*\\(?:text|mathrm)\s*\{\s*o\s*\}\s*\}?|(?<=\d)\s*\\deg(?![A-Za-z])")
-_BEFORE_WORDS = re.compile(r"(?:\\[,;:! ]|~|\s)+(?=\\(?:text|mathrm|mbox|hbox)[a-z]*\s*\{)")
+_DEGREE = re.compile(r"\\degree(?![A-Za-z])|\^(?:\s*\{)?\s*\\(?:text|mathrm)\s*\{\s*o\s*\}\s*\}?|(?<=\d)\s*\\deg(?![A-Za-z])")
+_BEFORE_WORDS = re.compile(r"(?:\\[,;:! ]|~|\s)+(\\(?:text|mathrm|mbox|hbox)[a-z]*\s*\{)?")
 _GROUP = re.compile(rf"{_INSIDE}")
 _INFIX = re.compile(r",|\\(?:over|choose|atop|brace|brack)(?![A-Za-z])")
 _ENVIRONMENT = re.compile(r"\\begin\{(aligned|align\*?|gathered|equation\*?|split|displaymath|math|center)\}((?:(?!\\\\|&|\\begin).)*)\\end\{\1\}", re.DOTALL)
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_PLAIN = frozenset(
+    f"\\{name}"
+    for name in "frac sqrt cdot times left right pi infty cup cap in le ge leq geq lt gt ne neq pm mp begin end sin cos tan ln log theta alpha beta "
+    "mathbb mid setminus ldots dots overline bar circ emptyset sum prod int binom to approx equiv".split()
+)
+"""Commands that decorate nothing: a text with no other is left alone."""
 MOST_LAYERS = 6
 
 
 def undecorated(text: str) -> str:
     """`text` without what only decorates it."""
+    if _PLAIN.issuperset(_COMMAND.findall(text)) and text[:1] not in "={" and text[-1:] != "\\" and "{aligned" not in text:
+        return text
     text = _ROMAN.sub(lambda found: rf"\mathrm{{{found[1] or found[2] or ''}}}", text)
     text = _SILENT.sub(" ", text)
     if (whole := _ENVIRONMENT.fullmatch(text.strip())) is not None:
@@ -43,7 +52,7 @@ def undecorated(text: str) -> str:
             break
         text = bare
     text = _DEGREE.sub(r"^\\circ", _FUNCTION.sub(r"\\\1 ", _LETTER.sub(_inside, text)))
-    text = _BEFORE_WORDS.sub(" ", text).strip()
+    text = _BEFORE_WORDS.sub(lambda found: f" {found[1]}" if found[1] else found[0], text).rstrip("\\ \t\n").lstrip()
     while (group := _GROUP.fullmatch(text)) is not None and not _INFIX.search(group[1]):
         text = group[1].strip()
     return text

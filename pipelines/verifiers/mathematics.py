@@ -152,14 +152,10 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     whole = same(clean_gold, clean_answer)
     if whole is not None:
         return judged(whole, answer)
-    left, right = map(parse, values(clean_gold, clean_answer, policy))
-    said = list(shapes.texts(left))
-    if not any(_RELATION.search(text) for text in said):
-        if not _ORDER.search(clean_gold) and any(_ORDER.search(text) for text in shapes.texts(right)):
-            return judged(False, answer)
-        symbolic = any(statements.has_symbols(text) for text in said)
-        decimal = all("." in text for text in said)
-        right = shapes.mapped(right, lambda text: statements.sides(text, symbolic, decimal))
+    sides = _shapes(clean_gold, clean_answer, policy)
+    if sides is None:
+        return judged(False, answer, "the answer is a relation, the gold is none")
+    left, right = sides
     possible = shapes.equal(left, right, lambda one, other: same(one, other) is not False)
     if not possible and _one_relation(clean_gold, left) and _one_relation(clean_answer, right):
         left, right, possible = shapes.leaf(clean_gold), shapes.leaf(clean_answer), True
@@ -175,8 +171,21 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     return Job(answer, lambda engines: _symbolic(left, right, exact, open_pairs, answer, policy, engines))
 
 
+def _shapes(gold: str, answer: str, policy: Policy) -> tuple[shapes.Shape, shapes.Shape] | None:
+    """The forms of both sides; in that of an answer to a gold without relations every side of an equality counts. None where the answer says
+    more, less or unequal and the gold does not."""
+    left, right = map(parse, values(gold, answer, policy))
+    said = list(shapes.texts(left))
+    if any(_RELATION.search(text) for text in said):
+        return left, right
+    if not _ORDER.search(gold) and any(_ORDER.search(text) for text in shapes.texts(right)):
+        return None
+    symbolic, decimal = any(map(statements.has_symbols, said)), all("." in text for text in said)
+    return left, shapes.mapped(right, lambda text: statements.sides(text, symbolic, decimal))
+
+
 def _one_relation(text: str, shape: shapes.Shape) -> bool:
-    """Whether a text is a single equation or inequality, which may be written in many ways."""
+    """Whether a text is one equation or inequality, which may be written in many ways."""
     return shape.kind in ("leaf", "interval", "union") and _RELATION.search(text) is not None and "\\{" not in text and not statements.several(text)
 
 

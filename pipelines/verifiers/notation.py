@@ -39,19 +39,23 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
 _BARE_PERCENT = re.compile(r"(?<!\\)%")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])|\\R(?![A-Za-z])")
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
 
 def clean(text: str) -> str:
     """Typographic variants made one: Unicode forms, dollar signs, fraction commands, wrappers such as \\text{...}."""
+    if _NUMBER.fullmatch(text):
+        return text
     if not text.isascii():
         text = _SUPERSCRIPTS.sub(lambda raised: "^{" + raised[0].translate(_RAISED) + "}", text)
         text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text.translate(_UNICODE))
         text = unicodedata.normalize("NFKC", text).translate(_UNICODE)
     text = text.replace("\\$", "").replace("$", "").replace("{,}", ",").replace("{:}", ":").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}").replace("\\varnothing", "\\emptyset").replace("\\cfrac", "\\frac")
-    text = _BLACKBOARD.sub(lambda name: rf"\mathbb{{{name[1] or 'R'}}}", text)
+    if "\\" in text:
+        text = _BLACKBOARD.sub(lambda name: rf"\mathbb{{{name[1] or 'R'}}}", text)
     if "\\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)  # escaped once too often
     for opening, closing in _WRAPPERS:
@@ -84,7 +88,7 @@ def latex(cleaned: str) -> str:
 
 def without_text(cleaned: str) -> str:
     r"""\text{...} as its content, with spaces round it."""
-    return _TEXT.sub(r" \1 ", cleaned)
+    return _TEXT.sub(r" \1 ", cleaned) if "\\" in cleaned else cleaned
 
 
 def squeeze(cleaned: str) -> str:

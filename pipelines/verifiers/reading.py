@@ -2,6 +2,7 @@ r"""From the text of an answer to its Shape: split at the outermost brackets and
 
 from __future__ import annotations
 
+import functools
 import re
 
 from pipelines.verifiers import conditions, statements
@@ -17,14 +18,15 @@ _OR = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|\bor\b|\\(?:lor|vee)(?![a-z])|;")
 _END = r"(?:[^\[\](),;]|\\sqrt\[\d+\]|\([^()]*\))+"
 _ENDS = re.compile(rf"([\[\](])({_END}[,;]{_END})([\[\])])")
 _DECLARED = re.compile(
-    rf"(?:where|for|with)?\s*(?:all|any|some)?\s*({VARIABLE})\s*\\in(?![a-z])\s*(\\mathbb\{{[RZNQ]\}}(?:[\^_]\{{?[-+*>\\a-z0-9]+\}}?)?)"
-    r"|(?:where|for|with)?\s*(?:all|any|some)?\s*integers?\s+(?P<of>[a-z])|(?:where\s+|for\s+|with\s+)?(?P<an>[a-z])\s+(?:is\s+)?(?:an|any)\s+integer"
+    rf"(?:(?:where|for|with)\s+)?(?:(?:all|any|some)\s+)?({VARIABLE})\s*\\in(?![a-z])\s*(\\mathbb\{{[RZNQ]\}}(?:[\^_]\{{?[-+*>\\a-z0-9]+\}}?)?)"
+    r"|(?:(?:where|for|with)\s+)?(?:(?:all|any|some)\s+)?integers?\s+(?P<of>[a-z])|(?:where\s+|for\s+|with\s+)?(?P<an>[a-z])\s+(?:is\s+)?(?:an|any)\s+integer"
 )
-_DECLARED_LAST = re.compile(rf"\s*\(\s*({VARIABLE}\s*\\in(?![a-z])\s*\\mathbb\{{[RZNQ]\}})\s*\)\Z")
+_DECLARED_LAST = re.compile(rf"\(\s*({VARIABLE}\s*\\in(?![a-z])\s*\\mathbb\{{[RZNQ]\}})\s*\)\Z")
 _SUCH_THAT = ("\\mid", "\\vert", "\\colon", "|", ":", " such that ", " where ")
 _PIECES = ("interval", "union", "except")
 
 
+@functools.lru_cache(maxsize=4096)
 def parse(text: str) -> Shape:
     """The form of a cleaned answer."""
     text = _spaced(text)

@@ -18,6 +18,7 @@ a leaf, `equal` is asked twice, taking it for the same and for another: if both 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 MAX_PARTS = 40
 INFINITE = ("-\\infty", "\\infty")
 ORDERED = ("tuple", "interval", "matrix", "row", "record", "family")
+_OPENING, _CLOSING = ("(", "[", "{", "\\begin"), (")", "]", "}", "\\end")
 Same = Callable[[str, str], bool]
 _SIZING = re.compile(r"\\(?:left|right)(?![a-z])\s*")
 
@@ -52,16 +54,21 @@ REALS = interval(*INFINITE, "()")
 
 def split(text: str, separators: tuple[str, ...]) -> list[str]:
     """`text` at the separators that stand in no bracket; empty pieces are left out."""
-    pieces, depth, start, i = [], 0, 0, 0
-    while i < len(text):
-        character = text[i]
-        depth += (character in "([{" or text.startswith("\\begin", i)) - (character in ")]}" or text.startswith("\\end", i))
-        if depth <= 0 and (found := next((s for s in separators if text.startswith(s, i)), None)):
-            pieces.append(text[start:i])
-            i = start = i + len(found)
-            continue
-        i += 2 if character == "\\" and text[i + 1 : i + 2] not in ("{", "}", "") else 1
+    if not any(separator in text for separator in separators):
+        return [text.strip()] if text.strip() else []
+    pieces, depth, start = [], 0, 0
+    for found in _marks(separators).finditer(text):
+        mark = found[0]
+        depth += (mark in _OPENING) - (mark in _CLOSING)
+        if depth <= 0 and mark in separators:
+            pieces.append(text[start : found.start()])
+            start = found.end()
     return [piece.strip() for piece in [*pieces, text[start:]] if piece.strip()]
+
+
+@functools.cache
+def _marks(separators: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join([*map(re.escape, separators), r"\\begin|\\end|\\[^{}]|[()\[\]{}]"]), re.DOTALL)
 
 
 def bracketed(text: str) -> tuple[str, str]:

@@ -26,7 +26,7 @@ NEAR = 0.05
 def statement(text: str) -> tuple[str, str] | None:
     """(name, value) of `x = 1`; None for anything else."""
     found = _STATEMENT.fullmatch(text.strip())
-    return (found[1].replace(" ", ""), found[2].rstrip(" .")) if found else None
+    return (re.sub(r"[{}\s]", "", found[1]), found[2].rstrip(" .")) if found else None
 
 
 def several(text: str) -> bool:

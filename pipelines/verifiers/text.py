@@ -6,6 +6,7 @@ not an answer. All functions are linear in the length of the text, because respo
 
 from __future__ import annotations
 
+import functools
 import re
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -16,7 +17,6 @@ _JOINED = re.compile(
 _NAMED = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?)\s*=[\s$]*\Z")
 MOST_BOXES = 20
 MOST_NAME = 40
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MOVED_ON = re.compile(
     r"\b(?:wait|actually|wrong|mistaken?|incorrect|correct(?:ed|ion|ing)?|instead|rather|re-?check(?:ing)?|re-?comput\w+|final(?:ly)?|answer|"
     r"so|then|therefore|thus|hence|consequently|next|now|overall|total|conclude|conclusion)\b",
@@ -26,7 +26,11 @@ _DOUBT = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|probably|alternatively|alternative|might|may|could|either|another|also|else|unsure|not\s+sure|guess)\b", re.IGNORECASE
 )
 _CLAUSE = re.compile(r"[.!?](?:\s|$)|\n")
-_OTHERWISE = re.compile(r"[\s$\])]*[,;(]?\s*(?:or|and/or)\b\s*(?:else|maybe|perhaps|possibly|even)?\s*([^\n]*)", re.IGNORECASE)
+_OTHERWISE = re.compile(r"[\s$\])]*+(?:[,;(]\s*+)?(?:or|and/or)\b(?:\s+(?:else|maybe|perhaps|possibly|even)\b)?([^\n]*)", re.IGNORECASE)
+_OPENING = re.compile(r"\\(?:boxed|fbox)\s*")
+_BARE_BOX = re.compile(r"[-+]?[\d.,/]*\d")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+Place = tuple[int, int, str | None]
 _PYTHON = {"", "python", "python3", "py"}
 
 
@@ -50,18 +54,18 @@ def boxes(text: str) -> str | None:
 
 def last_boxes(text: str) -> list[str]:
     """Contents of the boxes of that list, in order and with the names that stand before them; none where the last box never closes."""
-    contents: list[str] = []
-    names: list[str] = []
+    run: list[tuple[int, str]] = []
     after = len(text)
     for start, end, content in reversed(_box_places(text)):
-        if content is None or (contents and not _JOINED.fullmatch(text[end:after])):
+        if content is None or (run and not _JOINED.fullmatch(text[end:after])):
             break
-        contents.append(content)
-        names += [name[1] for name in [_NAMED.search(text[max(0, start - MOST_NAME) : start])] if name]
+        run.insert(0, (start, content))
         after = start
-    if len(contents) > 1 and len(set(names)) == len(contents):
-        contents = [f"{name} = {content}" for name, content in zip(names, contents, strict=True)]
-    return contents[::-1]
+    if len(run) > 1:
+        names = [name[1] for start, _ in run if (name := _NAMED.search(text[max(0, start - MOST_NAME) : start]))]
+        if len(set(names)) == len(run):
+            return [f"{name} = {content}" for name, (_, content) in zip(names, run, strict=True)]
+    return [content for _, content in run]
 
 
 def rivals(text: str, last: int = 1) -> list[str]:
@@ -70,8 +74,7 @@ def rivals(text: str, last: int = 1) -> list[str]:
     An earlier one is taken back, or a step on the way, where a word such as `wait`, `then`, `so` or `final` stands before the last, and
     no word of doubt, such as `or`, `perhaps` or `another`, in its clause.
     """
-    tags = [(found.start(), found.end(), found[1].strip()) for found in _ANSWER_TAG.finditer(text)]
-    marks = tags[-MOST_BOXES:] or [(start, end, content) for start, end, content in _box_places(text) if content]
+    marks = _tag_places(text) if "<answer>" in text else [place for place in _box_places(text) if place[2]]
     if not marks:
         return []
     start, end = marks[-last:][0][0], marks[-1][1]
@@ -87,9 +90,20 @@ def rivals(text: str, last: int = 1) -> list[str]:
     return [each for each in stated if each]
 
 
-def _box_places(text: str) -> list[tuple[int, int, str | None]]:
+def _tag_places(text: str) -> list[Place]:
+    """(start, end, content) of the last <answer>s."""
+    places, end = [], 0
+    for piece in text.split("<answer>"):
+        content, closing, _ = piece.partition("</answer>")
+        places.append((end - len("<answer>"), end + len(content) + len(closing), content.strip()))
+        end += len(piece) + len("<answer>")
+    return places[1:][-MOST_BOXES:]
+
+
+@functools.lru_cache(maxsize=8)  # several questions are asked of one text
+def _box_places(text: str) -> list[Place]:
     """(start, end, content) of the last boxes that stand in no other box."""
-    places: list[tuple[int, int, str | None]] = []
+    places: list[Place] = []
     for found in list(_BOX.finditer(text))[-MOST_BOXES:]:
         if not places or found.start() >= places[-1][1]:
             content, end = _box_at(text, found.start())
@@ -112,26 +126,18 @@ def boxes_in_a_row(text: str) -> list[str]:
 
 def _box_at(text: str, start: int) -> tuple[str | None, int]:
     """Content and end of the box that begins at `start`; None when it never closes."""
-    opening = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start)
+    opening = _OPENING.match(text, start)
     assert opening is not None
     if not text.startswith("{", opening.end()):
-        bare = re.compile(r"[-+]?[\d.,/]*\d").match(text, opening.end())
+        bare = _BARE_BOX.match(text, opening.end())
         return (bare[0], bare.end()) if bare and opening[0][-1].isspace() else (None, opening.end())
-    depth, escaped = 0, False
-    for position in range(opening.end(), len(text)):
-        character = text[position]
-        if escaped:
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                content = text[opening.end() + 1 : position].strip()
-                inner = boxed(content) if content.startswith(("\\boxed{", "\\fbox{")) else content
-                return inner, position + 1
+    depth = 0
+    for brace in _BRACE.finditer(text, opening.end()):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0 and brace[0] == "}":
+            content = text[opening.end() + 1 : brace.start()].strip()
+            inner = boxed(content) if content.startswith(("\\boxed{", "\\fbox{")) else content
+            return inner, brace.end()
     return None, len(text)
 
 
