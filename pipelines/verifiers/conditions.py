@@ -31,7 +31,7 @@ _HALVES = {
     "^*": Shape("except", (leaf("0"),)),
     "": REALS,
 }
-_WITHOUT = re.compile(r"\\(?:setminus|backslash|smallsetminus)(?![a-z])|-|(?:\bexcept(?:\s+for)?|\bexcluding|\bother\s+than|\bbut\s+not|\bwithout)\b")
+_WITHOUT = re.compile(r"\s*(?:\\(?:setminus|backslash|smallsetminus)(?![a-z])|-|\b(?:except(?:\s+for)?|excluding|other\s+than|but\s+not|without)\b)")
 _LED = re.compile(rf"({VARIABLE})\s*(?:=|\\in(?![a-z]))\s*")
 _NOT_IN = re.compile(rf"({VARIABLE})\s*\\not(?:in(?![a-z])|\s*\\in(?![a-z]))\s*")
 _MODULUS = re.compile(rf"\|\s*{VARIABLE}\s*\|")
@@ -67,7 +67,8 @@ def _remainder(plain: str) -> Shape | None:
     """All reals but some: `R - {1}`, `real numbers except 1`, `R \\setminus [0, 1]`."""
     found = _DOMAIN.match(plain)
     base = domain(found[1]) if found else None
-    if found is None or base is None or (cut := _WITHOUT.match(plain, found.end() + len(plain[found.end() :]) - len(plain[found.end() :].lstrip()))) is None:
+    cut = _WITHOUT.match(plain, found.end()) if found else None
+    if base is None or cut is None:
         return None
     rest = plain[cut.end() :].strip()
     inner, edges = bracketed(rest)

@@ -27,12 +27,16 @@ _DEGREE = re.compile(r"\\degree(?![A-Za-z])|\^(?:\s*\{)?\s*\\(?:text|mathrm)\s*\
 _BEFORE_WORDS = re.compile(r"(?:\\[,;:! ]|~|\s)+(\\(?:text|mathrm|mbox|hbox)[a-z]*\s*\{)?")
 _GROUP = re.compile(rf"{_INSIDE}")
 _INFIX = re.compile(r",|\\(?:over|choose|atop|brace|brack)(?![A-Za-z])")
-_ENVIRONMENT = re.compile(r"\\begin\{(aligned|align\*?|gathered|equation\*?|split|displaymath|math|center)\}((?:(?!\\\\|&|\\begin).)*)\\end\{\1\}", re.DOTALL)
+_ENVIRONMENT = re.compile(
+    r"\\begin\{(aligned|align\*?|gathered|equation\*?|split|displaymath|math|center)\}((?:(?!\\\\|&|\\begin).)*)\\end\{\1\}", re.DOTALL
+)
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _PLAIN = frozenset(
-    f"\\{name}"
-    for name in "frac sqrt cdot times left right pi infty cup cap in le ge leq geq lt gt ne neq pm mp begin end sin cos tan ln log theta alpha beta "
-    "mathbb mid setminus ldots dots overline bar circ emptyset sum prod int binom to approx equiv".split()
+    re.findall(
+        r"\\[a-z]+",
+        r"\frac \sqrt \cdot \times \left \right \pi \infty \cup \cap \in \le \ge \leq \geq \lt \gt \ne \neq \pm \mp \begin \end \sin \cos \tan "
+        r"\ln \log \theta \alpha \beta \mathbb \mid \setminus \ldots \dots \overline \bar \circ \emptyset \sum \prod \int \binom \to \approx \equiv",
+    )
 )
 """Commands that decorate nothing: a text with no other is left alone."""
 MOST_LAYERS = 6

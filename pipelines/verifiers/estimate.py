@@ -13,6 +13,8 @@ from pipelines.verifiers.notation import latex, squeeze
 MAX_LENGTH = 200
 MAX_DEPTH = 20
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|\\(?:frac|sqrt|pi|infty|cdot|times|div)(?![a-z])|[-+*/^(){}e]")
+_BRACKETS = {"(": ")", "{": "}"}
+_CONSTANTS = {"\\pi": math.pi, "e": math.e, "\\infty": math.inf}
 _PRODUCT = ("\\cdot", "\\times", "*")
 
 
@@ -73,20 +75,19 @@ class _Reader:
         return value
 
     def atom(self, depth: int) -> float:
-        token = self.tokens[self.at]
+        first = self.tokens[self.at]
         self.at += 1
-        if token[0].isdigit() or token[0] == ".":
-            return float(token)
-        if token in ("(", "{"):
+        if first[0].isdigit() or first[0] == ".":
+            return float(first)
+        if first in _BRACKETS:
             value = self.sum(depth + 1)
-            if not self.take(")" if token == "(" else "}"):
+            if not self.take(_BRACKETS[first]):
                 raise ValueError("a bracket is not closed")
             return value
-        if token == "\\frac":
+        if first == "\\frac":
             return self.atom(depth) / self.atom(depth)
-        if token == "\\sqrt":
+        if first == "\\sqrt":
             return math.sqrt(self.atom(depth))
-        constants = {"\\pi": math.pi, "e": math.e, "\\infty": math.inf}
-        if token not in constants:
-            raise ValueError(f"no constant begins with {token}")
-        return constants[token]
+        if first not in _CONSTANTS:
+            raise ValueError(f"no constant begins with {first}")
+        return _CONSTANTS[first]

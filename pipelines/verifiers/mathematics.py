@@ -14,10 +14,11 @@ from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers import shapes, statements
 from pipelines.verifiers.arithmetic import Policy, compare, conflicting, measured
 from pipelines.verifiers.choice import letter_of
+from pipelines.verifiers.hedges import all_right, rivals
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
 from pipelines.verifiers.notation import TEXT, clean, latex, squeeze, without_text
 from pipelines.verifiers.reading import parse
-from pipelines.verifiers.text import boxes, boxes_in_a_row, has_box, last_boxes, rivals, stated_answer, tagged
+from pipelines.verifiers.text import boxes, boxes_in_a_row, has_box, last_boxes, stated_answer, tagged
 
 MAX_LENGTH = 2000
 MAX_PAIRS = 200
@@ -37,7 +38,9 @@ _PLAIN_MATHS = re.compile(
     r"\b(?:a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|sqrt|infinity|inf|theta|alpha|beta|and|gcd|lcm|mod|percent)\b"
 )
 _NAME = re.compile(
-    r"\A(?!\\(?:pi|infty)(?![a-z]))(\\(?:text|mathrm)\s*\{[A-Za-z ]+\}(?:_\{?\w+\}?)?|(?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
+    r"\A(?!\\(?:pi|infty)(?![a-z]))"
+    r"(\\(?:text|mathrm)\s*\{[A-Za-z ]+\}(?:_\{?\w+\}?)?|(?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)"
+    r"\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
 )
 _ORDER = re.compile(r"[<>]|\\(?:leq?q?|geq?q?|leqslant|geqslant|lt|gt|neq?|not)(?![a-z])")
 _DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|not sure|unsure|or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[$\\(-]*\d)", re.IGNORECASE)
@@ -61,40 +64,16 @@ def verify_math(problem: Problem, text: str) -> Verdict | Job:
         if len(answer) > MAX_LENGTH:
             return failed(Outcome.UNPARSABLE, f"the answer has {len(answer)} characters; at most {MAX_LENGTH} are read", answer[:100])
         run = [answer] if tagged(text) is not None else last_boxes(text)
-        if len(run) > 1 and answer == ", ".join(run) and not parse(clean(gold)).parts:
+        if len(run) > 1 and not parse(clean(gold)).parts:
             run, answer = run[-1:], run[-1]
-        return _all_right(gold, answer, rivals(text, len(run)), policy)
+        others = [other for other in rivals(text, len(run)) if not has_prose(other)] if answer == ", ".join(run) else []
+        return all_right(answer, others, lambda stated: _compared(gold, stated, policy))
     if answer is not None and _DOUBT.search(answer):
         return judged(False, answer, "the answer is a hedge")
     source = (answer or text)[-MAX_LENGTH:]
     if squeeze(clean(gold)) == squeeze(clean(source)):
         return judged(True, source)
     return _hostile(source) or Job(source, lambda engines: _found_in_prose(gold, source, engines))
-
-
-def _all_right(gold: str, answer: str, others: list[str], policy: Policy) -> Verdict | Job:
-    """A response that states several values is right where each of them is the gold: otherwise it hedges."""
-    first = _compared(gold, answer, policy)
-    rest = [(other, _compared(gold, other, policy)) for other in dict.fromkeys(others) if not has_prose(other)]
-    if not rest or (isinstance(first, Verdict) and not first.correct):
-        return first
-    if all(isinstance(each, Verdict) for each in (first, *(verdict for _, verdict in rest))):
-        return _least(answer, first, rest)
-
-    def work(engines: Engines) -> Verdict:
-        found = [each if isinstance(each, Verdict) else each.work(engines) for each in (first, *(verdict for _, verdict in rest))]
-        return _least(answer, found[0], [(other, verdict) for (other, _), verdict in zip(rest, found[1:], strict=True)])
-
-    return Job("\0".join([answer, *(other for other, _ in rest)]), work)
-
-
-def _least(answer: str, first: Verdict, rest: list[tuple[str, Verdict]]) -> Verdict:
-    for other, verdict in rest:
-        if first.correct and not verdict.correct:
-            if verdict.outcome is Outcome.INFRASTRUCTURE:
-                return verdict
-            return judged(False, answer, f"the response also states {other[:80]}")
-    return first
 
 
 def stated(text: str) -> str | None:

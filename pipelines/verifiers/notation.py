@@ -22,7 +22,8 @@ _SPACES = re.compile(r"\\[,!;:> ]|\\left(?![a-z])|\\right(?![a-z])|\\(?:big|Big|
 _UNICODE = str.maketrans(
     {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "≥": r"\ge ", "≤": r"\le ", "≠": r"\ne "}
     | {"∈": r"\in ", "°": r"^\circ ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "⁄": "/", "±": r"\pm ", "÷": "/", "θ": r"\theta "}
-    | {"α": r"\alpha ", "β": r"\beta ", "≈": r"\approx ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "∉": r"\notin ", "∖": r"\setminus ", "\u200b": "", "\u2060": "", "\ufeff": "", "‘": "'", "’": "'", "。": "."}
+    | {"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "∉": r"\notin ", "∖": r"\setminus "}
+    | {"α": r"\alpha ", "β": r"\beta ", "≈": r"\approx ", "\u200b": "", "\u2060": "", "\ufeff": "", "‘": "'", "’": "'", "。": "."}
 )
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")

@@ -13,7 +13,9 @@ from pipelines.verifiers.shapes import Shape, bracketed, leaf, split
 _MATRIX = re.compile(r"\\begin\{([pbBv]?matrix|array)\}(?:\{[lcr| ]*\})?((?:(?!\\begin).)*)\\end\{\1\}", re.DOTALL)
 _SPACING = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-z])|~")
 _WIDE = re.compile(r"\\q?quad(?![a-z])")
-_MEMBER = re.compile(rf"\A(?:{VARIABLE}|\((?:a, ?b|m, ?n|p, ?q|u, ?v|x, ?y|a, ?b, ?c|x, ?y, ?z)\))\s*(?:\\in(?![a-z])|=(?=\s*(?:\\left\s*)?(?:\\\{{|[\[\]])))\s*")
+_MEMBER = re.compile(
+    rf"\A(?:{VARIABLE}|\((?:a, ?b|m, ?n|p, ?q|u, ?v|x, ?y|a, ?b, ?c|x, ?y, ?z)\))\s*(?:\\in(?![a-z])|=(?=\s*(?:\\left\s*)?(?:\\\{{|[\[\]])))\s*"
+)
 _OR = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|\bor\b|\\(?:lor|vee)(?![a-z])|;")
 _END = r"(?:[^\[\](),;]|\\sqrt\[\d+\]|\([^()]*\))+"
 _ENDS = re.compile(rf"([\[\](])({_END}[,;]{_END})([\[\])])")
@@ -161,7 +163,8 @@ def _set_builder(text: str) -> Shape | None:
         return region
     if re.fullmatch(VARIABLE, head) and region.kind == "list":
         return Shape("set", region.parts)
-    if (bound := _DECLARED.fullmatch(without_text(rule).strip())) is not None or (bound := _DECLARED.fullmatch(without_text(pieces[1]).strip())) is not None:
+    bound = _DECLARED.fullmatch(without_text(rule).strip()) or _DECLARED.fullmatch(without_text(pieces[1]).strip())
+    if bound is not None:
         return _family(head, bound)
     return Shape("family", (parse(head), region))
 

@@ -27,13 +27,16 @@ MAX_PARTS = 40
 INFINITE = ("-\\infty", "\\infty")
 ORDERED = ("tuple", "interval", "matrix", "row", "record", "family")
 _OPENING, _CLOSING = ("(", "[", "{", "\\begin"), (")", "]", "}", "\\end")
+IN_ORDER = ({"tuple", "interval"}, {"tuple", "list"}, {"record", "tuple"}, {"record", "list"})
+"""Two kinds that may be the same thing part by part."""
 Same = Callable[[str, str], bool]
 _SIZING = re.compile(r"\\(?:left|right)(?![a-z])\s*")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """kind: see above, or leaf, row. edges: the brackets of an interval. text: what a leaf says, the names of a record, the name whose values a list has."""
+    """kind: see above, or leaf, row. edges: the brackets of an interval, braces of a record. text: what a leaf says, the names of a record, the
+    one name whose values a list has."""
 
     kind: str
     parts: tuple[Shape, ...] = ()
@@ -141,8 +144,7 @@ def equal(gold: Shape, answer: Shape, same: Same) -> bool:
         return False
     if kinds == {"tuple", "interval"} and _edges(gold if gold.kind == "interval" else answer) != "()":
         return False
-    one_by_one = (len(kinds) == 1 and gold.kind in ORDERED) or kinds in ({"tuple", "interval"}, {"tuple", "list"}, {"record", "tuple"}, {"record", "list"})
-    if one_by_one:
+    if (len(kinds) == 1 and gold.kind in ORDERED) or kinds in IN_ORDER:
         return all(equal(part, other, same) for part, other in zip(gold.parts, answer.parts, strict=True))
     if len(kinds) == 1 or kinds in ({"set", "list"}, {"union", "list"}):
         return _matched(gold.parts, answer.parts, same)

@@ -2,7 +2,8 @@
 
 verifier_args {"metric": "chrf" | "bleu" | "ter" | "patch", "threshold": number}. chrf, bleu and ter are sacrebleu's sentence scores (ter as 1 - TER).
 patch is SWE-RL's reward (arXiv 2502.18449): difflib's ratio to the gold patch, read from the last ```diff block where there is one. Correct means at
-least the threshold, 0.5 for texts and 1 for patches: a patch that changes one line wrongly is as near as .9, and wrong. All of it runs in a worker process: the measures are quadratic, and the text is the model's.
+least the threshold, 0.5 for texts and 1 for patches: a patch that is wrong in one line scores .9, and is wrong. All of it runs in a worker
+process: the measures are quadratic, and the text is the model's.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from pipelines.verifiers.estimate import estimate
 from pipelines.verifiers.shapes import Shape, bracketed, leaf, split
@@ -19,6 +20,9 @@ _SUBSCRIPT = re.compile(r"_\{?[^{}]*\}?")
 _ROOTS = ("x", "t", "z", "r", "\\lambda", "\\theta")
 """Names whose subscripts count solutions, in no order."""
 _COMMAND = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_CASES = re.compile(
+    r"(?:\\left\s*\\\{)?\s*\\begin\{(cases|array|aligned|align\*?)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}\s*(?:\\right\s*\.)?", re.DOTALL
+)
 NEAR = 0.05
 """How far a rounded value may be from what it rounds, as a share."""
 
@@ -66,7 +70,7 @@ def gather(pieces: Sequence[str], parse: Callable[[str], Shape], joined_by_or: b
 def record(names: Sequence[str], parts: Sequence[Shape]) -> Shape:
     ordered = sorted(zip(names, parts, strict=True), key=lambda each: each[0])
     alphabet = [ord(name) if len(name) == 1 else -1 for name, _ in ordered]
-    neighbours = all(one >= 0 and other == one + 1 for one, other in zip(alphabet, alphabet[1:], strict=False))
+    neighbours = all(one >= 0 and other == one + 1 for one, other in pairwise(alphabet))
     if not neighbours and len({_SUBSCRIPT.sub("", name) for name in names}) > 1:
         return Shape("record", tuple(parts), "\0".join(names))
     return Shape("record", tuple(part for _, part in ordered), "\0".join(name for name, _ in ordered))
@@ -101,7 +105,7 @@ def has_symbols(text: str) -> bool:
 
 def of_cases(text: str) -> str | None:
     r"""The lines of a cases environment as a list of statements; None for anything else, such as a function by pieces."""
-    found = re.fullmatch(r"(?:\\left\s*\\\{)?\s*\\begin\{(cases|array|aligned|align\*?)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}\s*(?:\\right\s*\.)?", text, re.DOTALL)
+    found = _CASES.fullmatch(text)
     if found is None:
         return None
     lines = [line.replace("&", "").strip().rstrip(".,;") for line in found[2].split("\\\\")]

@@ -17,16 +17,6 @@ _JOINED = re.compile(
 _NAMED = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?)\s*=[\s$]*\Z")
 MOST_BOXES = 20
 MOST_NAME = 40
-_MOVED_ON = re.compile(
-    r"\b(?:wait|actually|wrong|mistaken?|incorrect|correct(?:ed|ion|ing)?|instead|rather|re-?check(?:ing)?|re-?comput\w+|final(?:ly)?|answer|"
-    r"so|then|therefore|thus|hence|consequently|next|now|overall|total|conclude|conclusion)\b",
-    re.IGNORECASE,
-)
-_DOUBT = re.compile(
-    r"\b(?:or|maybe|perhaps|possibly|probably|alternatively|alternative|might|may|could|either|another|also|else|unsure|not\s+sure|guess)\b", re.IGNORECASE
-)
-_CLAUSE = re.compile(r"[.!?](?:\s|$)|\n")
-_OTHERWISE = re.compile(r"[\s$\])]*+(?:[,;(]\s*+)?(?:or|and/or)\b(?:\s+(?:else|maybe|perhaps|possibly|even)\b)?([^\n]*)", re.IGNORECASE)
 _OPENING = re.compile(r"\\(?:boxed|fbox)\s*")
 _BARE_BOX = re.compile(r"[-+]?[\d.,/]*\d")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -56,7 +46,7 @@ def last_boxes(text: str) -> list[str]:
     """Contents of the boxes of that list, in order and with the names that stand before them; none where the last box never closes."""
     run: list[tuple[int, str]] = []
     after = len(text)
-    for start, end, content in reversed(_box_places(text)):
+    for start, end, content in reversed(box_places(text)):
         if content is None or (run and not _JOINED.fullmatch(text[end:after])):
             break
         run.insert(0, (start, content))
@@ -68,29 +58,7 @@ def last_boxes(text: str) -> list[str]:
     return [content for _, content in run]
 
 
-def rivals(text: str, last: int = 1) -> list[str]:
-    r"""What a text states beside its `last` boxes or <answer>s: earlier ones that it does not take back, and what follows after `or`.
-
-    An earlier one is taken back, or a step on the way, where a word such as `wait`, `then`, `so` or `final` stands before the last, and
-    no word of doubt, such as `or`, `perhaps` or `another`, in its clause.
-    """
-    marks = _tag_places(text) if "<answer>" in text else [place for place in _box_places(text) if place[2]]
-    if not marks:
-        return []
-    start, end = marks[-last:][0][0], marks[-1][1]
-    stated = []
-    for _, until, content in reversed(marks[:-last]):
-        between = text[until:start]
-        if _MOVED_ON.search(between) and not _DOUBT.search(_CLAUSE.split(between)[-1]):
-            break
-        stated.append(content)
-    other = _OTHERWISE.match(text, end)
-    if other is not None and (said := _CLAUSE.split(other[1])[0].replace("$", "").strip(" .")):
-        stated.append(said[:-1].strip() if said.count(")") > said.count("(") and said.endswith(")") else said)
-    return [each for each in stated if each]
-
-
-def _tag_places(text: str) -> list[Place]:
+def tag_places(text: str) -> list[Place]:
     """(start, end, content) of the last <answer>s."""
     places, end = [], 0
     for piece in text.split("<answer>"):
@@ -101,7 +69,7 @@ def _tag_places(text: str) -> list[Place]:
 
 
 @functools.lru_cache(maxsize=8)  # several questions are asked of one text
-def _box_places(text: str) -> list[Place]:
+def box_places(text: str) -> list[Place]:
     """(start, end, content) of the last boxes that stand in no other box."""
     places: list[Place] = []
     for found in list(_BOX.finditer(text))[-MOST_BOXES:]:
@@ -115,7 +83,7 @@ def boxes_in_a_row(text: str) -> list[str]:
     """Contents of the last boxes with nothing between them but signs, or words that hold an `and`, `or` or comma: what a solution's gold is."""
     contents: list[str] = []
     after = len(text)
-    for start, end, content in reversed(_box_places(text)):
+    for start, end, content in reversed(box_places(text)):
         between = text[end:after]
         if content is None or (contents and re.search(r"[A-Za-z]", between) and not re.search(r"\b(?:and|or)\b|,|;", between)):
             break

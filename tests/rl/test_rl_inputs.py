@@ -1,6 +1,5 @@
 """What the loop computes for a recipe, on a real tiny model, against plain forward passes and by hand."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from pipelines.rl import RECIPES, inputs, recipe, with_advantages
 from pipelines.rl.data import tensors
 from pipelines.rl.inputs import Step, facts, probes, scores, teacher
 from pipelines.rl.online import History, Recomposition, dynamic_sampling, inject, replay
-from pipelines.rl.train import make_actor
 from pipelines.rl.slots import reward
+from pipelines.rl.train import make_actor
 from pipelines.rl.update import optimise
 from pipelines.sft.examples import document
 from pipelines.sources.arithmetic import problems as arithmetic

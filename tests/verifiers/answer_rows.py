@@ -28,6 +28,13 @@ HEDGES_RIGHT: Rows = [
     (r"x = 3 \text{ or } x = 4", "x = 4, 3"),
     (r"\sqrt{2}", r"x = \sqrt{2} = 2^{1/2}"),
     ("3", "^<answer>3</answer> So it is <answer>3</answer>"),
+    ("3", r"^<answer>\boxed{3}</answer>"),
+    ("12", r"^\boxed{3} each, \boxed{4} of them. Final Answer: The final answer is $12$. I hope it is correct."),
+    ("x=2, y=-1", r"^$x = \boxed{2}$ and $y = \boxed{-1}$"),
+    ("x=2, y=-1", r"^$y = \boxed{-1}$ and $x = \boxed{2}$"),
+    (r"\sqrt{2}", r"\sqrt{2} \approx 1.414"),
+    ("1.414", r"\sqrt{2} \approx 1.414"),
+    (r"3\sqrt{5}", r"\text{length} = 3\sqrt{5}"),
 ]
 HEDGES_WRONG: Rows = [
     ("3", r"^\boxed{3} \boxed{4}"),
@@ -56,6 +63,11 @@ HEDGES_WRONG: Rows = [
     ("3", "^<answer>3 or 4</answer>"),
     ("3", "^<answer>4</answer> <answer>3</answer>"),
     ("3", "^<answer>4</answer> or <answer>3</answer>"),
+    ("3", r"^<answer>\boxed{4} \boxed{3}</answer>"),
+    ("3", r"^<answer>\boxed{3} or 4</answer>"),
+    ("x=2, y=-1", r"^$y = \boxed{2}$ and $x = \boxed{-1}$"),
+    ("7", r"\sqrt{2} \approx 7"),
+    ("3", r"4 \text{ or } \boxed{3}"),
     ("3", r"x = 3 \text{ or } 4"),
     ("3", r"3 \lor 4"),
     ("3", r"3 \text{ (or 4)}"),
@@ -195,6 +207,10 @@ CONDITIONS_RIGHT: Rows = [
     (r"\{2k \mid k \in \mathbb{Z}\}", r"\{2n : n \in \mathbb{Z}\}"),
     (r"\frac{\pi}{4} + k\pi, k \in \mathbb{Z}", r"x = \frac{\pi}{4} + n\pi,\ n \in \mathbb{Z}"),
     (r"\{(x,y) \mid x+y=1\}", r"\{(x,y) : y = 1 - x\}"),
+    (r"\frac{\pi}{6}+2k\pi, k\in\mathbb{Z}", r"x=\frac{\pi}{6}+2n\pi \quad (n\in\mathbb{Z})"),
+    (r"\frac{\pi}{6}+2k\pi, k\in\mathbb{Z}", r"x=\frac{\pi}{6}+2\pi k, \text{ where } k \text{ is an integer}"),
+    (r"[0,1)\cup(1,\infty)", r"x \ge 0, x \ne 1"),
+    (r"(0,1)\cup(1,\infty)", r"a>0 \text{ and } a \neq 1"),
 ]
 CONDITIONS_WRONG: Rows = [
     ("(0,1)", r"\{x \mid 0 \le x \le 1\}"),
@@ -230,6 +246,10 @@ CONDITIONS_WRONG: Rows = [
     (r"\frac{\pi}{4} + k\pi, k \in \mathbb{Z}", r"\frac{\pi}{4} + 2k\pi, k \in \mathbb{Z}"),
     (r"\{(x,y) \mid x+y=1\}", r"\{(x,y) : y = 1 + x\}"),
     (r"\emptyset", r"\{x \mid x > 2\}"),
+    (r"[0,1)\cup(1,\infty)", r"x \ge 0"),
+    (r"(0,1)\cup(1,\infty)", r"a \neq 1"),
+    (r"n\pi, n\in\mathbb{Z}", r"k\pi, k\in\mathbb{R}"),
+    (r"n\pi, n\in\mathbb{Z}", r"\pi"),
 ]
 
 STATEMENTS_RIGHT: Rows = [

@@ -4,7 +4,6 @@ rollout's `reward_parts`, under the same name."""
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
