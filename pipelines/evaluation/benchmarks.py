@@ -16,7 +16,6 @@ import pyarrow as pa
 from pipelines import seeding
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import InfrastructureError
-from pipelines.evaluation.calibration import stated_confidence
 from pipelines.evaluation.samples import SAMPLE_SCHEMA
 from pipelines.generation import Generator, Sample, respond
 from pipelines.lineage.code import code_sha256
@@ -24,6 +23,7 @@ from pipelines.lineage.digests import combine
 from pipelines.parts import in_parts
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers import VerifierPool
+from pipelines.verifiers.confidence import stated_confidence
 from pipelines.verifiers.voting import equal_answers
 
 PART = 2048

@@ -5,7 +5,10 @@
     with VerifierPool() as pool: pool.verify_batch(pairs)    many, with a cache and counts of outcomes
 
 text.py         which part of a response counts          notation.py     one way of writing mathematics
-arithmetic.py   exact comparison without sympy            shapes.py       tuples, sets, intervals, matrices, lists
+decorations.py  LaTeX that says nothing                   arithmetic.py   exact comparison without sympy
+shapes.py       tuples, sets, intervals, records, ...     reading.py      from a text to its shape
+conditions.py   sets of reals by a condition              statements.py   values with names, sides of an equality
+estimate.py     about how much a constant is              hedges.py       responses that state several answers
 mathematics.py  `math`                                    choice.py       `choice`
 answers.py      `exact`, `logic`                          assignments.py  `logic` without a task: knights and knaves
 structured.py   `regex`, `json`                           constraints.py  `constraints`, by the names of IFEval
@@ -16,6 +19,7 @@ memory.py       what a sandbox holds, from outside        cgroups.py      a cgro
 workers.py      processes that can be killed              engine.py       what they run
 pool.py         VERIFIERS, batches, cache                 audit.py        every gold judged by its own verifier
 voting.py       answers in parties of equal value          judgement.py    Limits, Job, the shape of a verifier
+confidence.py   the confidence that a response states
 
 A verifier is a function (problem, final text) -> Verdict | Job and a row in `pool.VERIFIERS`.
 """

@@ -1,6 +1,8 @@
 """`exact` and `logic`: answers that are text.
 
-exact: equal to the gold, or to one of {"accept": [...]}, ignoring case, spacing, a final full stop and text markup.
+exact: equal to the gold, or to one of {"accept": [...]}. {"match"} says what is: the `answer` that the final text states (the default), the whole
+`final` text, or the whole `output` with its thinking, as in CLS-RL without thinking (arXiv 2503.16188). Case, spacing, a final full stop and, in an
+answer, text markup do not count, unless {"normalise": false}: then every character but spaces at the ends does.
 logic: the scorer of a reasoning-gym dataset, {"task": name, "entry": {...}}; partial credit counts as wrong. Those scorers
 `eval` answers, so they run in a worker inside the sandbox and nowhere else. Without a task the gold is an assignment of roles
 (assignments.py), as in knights and knaves.
@@ -14,6 +16,7 @@ from pipelines.verifiers.judgement import Engines, Job, failed, judged
 from pipelines.verifiers.notation import clean
 from pipelines.verifiers.text import boxed, has_box, stated_answer, tagged
 
+MATCHES = ("answer", "final", "output")
 FULL_SCORE = 0.999
 MAX_LENGTH = 20_000
 
@@ -26,16 +29,31 @@ def answer_text(text: str) -> str | None:
 
 
 def verify_exact(problem: Problem, text: str) -> Verdict | Job:
-    answer = answer_text(text)
+    """`text` is the final text, or the whole response where `whole_output` says so."""
+    match, normalise = problem.args.get("match", "answer"), problem.args.get("normalise", True)
+    if match not in MATCHES or not isinstance(normalise, bool):
+        raise ValueError(f"match is one of {', '.join(MATCHES)} and normalise true or false, got {match!r} and {normalise!r}")
+    answer = answer_text(text) if match == "answer" else text.strip()
     if not answer:
         return failed(Outcome.UNPARSABLE, "no answer in the final text")
+    form = str.strip if not normalise else plain if match == "answer" else folded
     accepted = [problem.answer, *problem.args.get("accept", [])]
-    return judged(plain(answer) in {plain(gold) for gold in accepted}, answer)
+    return judged(form(answer) in {form(gold) for gold in accepted}, answer)
+
+
+def whole_output(problem: Problem) -> bool:
+    """Whether a response is judged with its thinking."""
+    return problem.verifier == "exact" and problem.args.get("match") == "output"
 
 
 def plain(text: str) -> str:
     """Without case, markup and extra spaces, for comparing texts."""
-    return " ".join(clean(text).casefold().split())
+    return folded(clean(text))
+
+
+def folded(text: str) -> str:
+    """Without case, extra spaces and a final full stop."""
+    return " ".join(text.casefold().split()).removesuffix(".")
 
 
 def verify_logic(problem: Problem, text: str) -> Verdict | Job:

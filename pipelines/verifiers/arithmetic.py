@@ -11,6 +11,7 @@ where gold and answer both have one; a ratio is its quotient, a time of day is n
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,11 +31,14 @@ _TIME = re.compile(r"\d{1,2}:\d\d")
 _COMMA_DECIMAL = re.compile(r"[-+]?(?:0,\d+|\d+,\d{1,2}|\d+,\d{4,})")
 _BASE = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
 _PERCENT = re.compile(r"\s*(?:\\%|%|per\s?cent)")
+_POWER = r"(?:\s*\^\s*\{?([23])\}?)?"
 _MEASURED = re.compile(
-    r"(.*?[\d}])(?:(?:\s|\\[ ,;])+((?:[A-Za-z]{2}|[mgshLJNWV]\b)[A-Za-z. /-]*(?:\^\{?[23]\}?)?)"
-    r"|(cm|mm|km|kg|mg|ml|ft|lb|oz|mph|kph)(?:\^\{?[23]\}?)?)"
+    rf"(.*?[\d}}])(?:(?:\s|\\[ ,;])+((?:[A-Za-z]{{2}}|[mgshLJNWV]\b)[A-Za-z. /-]*){_POWER}|(cm|mm|km|kg|mg|ml|ft|lb|oz|mph|kph){_POWER})"
 )
-_UNIT = re.compile(r"(.*[^\s{(,+*/^=-])\s*" + TEXT + r"\s*\{\s*([A-Za-z][A-Za-z. /-]*)\}(?:\^\{?[23]\}?)?")
+_UNIT = re.compile(rf"(.*[^\s{{(,+*/^=-])\s*{TEXT}\s*\{{\s*([A-Za-z][A-Za-z. /-]*){_POWER}\s*\}}{_POWER}")
+_COMPOUND = re.compile(r"\b(?:[kcm]?m|ft|mi|in|k?g|m?l|k?J|N|W|V|rad|rev)\s?/\s?(?:[kc]?m|h|hr|min|m?s|sec|k?g|m?l)\b", re.IGNORECASE)
+_SQUARED = re.compile(r"\A(?:(square|sq)|(cubic|cu))\.?\s+|\s+(?:(squared)|(cubed))\Z")
+_SPREAD = re.compile(r"\d,\s+\d{3}(?!\d)")
 _ABBREVIATIONS = {
     "meter": ("m", "metre"),
     "centimeter": ("cm", "centimetre"),
@@ -56,7 +60,7 @@ _ABBREVIATIONS = {
 }
 _SYNONYMS = {short: name for name, shorts in _ABBREVIATIONS.items() for short in shorts}
 _HOUR = re.compile(r"(\d{1,2}(?::\d\d)?)\s*([AaPp])\.?\s?[Mm]\.{0,2}")
-_PREFIXED = re.compile(r"(?:US|USD|Rs\.?|EUR|[£€¥₹])\s*(.*\d)|(.*\d)\s*[£€¥₹]")
+_PREFIXED = re.compile(r"(?:USD?|Rs\.?|EUR|[£€¥₹])\s*(.*\d)|(.*\d)\s*[£€¥₹]")
 _SCALES = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|squared|cubed|factorial|choose|"
     r"over|times|plus|minus|by|maybe|perhaps|possibly|probably|wrong|incorrect|unsure|guess|no|percent|mod|bmod|if|when|to|and|or|not|is|[A-Za-z])\b"
@@ -118,6 +122,8 @@ def number(text: str, percent: str = "value") -> Fraction | None:
         if part is None or part >= 1:
             return None
         return -(part + int(mixed[2])) if mixed[1] == "-" else part + int(mixed[2])
+    if "," in text and _SPREAD.search(text):  # a list
+        return None
     text = re.sub(r"\^\{?\\circ\}?$", "", squeeze(text))
     while text.startswith("(") and text.endswith(")") and "," not in text and text.count("(") == 1:
         text = text[1:-1]
@@ -143,25 +149,39 @@ def _quotient(top: str, bottom: str) -> Fraction | None:
     return above / below if above is not None and below else None
 
 
+@functools.lru_cache(maxsize=4096)
 def measured(text: str) -> tuple[str, str]:
     """(value, unit) of `30 cm` or `$5`; the unit is "" where there is none."""
     if (hour := _HOUR.fullmatch(without_text(text).strip())) is not None:
         return hour[1], hour[2].casefold() + "m"
-    if (wrapped := _UNIT.fullmatch(text.strip())) is not None and not _SCALES.search(wrapped[2]):
-        return wrapped[1].strip(), _unit(wrapped[2])
+    if (wrapped := _UNIT.fullmatch(text.strip())) is not None and not _scaled(wrapped[2]):
+        return wrapped[1].strip(), _unit(wrapped[2], wrapped[3] or wrapped[4])
     text = without_text(text).strip()
     if (money := _PREFIXED.fullmatch(text)) is not None:
         return (money[1] or money[2]).strip(), ""
     match = _MEASURED.fullmatch(text)
-    if match is None or (match[2] and len(match[2]) > 1 and _SCALES.search(match[2])):
+    if match is None or (match[2] and len(match[2]) > 1 and _scaled(match[2])):
         return text, ""
-    return match[1].strip(), _unit(match[2] or match[3])
+    return match[1].strip(), _unit(match[2] or match[4], match[3] or match[5])
 
 
-def _unit(text: str) -> str:
-    """One name for a unit, in the singular."""
+def _scaled(words: str) -> bool:
+    """Whether words behind a number change its value or doubt it, and so are no unit."""
+    return _SCALES.search(_COMPOUND.sub("", _SQUARED.sub("", words.strip()))) is not None
+
+
+def _unit(text: str, power: str | None) -> str:
+    """One name for a unit, in the singular, with its power; "unit" for units of no kind."""
     name = " ".join(text.casefold().split()).rstrip(".")
-    return _SYNONYMS.get(name) or _SYNONYMS.get(name.rstrip("s")) or name.rstrip("s")
+    if (found := _SQUARED.search(name)) is not None:
+        name, power = _SQUARED.sub("", name), "2" if found[1] or found[3] else "3"
+    name = _SYNONYMS.get(name) or _SYNONYMS.get(name.rstrip("s")) or name.rstrip("s")
+    return f"{name}^{power}" if power and name != "unit" else name
+
+
+def conflicting(one: str, other: str) -> bool:
+    """Whether two units are there and differ."""
+    return bool(one and other and one != other and "unit" not in (one, other))
 
 
 def _same_number(gold: Fraction, value: Fraction, written_as_decimal: bool) -> bool:
@@ -201,7 +221,7 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> bool | None:
     if gold_number is not None and answer_number is not None:
         if policy.units == "strict" and gold_unit != answer_unit:
             return False
-        if policy.units == "lenient" and gold_unit and answer_unit and gold_unit != answer_unit:
+        if policy.units == "lenient" and conflicting(gold_unit, answer_unit):
             return False
         if ":" in left and ":" in right and (_TIME.fullmatch(left) or _TIME.fullmatch(right)):
             return False

@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 
 from pipelines.records import Outcome, Problem, Verdict
-from pipelines.verifiers import shapes
-from pipelines.verifiers.arithmetic import Policy, compare, measured
+from pipelines.verifiers import shapes, statements
+from pipelines.verifiers.arithmetic import Policy, compare, conflicting, measured
 from pipelines.verifiers.choice import letter_of
+from pipelines.verifiers.hedges import all_right, rivals
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
 from pipelines.verifiers.notation import TEXT, clean, latex, squeeze, without_text
-from pipelines.verifiers.text import all_boxes, boxes, has_box, stated_answer, tagged
+from pipelines.verifiers.reading import parse
+from pipelines.verifiers.text import boxes, boxes_in_a_row, has_box, last_boxes, stated_answer, tagged
 
 MAX_LENGTH = 2000
 MAX_PAIRS = 200
@@ -36,8 +38,12 @@ _PLAIN_MATHS = re.compile(
     r"\b(?:a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|sqrt|infinity|inf|theta|alpha|beta|and|gcd|lcm|mod|percent)\b"
 )
 _NAME = re.compile(
-    r"\A((?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
+    r"\A(?!\\(?:pi|infty)(?![a-z]))"
+    r"(\\(?:text|mathrm)\s*\{[A-Za-z ]+\}(?:_\{?\w+\}?)?|(?:\\?[A-Za-z]+(?:\s*_\s*(?:\{[^{}]*\}|\w))?'*\s*){1,2}(?:\([^()=]*\))?)"
+    r"\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
 )
+_ORDER = re.compile(r"[<>]|\\(?:leq?q?|geq?q?|leqslant|geqslant|lt|gt|neq?|not)(?![a-z])")
+_DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|not sure|unsure|or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[$\\(-]*\d)", re.IGNORECASE)
 _OPTION = re.compile(r"[A-J]")
 _GOLD_LEAD = re.compile(r"\A(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*", re.IGNORECASE)
 
@@ -53,10 +59,17 @@ def verify_math(problem: Problem, text: str) -> Verdict | Job:
     if answer == "":
         return failed(Outcome.UNPARSABLE, "the answer is empty")
     gold = gold_of(problem.answer)
+    policy = Policy(arguments.get("percent", "value"), arguments.get("units", "lenient"))
     if answer is not None and (has_box(text) or tagged(text) is not None or is_bare(answer)):
         if len(answer) > MAX_LENGTH:
             return failed(Outcome.UNPARSABLE, f"the answer has {len(answer)} characters; at most {MAX_LENGTH} are read", answer[:100])
-        return _compared(gold, answer, Policy(arguments.get("percent", "value"), arguments.get("units", "lenient")))
+        run = [answer] if tagged(text) is not None else last_boxes(text)
+        if len(run) > 1 and not parse(clean(gold)).parts:
+            run, answer = run[-1:], run[-1]
+        others = [other for other in rivals(text, len(run)) if not has_prose(other)] if answer == ", ".join(run) else []
+        return all_right(answer, others, lambda stated: _compared(gold, stated, policy))
+    if answer is not None and _DOUBT.search(answer):
+        return judged(False, answer, "the answer is a hedge")
     source = (answer or text)[-MAX_LENGTH:]
     if squeeze(clean(gold)) == squeeze(clean(source)):
         return judged(True, source)
@@ -96,7 +109,7 @@ def gold_of(answer: str) -> str:
     """The gold itself where a dataset has a solution or a sentence in its place; several boxes are a list."""
     answer = answer.strip()
     if has_box(answer):
-        return ", ".join(all_boxes(answer)) or answer
+        return ", ".join(boxes_in_a_row(answer)) or answer
     return _GOLD_LEAD.sub("", answer)
 
 
@@ -118,10 +131,13 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     whole = same(clean_gold, clean_answer)
     if whole is not None:
         return judged(whole, answer)
-    left, right = map(shapes.parse, values(clean_gold, clean_answer, policy))
+    sides = _shapes(clean_gold, clean_answer, policy)
+    if sides is None:
+        return judged(False, answer, "the answer is a relation, the gold is none")
+    left, right = sides
     possible = shapes.equal(left, right, lambda one, other: same(one, other) is not False)
-    if not possible and _RELATION.search(clean_gold) and _RELATION.search(clean_answer):  # one relation may be written in many ways
-        left, right, possible = shapes.Shape("leaf", text=clean_gold), shapes.Shape("leaf", text=clean_answer), True
+    if not possible and _one_relation(clean_gold, left) and _one_relation(clean_answer, right):
+        left, right, possible = shapes.leaf(clean_gold), shapes.leaf(clean_answer), True
     if not possible or shapes.equal(left, right, lambda one, other: same(one, other) is True):
         return judged(possible, answer)
     if (refused := _hostile(clean_answer)) is not None:
@@ -134,17 +150,37 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
     return Job(answer, lambda engines: _symbolic(left, right, exact, open_pairs, answer, policy, engines))
 
 
+def _shapes(gold: str, answer: str, policy: Policy) -> tuple[shapes.Shape, shapes.Shape] | None:
+    """The forms of both sides; in that of an answer to a gold without relations every side of an equality counts. None where the answer says
+    more, less or unequal and the gold does not."""
+    left, right = map(parse, values(gold, answer, policy))
+    said = list(shapes.texts(left))
+    if any(_RELATION.search(text) for text in said):
+        return left, right
+    if not _ORDER.search(gold) and any(_ORDER.search(text) for text in shapes.texts(right)):
+        return None
+    symbolic, decimal = any(map(statements.has_symbols, said)), all("." in text for text in said)
+    return left, shapes.mapped(right, lambda text: statements.sides(text, symbolic, decimal))
+
+
+def _one_relation(text: str, shape: shapes.Shape) -> bool:
+    """Whether a text is one equation or inequality, which may be written in many ways."""
+    return shape.kind in ("leaf", "interval", "union") and _RELATION.search(text) is not None and "\\{" not in text and not statements.several(text)
+
+
 def values(gold: str, answer: str, policy: Policy) -> tuple[str, str]:
     """Both sides without what only one of them says: the name in `x = 5`, or a unit."""
     gold_name, answer_name = _NAME.match(gold), _NAME.match(answer)
+    if (gold_name or answer_name) and (statements.several(gold) or statements.several(answer)):
+        gold_name = answer_name = None
     alike = gold_name and answer_name and squeeze(gold_name[1]) == squeeze(answer_name[1])
     if answer_name and (alike or not _RELATION.search(gold)):
         answer = _end_of_chain(answer[answer_name.end() :])
     if gold_name and (alike or not _RELATION.search(answer)):
         gold = _end_of_chain(gold[gold_name.end() :])
     (gold_value, gold_unit), (answer_value, answer_unit) = measured(gold), measured(answer)
-    alone = policy.units == "lenient" and bool(gold_unit) != bool(answer_unit)
-    if policy.units == "ignore" or alone or (gold_unit and gold_unit == answer_unit):
+    fitting = policy.units == "lenient" and (gold_unit or answer_unit) and not conflicting(gold_unit, answer_unit)
+    if policy.units == "ignore" or fitting or (gold_unit and gold_unit == answer_unit):
         return gold_value, answer_value
     return gold, answer
 

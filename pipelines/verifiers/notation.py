@@ -8,18 +8,21 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from pipelines.verifiers.decorations import undecorated
+
 FUNCTIONS = ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp")
 _PLAIN = {"sqrt": r"\sqrt", "pi": r"\pi ", "infinity": r"\infty ", "inf": r"\infty ", "oo": r"\infty ", "theta": r"\theta ", "alpha": r"\alpha "}
 _PLAIN |= {name: rf"\{name} " for name in FUNCTIONS} | {"asin": r"\arcsin ", "acos": r"\arccos ", "atan": r"\arctan "}
 _PLAIN_WORD = re.compile(r"(?<![\\A-Za-z])(?<!operatorname\{)(" + "|".join(sorted(_PLAIN, key=len, reverse=True)) + r")(?![A-Za-z])")
-TEXT = r"\\(?:text(?:normal|rm|bf|it|tt)?|mathrm|mbox)"
+TEXT = r"\\(?:text(?:normal|rm|bf|it|tt|sf|sc|up|md)?|mathrm|mbox|hbox|emph)"
 """Commands that set words."""
-_WRAPPED = re.compile(rf"(?:{TEXT}|\\(?:mathbf|mathit|mathsf|operatorname|boxed|fbox))\s*\{{([^{{}}]*)\}}")
+_WRAPPED = re.compile(rf"(?:{TEXT}|\\operatorname)\s*\{{([^{{}}]*)\}}")
 _TEXT = re.compile(TEXT + r"\s*\{([^{}]*)\}")
 _SPACES = re.compile(r"\\[,!;:> ]|\\left(?![a-z])|\\right(?![a-z])|\\(?:big|Big|bigg|Bigg)[lr]?(?![a-z])|~|\\q?quad(?![a-z])|\s+")
 _UNICODE = str.maketrans(
     {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "≥": r"\ge ", "≤": r"\le ", "≠": r"\ne "}
     | {"∈": r"\in ", "°": r"^\circ ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "⁄": "/", "±": r"\pm ", "÷": "/", "θ": r"\theta "}
+    | {"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "∉": r"\notin ", "∖": r"\setminus "}
     | {"α": r"\alpha ", "β": r"\beta ", "≈": r"\approx ", "\u200b": "", "\u2060": "", "\ufeff": "", "‘": "'", "’": "'", "。": "."}
 )
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
@@ -37,24 +40,30 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
 _BARE_PERCENT = re.compile(r"(?<!\\)%")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])|\\R(?![A-Za-z])")
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
 
 def clean(text: str) -> str:
     """Typographic variants made one: Unicode forms, dollar signs, fraction commands, wrappers such as \\text{...}."""
+    if _NUMBER.fullmatch(text):
+        return text
     if not text.isascii():
         text = _SUPERSCRIPTS.sub(lambda raised: "^{" + raised[0].translate(_RAISED) + "}", text)
         text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text.translate(_UNICODE))
         text = unicodedata.normalize("NFKC", text).translate(_UNICODE)
     text = text.replace("\\$", "").replace("$", "").replace("{,}", ",").replace("{:}", ":").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = text.replace("\\lbrace", "\\{").replace("\\rbrace", "\\}").replace("\\varnothing", "\\emptyset").replace("\\cfrac", "\\frac")
+    if "\\" in text:
+        text = _BLACKBOARD.sub(lambda name: rf"\mathbb{{{name[1] or 'R'}}}", text)
     if "\\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)  # escaped once too often
     for opening, closing in _WRAPPERS:
         stripped = text.strip()
         if stripped.startswith(opening) and stripped.endswith(closing) and len(stripped) > len(opening) + len(closing):
             text = stripped[len(opening) : -len(closing)]
-    text = text.strip()
+    text = undecorated(text.strip()) if "\\" in text else text.strip().removeprefix("=").lstrip()
     while (inner := _WRAPPED.fullmatch(text)) is not None:
         text = inner.group(1).strip()
     text = text.removesuffix(".").rstrip() if not text.endswith("..") else text
@@ -80,7 +89,7 @@ def latex(cleaned: str) -> str:
 
 def without_text(cleaned: str) -> str:
     r"""\text{...} as its content, with spaces round it."""
-    return _TEXT.sub(r" \1 ", cleaned)
+    return _TEXT.sub(r" \1 ", cleaned) if "\\" in cleaned else cleaned
 
 
 def squeeze(cleaned: str) -> str:

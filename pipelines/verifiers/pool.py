@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from pipelines.records import Outcome, Problem, Verdict
-from pipelines.verifiers.answers import verify_exact, verify_logic
+from pipelines.verifiers.answers import verify_exact, verify_logic, whole_output
 from pipelines.verifiers.choice import verify_choice
 from pipelines.verifiers.constraints import verify_constraints
 from pipelines.verifiers.judge import verify_judge
@@ -101,14 +101,15 @@ def cache_key(problem: Problem, subject: str) -> bytes:
     return blake2b("\0".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def begin(problem: Problem, text: str | None) -> Verdict | Job:
-    """What the problem's verifier says of the final text."""
-    if text is None:
-        return failed(Outcome.UNPARSABLE, "<think> is never closed: there is no final text")
+def begin(problem: Problem, response: str) -> Verdict | Job:
+    """What the problem's verifier says of the final text, or of all of the response where its settings ask for it."""
     verifier = VERIFIERS.get(problem.verifier)
     if verifier is None:
         return failed(Outcome.INFRASTRUCTURE, f"problem {problem.problem_id}: unknown verifier {problem.verifier!r}, known are {sorted(VERIFIERS)}")
     try:
+        text = response if whole_output(problem) else final_text(response)
+        if text is None:
+            return failed(Outcome.UNPARSABLE, "<think> is never closed: there is no final text")
         return verifier(problem, text)
     except ValueError as error:
         return failed(Outcome.INFRASTRUCTURE, f"problem {problem.problem_id}: verifier_args cannot be used ({error})")
@@ -137,8 +138,7 @@ class VerifierPool:
         verdicts: list[Verdict | Future[Verdict]] = []
         running: dict[bytes, Future[Verdict]] = {}
         for problem, response in pairs:
-            text = final_text(response)
-            first = begin(problem, text)
+            first = begin(problem, response)
             if isinstance(first, Verdict):
                 verdicts.append(first)
                 continue

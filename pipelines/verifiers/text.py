@@ -6,6 +6,7 @@ not an answer. All functions are linear in the length of the text, because respo
 
 from __future__ import annotations
 
+import functools
 import re
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -13,7 +14,13 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-z])")
 _JOINED = re.compile(
     r"(?:[\s$]|\\q?quad|\\[,;()\[\] ]|\\text\s*\{)*(?:,|;|\band\b|\bor\b)(?:[\s$},;]|\band\b|\bor\b|\\q?quad|\\[,;()\[\] ])*(?:\w+\s*=\s*[\s$]*)?"
 )
+_NAMED = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?)\s*=[\s$]*\Z")
 MOST_BOXES = 20
+MOST_NAME = 40
+_OPENING = re.compile(r"\\(?:boxed|fbox)\s*")
+_BARE_BOX = re.compile(r"[-+]?[\d.,/]*\d")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+Place = tuple[int, int, str | None]
 _PYTHON = {"", "python", "python3", "py"}
 
 
@@ -31,50 +38,74 @@ def boxed(text: str) -> str | None:
 
 def boxes(text: str) -> str | None:
     r"""As `boxed`, but boxes with nothing except `,`, `and` or `or` between them are one list: `\boxed{1}, \boxed{2}` -> `1, 2`."""
-    starts = [found.start() for found in _BOX.finditer(text)][-MOST_BOXES:]
+    run = last_boxes(text)
+    return ", ".join(run) if run else None
+
+
+def last_boxes(text: str) -> list[str]:
+    """Contents of the boxes of that list, in order and with the names that stand before them; none where the last box never closes."""
+    run: list[tuple[int, str]] = []
+    after = len(text)
+    for start, end, content in reversed(box_places(text)):
+        if content is None or (run and not _JOINED.fullmatch(text[end:after])):
+            break
+        run.insert(0, (start, content))
+        after = start
+    if len(run) > 1:
+        names = [name[1] for start, _ in run if (name := _NAMED.search(text[max(0, start - MOST_NAME) : start]))]
+        if len(set(names)) == len(run):
+            return [f"{name} = {content}" for name, (_, content) in zip(names, run, strict=True)]
+    return [content for _, content in run]
+
+
+def tag_places(text: str) -> list[Place]:
+    """(start, end, content) of the last <answer>s."""
+    places, end = [], 0
+    for piece in text.split("<answer>"):
+        content, closing, _ = piece.partition("</answer>")
+        places.append((end - len("<answer>"), end + len(content) + len(closing), content.strip()))
+        end += len(piece) + len("<answer>")
+    return places[1:][-MOST_BOXES:]
+
+
+@functools.lru_cache(maxsize=8)  # several questions are asked of one text
+def box_places(text: str) -> list[Place]:
+    """(start, end, content) of the last boxes that stand in no other box."""
+    places: list[Place] = []
+    for found in list(_BOX.finditer(text))[-MOST_BOXES:]:
+        if not places or found.start() >= places[-1][1]:
+            content, end = _box_at(text, found.start())
+            places.append((found.start(), found.end() if content is None else end, content))
+    return places
+
+
+def boxes_in_a_row(text: str) -> list[str]:
+    """Contents of the last boxes with nothing between them but signs, or words that hold an `and`, `or` or comma: what a solution's gold is."""
     contents: list[str] = []
     after = len(text)
-    for start in reversed(starts):
-        content, end = _box_at(text, start)
-        if content is None or (contents and not _JOINED.fullmatch(text[end:after])):
+    for start, end, content in reversed(box_places(text)):
+        between = text[end:after]
+        if content is None or (contents and re.search(r"[A-Za-z]", between) and not re.search(r"\b(?:and|or)\b|,|;", between)):
             break
         contents.append(content)
         after = start
-    return ", ".join(reversed(contents)) or (None if not contents else "")
-
-
-def all_boxes(text: str) -> list[str]:
-    """Contents of every box, in order."""
-    found, after = [], 0
-    for mark in _BOX.finditer(text):
-        if mark.start() >= after:
-            content, after = _box_at(text, mark.start())
-            found += [content] if content else []
-    return found
+    return contents[::-1]
 
 
 def _box_at(text: str, start: int) -> tuple[str | None, int]:
     """Content and end of the box that begins at `start`; None when it never closes."""
-    opening = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start)
+    opening = _OPENING.match(text, start)
     assert opening is not None
     if not text.startswith("{", opening.end()):
-        bare = re.compile(r"[-+]?[\d.,/]*\d").match(text, opening.end())
+        bare = _BARE_BOX.match(text, opening.end())
         return (bare[0], bare.end()) if bare and opening[0][-1].isspace() else (None, opening.end())
-    depth, escaped = 0, False
-    for position in range(opening.end(), len(text)):
-        character = text[position]
-        if escaped:
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                content = text[opening.end() + 1 : position].strip()
-                inner = boxed(content) if content.startswith(("\\boxed{", "\\fbox{")) else content
-                return inner, position + 1
+    depth = 0
+    for brace in _BRACE.finditer(text, opening.end()):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0 and brace[0] == "}":
+            content = text[opening.end() + 1 : brace.start()].strip()
+            inner = boxed(content) if content.startswith(("\\boxed{", "\\fbox{")) else content
+            return inner, brace.end()
     return None, len(text)
 
 
@@ -102,7 +133,7 @@ def stated_answer(text: str) -> str | None:
         return None
     rest = text[at + len("answer") :].removeprefix(" is").lstrip(" :*")
     sentence = re.split(r"[.;!?](?:\s|$)|\n|, (?:not|but) | \(not ", rest, maxsplit=1)[0]
-    return sentence.strip(" *") or None
+    return sentence.strip(" *").removeprefix("either ") or None
 
 
 def program(text: str) -> str | None:

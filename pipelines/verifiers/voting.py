@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipelines.records import Problem, Verdict
+from pipelines.verifiers.audit import gold_response
 from pipelines.verifiers.pool import verify_batch
 from pipelines.verifiers.text import boxed, final_text
 
@@ -30,7 +31,8 @@ def equal_answers(groups: Sequence[tuple[Problem, Sequence[str]]], judge: Judge 
                 leaders[i][leader] = leader
                 asked += [(i, leader, other) for other in others if problem.verifier in COMPARING]
                 left[:] = others
-        verdicts = judge([(replace(groups[i][0], answer=leader), f"\\boxed{{{other}}}") for i, leader, other in asked])
+        golds = [(replace(groups[i][0], answer=leader), replace(groups[i][0], answer=other)) for i, leader, other in asked]
+        verdicts = judge([(gold, gold_response(response)) for gold, response in golds])
         for (i, leader, other), verdict in zip(asked, verdicts, strict=True):
             if verdict.correct:
                 leaders[i][other] = leader

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.evaluation.calibration import BINS, bin_sums, brier, expected_calibration_error, stated_confidence
+from pipelines.evaluation.calibration import BINS, bin_sums, brier, expected_calibration_error
 from pipelines.seeding import generator
+from pipelines.verifiers.confidence import stated_confidence
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,11 @@ from pipelines.seeding import generator
         ("<think>Confidence: 10%</think>4. Confidence: 60 percent", 0.6),
         ("Confidence: 120%", None),
         ("confidence: 12345", None),
+        ("<confidence>1.8</confidence>", None),
+        ("confidence: 8", None),
+        ("<confidence>-1</confidence>", None),
+        ("<confidence>high</confidence> 4", None),
+        ("<confidence>0.3</confidence> 70", 0.3),
         ("very high confidence", None),
         ("95 % confidence interval", None),
         ("<think>Confidence: 10%</think>4", None),

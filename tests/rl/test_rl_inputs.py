@@ -1,6 +1,5 @@
 """What the loop computes for a recipe, on a real tiny model, against plain forward passes and by hand."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +22,14 @@ from pipelines.rl.account import training
 from pipelines.rl.data import tensors
 from pipelines.rl.inputs import Step, facts, probes, scores, teacher
 from pipelines.rl.online import History, Recomposition, dynamic_sampling, inject, replay
+from pipelines.rl.slots import reward
 from pipelines.rl.train import make_actor
 from pipelines.rl.update import optimise
 from pipelines.sft.examples import document
 from pipelines.sources.arithmetic import problems as arithmetic
 from pipelines.store import write_rollouts
 from pipelines.verifiers import VerifierPool
+from pipelines.verifiers.confidence import stated_confidence
 
 PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=60, levels={2: 1}, styles={"steps": 1}), 1, "a", Path()))[:2]
 BY_ID = {problem.problem_id: problem for problem in PROBLEMS}
@@ -181,12 +182,16 @@ def test_facts_of_rollouts():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("<confidence>1</confidence>", 1.0), ("<confidence>.5.</confidence>", None), ("<confidence>-1</confidence>", None), ("", None)],
+    ("stated", "value"),
+    [("<confidence>0.8</confidence>", 0.8), ("Confidence: 80%", 0.8), ("I am 80 % sure.", 0.8), ("<confidence>80</confidence>", 0.8), ("perhaps", None)],
 )
-def test_a_stated_confidence_is_a_number_in_its_range(text, value):
-    found = facts.stated_confidence(text)
-    assert math.isnan(found) if value is None else found == value
+def test_the_reward_of_rlcr_and_the_calibration_read_one_confidence(stated, value):
+    """c - (q - c)^2: .96 and -.64 with q = .8; -1 where nothing is stated, as for a confidence in the working alone."""
+    made = [rollout(0, f"<think>Confidence: 10%</think>\\boxed{{7}} {stated}", right, number) for number, right in enumerate((True, False))]
+    step = step_of(made=made)
+    assert {stated_confidence(each.response) for each in made} == {value}
+    expected = [0.96, -0.64] if value else [-1.0, -1.0]
+    assert reward.brier(facts.correct(step), facts.confidence(step)).tolist() == pytest.approx(expected)
 
 
 def test_a_shared_prefix_ends_where_siblings_part():

@@ -15,6 +15,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Problem
 from pipelines.verifiers import Limits, VerifierPool
 from pipelines.verifiers.constraints import INSTRUCTIONS
+from pipelines.verifiers.voting import parties
 
 TASKS = Path(__file__).parents[3] / "shared" / "data" / "tasks"
 CORRECT, WRONG, UNPARSABLE, INFRASTRUCTURE = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE, Outcome.INFRASTRUCTURE
@@ -55,6 +56,52 @@ OPTIONS = ["a red fox", "42", "1/2", "none of these"]
 def test_choice(pool: VerifierPool, response: str, outcome: Outcome) -> None:
     for gold in ("B", "42"):
         assert pool.verify(problem(gold, "choice", options=OPTIONS), response).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "outcome"),
+    [
+        ("A, C", r"\boxed{A, C}", CORRECT),
+        ("A, C", r"\boxed{C and A}", CORRECT),
+        ("AC", "The answer is (A), (C).", CORRECT),
+        ("A and C", "<answer>AC</answer>", CORRECT),
+        ("A; C", "A) a red fox; C) 1/2", CORRECT),
+        ("A", "A) a red fox; C) 1/2", UNPARSABLE),
+        ("A, C", "[[A, C]]", CORRECT),
+        ("A, C", r"\boxed{A}", WRONG),
+        ("A, C", r"\boxed{A, B, C}", WRONG),
+        ("A, C", r"\boxed{A, B}", WRONG),
+        ("A, C", r"\boxed{A or C}", UNPARSABLE),
+        ("A, C", r"\boxed{A, A}", UNPARSABLE),
+        ("A, C", r"\boxed{A, F}", UNPARSABLE),
+        ("A", "[[A]]", CORRECT),
+        ("A", "Assistant A explains it better, so my verdict is [[A]], which is final.", CORRECT),
+        ("A", "<answer>[[A]]</answer>", CORRECT),
+        ("A", "Both are good, but B is shorter. [[B]]", WRONG),
+        ("A", "[[A]] or, on reflection, [[B]]", UNPARSABLE),
+        ("A", "<answer>[[A]]</answer> or [[B]]", UNPARSABLE),
+        ("A", r"\boxed{A, C}", UNPARSABLE),
+    ],
+)
+def test_several_letters_and_verdicts_in_brackets(pool: VerifierPool, gold: str, response: str, outcome: Outcome) -> None:
+    for options in ({"options": OPTIONS}, {}) if "F" not in response else ({"options": OPTIONS},):
+        assert pool.verify(problem(gold, "choice", **options), response).outcome is outcome
+
+
+def test_the_whole_output_can_be_asked_to_equal_the_label(pool: VerifierPool) -> None:
+    """CLS-RL without thinking: nothing but the label; and by default the answer that a text states."""
+    label = problem("cat", "exact", match="output")
+    assert pool.verify(label, "cat").correct and pool.verify(label, " Cat.\n").correct
+    for response in ("The answer is cat", "<think>fur</think>cat", r"\boxed{cat}", "<answer>cat</answer>", "a cat"):
+        assert pool.verify(label, response).outcome is WRONG
+        assert pool.verify(problem("cat", "exact"), response).correct is (response != "a cat")
+    final = problem("cat", "exact", match="final")
+    assert pool.verify(final, "<think>fur</think>cat").correct and pool.verify(final, "The answer is cat").outcome is WRONG
+    exactly = problem("Cat", "exact", match="output", normalise=False)
+    assert pool.verify(exactly, "Cat ").correct and pool.verify(exactly, "cat").outcome is WRONG
+    assert pool.verify(label, "").outcome is UNPARSABLE
+    assert pool.verify(problem("cat", "exact", match="all"), "cat").outcome is INFRASTRUCTURE
+    assert parties(label, ["Cat", "dog", "cat"]) == [["Cat", "cat"], ["dog"]]
 
 
 def test_choice_without_options_or_with_a_broken_gold(pool: VerifierPool) -> None:
@@ -168,11 +215,19 @@ def test_similarity(pool: VerifierPool) -> None:
     # one of six words inserted: TER = 1 edit / 6 reference words
     ter = pool.verify(problem(gold, "similarity", metric="ter"), "the old cat sat on the mat")
     assert ter.score == pytest.approx(1 - 1 / 6)
-    # difflib: 2 * matching / total = 2 * 3 / (4 + 4)
-    patch = pool.verify(problem("+abc", "similarity", metric="patch", threshold=0.8), "```diff\n+abd\n```")
-    assert (patch.outcome, patch.score) == (WRONG, pytest.approx(0.75))
     assert pool.verify(problem(gold, "similarity", metric="rouge"), gold).outcome is INFRASTRUCTURE
     assert pool.verify(problem(gold, "similarity"), "").outcome is UNPARSABLE
+
+
+def test_a_patch_is_right_when_it_is_the_gold_and_near_it_otherwise(pool: VerifierPool) -> None:
+    gold = problem("-a=1\n+a=2\n", "similarity", metric="patch")
+    wrong = pool.verify(gold, "```diff\n-a=1\n+a=3\n```")
+    assert (wrong.outcome, wrong.score) == (WRONG, pytest.approx(2 * 8 / (9 + 9)))  # difflib: 2 * matching / total; one character of nine differs
+    for response in ("```diff\n-a=1\n+a=2\n```", "It is this:\n```patch\r\n-a=1\r\n+a=2\r\n```", "-a=1\n+a=2"):
+        verdict = pool.verify(gold, response)
+        assert verdict.correct and verdict.score == 1.0
+    loose = problem("-a=1\n+a=2\n", "similarity", metric="patch", threshold=0.8)
+    assert pool.verify(loose, "```diff\n-a=1\n+a=3\n```").correct
 
 
 KNIGHTS = "Amelia is a knight, Penelope is a knave, and Evelyn is a knight"

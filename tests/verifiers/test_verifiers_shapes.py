@@ -10,8 +10,9 @@ from verifier_cases import problem
 from pipelines.records import Outcome
 from pipelines.verifiers import VerifierPool
 from pipelines.verifiers.notation import clean, latex
-from pipelines.verifiers.shapes import equal, parse
-from pipelines.verifiers.text import all_boxes, boxes
+from pipelines.verifiers.reading import parse
+from pipelines.verifiers.shapes import equal
+from pipelines.verifiers.text import boxes, boxes_in_a_row
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +90,11 @@ def test_boxes_that_are_a_list() -> None:
     assert boxes(r"\boxed{1}, \boxed{2} and \boxed{3}") == "1, 2, 3"
     assert boxes(r"$\boxed{1} \quad \text{or} \quad \boxed{2}$") == "1, 2"
     assert boxes(r"\boxed{1} \boxed{2}") == "2"
+    assert boxes(r"\boxed{4 \text{ or } \boxed{3}}") == r"4 \text{ or } \boxed{3}"
     assert boxes(r"\boxed{1}. Wait, \boxed{2}") == "2"
     assert boxes(r"\boxed{5} and \boxed{6") is None
-    assert all_boxes(r"\boxed{1} of \boxed{\text{\boxed{2}}}") == ["1", r"\text{\boxed{2}}"]
+    assert boxes_in_a_row(r"\boxed{1} of \boxed{\text{\boxed{2}}}") == [r"\text{\boxed{2}}"]
+    assert boxes_in_a_row(r"\boxed{1} papers and \boxed{2} bins") == ["1", "2"]
 
 
 @pytest.mark.parametrize(

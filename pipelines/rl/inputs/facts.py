@@ -4,7 +4,6 @@ rollout's `reward_parts`, under the same name."""
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +14,8 @@ from pipelines.records import Outcome, Rollout
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.statistics import component_weights
+from pipelines.verifiers.confidence import stated_confidence
 
-_CONFIDENCE = re.compile(r"<confidence>\s*([0-9.]{1,12})\s*</confidence>")
 _OUTCOME_LEVEL = {Outcome.CORRECT.value: 1, Outcome.WRONG.value: 2}
 
 
@@ -44,18 +43,12 @@ def _occurs(rollout: Rollout) -> float:
 
 
 def confidence(step: Step) -> Tensor:
-    """`confidence` of the reward parts, else the last <confidence>q</confidence> of the response; nan without one in [0, 1]."""
-    return step.tensor([r.reward_parts.get("confidence", stated_confidence(r.response)) for r in step.rollouts])
+    """`confidence` of the reward parts, else the last one that the response states (verifiers/confidence.py); nan where it states none."""
+    return step.tensor([r.reward_parts.get("confidence", _or_nan(stated_confidence(r.response))) for r in step.rollouts])
 
 
-def stated_confidence(response: str) -> float:
-    """The last confidence that a response states, nan when it states none in [0, 1]."""
-    found = _CONFIDENCE.findall(response)
-    try:
-        value = float(found[-1]) if found else math.nan
-    except ValueError:
-        return math.nan
-    return value if 0 <= value <= 1 else math.nan
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def candidates(step: Step) -> Tensor:
