@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
+    from pipelines.lineage import manifests
     from tasks import locking, planning, services, settings
 
     project = settings.root()
@@ -65,6 +66,9 @@ def run(options: argparse.Namespace) -> int:
             command.with_server(lambda: post_training(until=options.until, force=options.force))
     if (project / paths.PAGE).exists() and "report" in plan.stages:
         print(f"report: {project / paths.PAGE}")
+    for stage, statement in manifests.read_manifests(project).items():
+        if stage in plan.stages:
+            print("\n".join(f"{stage}: look at this: {text}" for text in manifests.notices(statement)), end="\n" * bool(manifests.notices(statement)))
     return 0
 
 

@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from pipelines import paths
+from pipelines.lineage import manifests
 from pipelines.store import read_json
 from tasks import locking, owed, processes, promotion, reporting, settings, versioning
 from tasks.owed import Finished
@@ -64,6 +65,8 @@ def _tell(run: StageRun, finished: Finished) -> None:
     project, stage = run.tracker.project, run.stage
     run.log_summary()
     run.tag({f"dvc.out.{path}": digest for path, digest in finished.outputs.items()})
+    if notices := manifests.notices(read_json(project / paths.manifest(stage))):
+        run.tag({"touchstone.notices": "; ".join(notices)})
     if model := versioning.trained(stage):
         run.register(model, finished.outputs[paths.model(model).as_posix()], versioning.weights(project, stage))
     if stage == "merging" and (project / paths.SEARCH).exists():

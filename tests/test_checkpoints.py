@@ -77,7 +77,7 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
     (tmp_path / ".step-00000005.pt.123.part").write_bytes(b"half")
     assert checkpoints.prepare() == "" and not list(tmp_path.glob(".*.part"))
     assert checkpoints.restore(model, optimiser) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["identity.json", "step-00000004.pt", "step-00000004.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["identity.json", "machine.json", "step-00000004.pt", "step-00000004.sha256"]
 
 
 FULL = """

@@ -77,13 +77,14 @@ def write_manifest(
     accepted: Sequence[dict[str, Any]] = (),
     commits: Mapping[str, str] | None = None,
     endpoints: Sequence[dict[str, Any]] = (),
+    notices: Sequence[str] = (),
     device: str = "cpu",
 ) -> None:
     """Write the statement of a stage that has run.
 
     accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. commits: setting ->
     commit of a hub's repository that the stage read. endpoints: who answered requests of the stage, with a digest of what was said
-    (`answered.summary`). device: where tensors were.
+    (`answered.summary`). notices: what somebody should look at. device: where tensors were.
 
     Raises:
         UserError: what the stage started from was edited while it ran.
@@ -106,7 +107,7 @@ def write_manifest(
                 | ({"endpoints": list(endpoints)} if endpoints else {}),
                 "resolvedDependencies": _dependencies(beginning, commits or {}),
             },
-            "runDetails": {"builder": {"id": "touchstone", "version": {"python": platform.python_version()}}, "metadata": _machine(device)},
+            "runDetails": {"builder": {"id": "touchstone", "version": {"python": platform.python_version()}}, "metadata": _machine(device) | ({"notices": list(notices)} if notices else {})},
         },
     }
     write_json(root / paths.manifest(stage), statement)
@@ -147,10 +148,11 @@ def _stamps(path: Path) -> Stamps:
 
 def _machine(device: str) -> dict[str, Any]:
     """What decides how sums are rounded, where the stage computed with torch."""
-    torch = sys.modules.get("torch")
-    if torch is None:
+    if "torch" not in sys.modules:
         return {}
-    return {"device": device, "threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    from pipelines.models.exactness import machine
+
+    return {"device": device, **machine()}
 
 
 def named(root: Path, path: Path) -> str:
@@ -188,6 +190,11 @@ def parameters(statement: dict[str, Any]) -> dict[str, Any]:
 def code(statement: dict[str, Any]) -> dict[str, Any]:
     """{sha256, files, libraries, git_commit, dirty} of a statement."""
     return statement["predicate"]["buildDefinition"]["internalParameters"]["code"]
+
+
+def notices(statement: dict[str, Any]) -> list[str]:
+    """What somebody should look at in what a stage has made."""
+    return statement["predicate"]["runDetails"]["metadata"].get("notices", [])
 
 
 def endpoints(statement: dict[str, Any]) -> list[dict[str, Any]]:

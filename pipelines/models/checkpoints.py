@@ -5,6 +5,8 @@ keyed by (seed, purpose, step), so the step is the whole state of every sampler.
 tore or lost in part is passed over for the one before. The identity (settings, inputs, code) is stored too: state of another
 identity is refused and the difference named, unless the user accepts it, which is recorded, or has it discarded.
 
+Another number of threads, or another kind of CPU, rounds otherwise: such a resume goes on, says so, and is recorded as an accepted change.
+
 The state after the last step is a checkpoint too, and none is removed here when training is done: a run that is killed before its
 outputs are recorded writes them again from there. Whoever records the stage clears the folder.
 """
@@ -22,6 +24,7 @@ import torch
 from pipelines.errors import UserError
 from pipelines.lineage.digests import file_sha256
 from pipelines.models.adapters import VALUE_HEAD, plain_weights
+from pipelines.models.exactness import machine
 from pipelines.models.sharding import load_optimiser, load_weights, optimiser_state, weights_on_first
 from pipelines.store import forget_torn, read_json, replacing, write_json
 
@@ -40,6 +43,15 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> Any: ...
 
 
+class Numbers(dict[str, float]):
+    """Numbers by name that a checkpoint keeps."""
+
+    state_dict = dict.copy
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.update(state)
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """Checkpoints of one stage in `folder`, valid for one `identity` (name -> digest, value or mapping of values)."""
@@ -53,7 +65,8 @@ class Checkpoints:
     """Whose they are, for what is told."""
 
     def prepare(self) -> str:
-        """Make the folder ready for this identity. Returns a sentence when state of another identity was accepted or discarded, else ''.
+        """Make the folder ready for this identity. Returns a sentence when state of another identity was accepted or discarded, or is continued
+        where sums are rounded otherwise; else ''.
 
         Raises:
             UserError: there is state of another identity, and nobody said what to do with it.
@@ -77,7 +90,19 @@ class Checkpoints:
                 self._forget()
                 said = f"starting afresh: {'; '.join(changed)}"
         write_json(self._marker, self.identity)
-        return said
+        return "; ".join(filter(None, (said, self._meet_machine())))
+
+    def _meet_machine(self) -> str:
+        """Note the threads and the CPU that compute from here on. Returns a sentence where they are not those of the state that is here."""
+        here = machine()
+        before = read_json(self._machine) if self._machine.exists() else here
+        write_json(self._machine, here)
+        changed = differences(before, here)
+        if not changed or not self._all():
+            return ""
+        step = _step(self._all()[-1])
+        write_json(self._accepted, [*self.accepted(), {"step": step, "changes": changed}])
+        return f"continuing after step {step} on another machine ({'; '.join(changed)}): the last digits are not those of a run left alone"
 
     def accepted(self) -> list[dict[str, Any]]:
         """Changes under way that the user accepted: [{step, changes}]."""
@@ -175,6 +200,10 @@ class Checkpoints:
     @property
     def _marker(self) -> Path:
         return self.folder / "identity.json"
+
+    @property
+    def _machine(self) -> Path:
+        return self.folder / "machine.json"
 
     @property
     def _accepted(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -88,11 +88,32 @@ def _has_working(response: str) -> bool:
     return bool(response.partition("</think>")[0].removeprefix("<think>").strip())
 
 
+WINDOW = 10
+"""Steps over which the first and the last figures are means."""
+FEW = 0.1
+"""Share of groups with differing rewards below which a step has hardly anything to learn from."""
+
+
+def notices(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """What somebody should look at in a run's journal: no signal in its groups, or no gain beyond the noise of its steps (two standard errors)."""
+    found = []
+    mixed = sum(row["informative_groups"] for row in rows) / len(rows)
+    if mixed < FEW:
+        found.append(f"no signal: rewards differed in {mixed:.0%} of the groups, and the others train nothing; choose problems of other difficulty")
+    if len(rows) >= 2 * WINDOW:
+        first, last = (torch.tensor([row["reward"] for row in part], dtype=torch.float64) for part in (rows[:WINDOW], rows[-WINDOW:]))
+        gain, error = float(last.mean() - first.mean()), float((first.var() / WINDOW + last.var() / WINDOW).sqrt())
+        if gain <= 2 * error:
+            rewards = f"reward {float(first.mean()):.3f} in the first {WINDOW} steps, {float(last.mean()):.3f} in the last"
+            found.append(f"no gain: {rewards} (noise {error:.3f})")
+    return found
+
+
 def summary(journal: Journal) -> dict[str, float]:
     """First and last reward, each a mean over ten steps."""
     rows = journal.rows()
     means = {"steps": float(len(rows))}
     for name in ("reward", "length", "entropy"):
-        for when, part in (("first", rows[:10]), ("last", rows[-10:])):
+        for when, part in (("first", rows[:WINDOW]), ("last", rows[-WINDOW:])):
             means[f"{name}_{when}"] = sum(row[name] for row in part) / len(part)
     return means

@@ -23,7 +23,7 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import TorchGenerator
 from pipelines.models import precision
 from pipelines.models.adapters import plain_weights
-from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.checkpoints import Checkpoints, Numbers
 from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import make_optimiser, schedule
 from pipelines.models.sharding import gathered, shard, weights
@@ -51,15 +51,6 @@ HELD = ("entropy_anchor", "special_anchor")
 
 COPIES = ("prev", "teacher", "behaviour")
 """Parts of the state that are copies of the policy, of another step."""
-
-
-class Held(dict[str, float]):
-    """Numbers that a checkpoint keeps."""
-
-    state_dict = dict.copy
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.update(state)
 
 
 def frozen_roles(recipe: Recipe) -> dict[str, str]:
@@ -103,7 +94,7 @@ def train(
     if ranks.world() > 1:
         shard(policy)
     optimiser = make_optimiser(policy, settings.optimiser)
-    held = Held()
+    held = Numbers()
     moving = [role for role, source in frozen_roles(recipe).items() if source == "copy" or (role == "ref" and settings.reset_reference)]
     history = online.History(rollout_folder)
     generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,12 +29,23 @@ def document(problem: Problem) -> str:
     return f"{problem.prompt}\n{prompting.response(problem)}"
 
 
-def corpus_examples(tokenizer: Any, problems: Sequence[Problem], max_tokens: int) -> tuple[list[Example], int]:
-    """Base training: whole documents closed by the end token, loss everywhere. Second value: documents too long to use."""
-    texts = [document(problem) for problem in problems if problem.solution is not None]
-    encoded = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-    examples = [Example(ids, 1) for ids in encoded if len(ids) <= max_tokens]
-    return examples, len(encoded) - len(examples)
+def document_prompts(tokenizer: Any, problems: Sequence[Problem]) -> list[list[int]]:
+    """Token ids of each document up to where the solution starts."""
+    return tokenizer([f"{problem.prompt}\n" for problem in problems], add_special_tokens=False)["input_ids"] if problems else []
+
+
+def corpus_examples(
+    tokenizer: Any, problems: Sequence[Problem], max_tokens: int, loss: Literal["document", "solution"] = "document"
+) -> tuple[list[Example], int]:
+    """Base training: documents closed by the end token, loss everywhere or on the solution alone. Second value: documents too long to use."""
+    worked = [problem for problem in problems if problem.solution is not None]
+    solutions = tokenizer([prompting.response(problem) for problem in worked], add_special_tokens=False)["input_ids"] if worked else []
+    examples = []
+    for prompt, solution in zip(document_prompts(tokenizer, worked), solutions, strict=True):
+        ids = [*prompt, *solution, tokenizer.eos_token_id]
+        if len(ids) <= max_tokens:
+            examples.append(Example(ids, len(prompt) if loss == "solution" else 1))
+    return examples, len(worked) - len(examples)
 
 
 def chat_examples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines import seeding
@@ -15,7 +15,6 @@ from pipelines.verifiers import VerifierPool, require_sandbox_for
 
 SOLVED = "solved_"
 """What the journal calls the share of a domain: `solved_math`."""
-PromptIds = Callable[[Problem], Sequence[int]]
 
 
 def hold_out(problems: Sequence[Problem], settings: GoalSettings | None) -> tuple[list[Problem], list[Problem]]:
@@ -31,18 +30,18 @@ def hold_out(problems: Sequence[Problem], settings: GoalSettings | None) -> tupl
 
 
 class Goal:
-    """The goal of one training. prompt_ids: a problem as the model is shown it."""
+    """The goal of one training. prompts: token ids of the held-out problems as the model is shown them."""
 
-    def __init__(self, settings: GoalSettings, held_out: Sequence[Problem], tokenizer: Any, prompt_ids: PromptIds) -> None:
+    def __init__(self, settings: GoalSettings, held_out: Sequence[Problem], tokenizer: Any, prompts: Sequence[Sequence[int]]) -> None:
         require_sandbox_for(held_out)
         self.settings = settings
-        self._held_out, self._tokenizer, self._prompt_ids = held_out, tokenizer, prompt_ids
+        self._held_out, self._tokenizer = held_out, tokenizer
+        self._requests = [Request(tuple(ids), 1, (problem.problem_id,)) for problem, ids in zip(held_out, prompts, strict=True)]
 
     def measure(self, model: Any) -> dict[str, float]:
         """Share of the held-out problems of each domain that the model solves, as `solved_DOMAIN`; of those that could be judged."""
-        requests = [Request(tuple(self._prompt_ids(problem)), 1, (problem.problem_id,)) for problem in self._held_out]
         training = model.training
-        samples = TorchGenerator(model.eval(), self._tokenizer, self.settings.generation).generate(requests)
+        samples = TorchGenerator(model.eval(), self._tokenizer, self.settings.generation).generate(self._requests)
         model.train(training)
         with VerifierPool() as pool:
             verdicts = pool.verify_batch([(problem, sample.text) for problem, (sample,) in zip(self._held_out, samples, strict=True)])
@@ -53,7 +52,7 @@ class Goal:
         return {SOLVED + domain: sum(found) / len(found) if found else 0.0 for domain, found in right.items()}
 
     def missing(self, measured: Mapping[str, float]) -> list[str]:
-        """What of the goal has not been reached: `code: .05 of the held-out problems solved, .20 wanted`."""
+        """What of the goal has not been reached: `code: 0.05 of the held-out problems solved, 0.20 wanted`."""
         return [
             f"{domain}: {measured.get(SOLVED + domain, 0.0):.2f} of the held-out problems solved, {wanted:.2f} wanted"
             for domain, wanted in self.settings.solved.items()

@@ -42,7 +42,7 @@ class Context:
     stage: its address, such as `rl@math`. root: the project root that `pipelines.paths` is relative to. settings: its
     section of params, resolved. work: folder of the stage outside its outputs: journal, caches. device: cpu, cuda, ... on_change: what
     becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. commits:
-    dotted key in the settings -> commit of the hub's repository that was read there, for the manifest.
+    dotted key in the settings -> commit of the hub's repository that was read there, for the manifest. notices: what somebody should look at.
     """
 
     stage: str
@@ -55,6 +55,12 @@ class Context:
     on_change: Literal["refuse", "accept", "discard"] = "refuse"
     accepted: list[dict[str, Any]] = field(default_factory=list)
     commits: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, text: str) -> None:
+        """Say what somebody should look at, now and wherever the stage is looked at: manifest, report, MLflow, the end of a run."""
+        self.journal.say(f"look at this: {text}")
+        self.notices.append(text)
 
     @property
     def resume(self) -> Path:

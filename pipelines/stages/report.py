@@ -13,7 +13,7 @@ from pipelines import graph, paths
 from pipelines.evaluation.report import Graded, Inputs, StageNode, render
 from pipelines.evaluation.report.samples import compared
 from pipelines.lineage.digests import combine
-from pipelines.lineage.manifests import code, parameters, resolved
+from pipelines.lineage.manifests import code, notices, parameters, resolved
 from pipelines.lineage.walk import Lineage
 from pipelines.stages import Context
 from pipelines.store import read_json, replacing
@@ -86,6 +86,7 @@ def _node(lineage: Lineage, stage: str) -> StageNode:
         code=state["sha256"],
         commit=(state["git_commit"] or "none")[:12] + (" with uncommitted changes" if state["dirty"] else ""),
         versions=state["libraries"] | statement["predicate"]["runDetails"]["builder"]["version"],
+        notices=notices(statement),
     )
 
 

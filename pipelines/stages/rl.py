@@ -12,6 +12,7 @@ from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, save_policy
 from pipelines.records import Problem
 from pipelines.rl import ranks
+from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe, recipe
 from pipelines.rl.train import frozen_roles, train
 from pipelines.stages import Context
@@ -81,4 +82,6 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
         for path in sorted(rollouts.glob("step-*.parquet")):
             shutil.copyfile(path, folder / path.name)  # an interrupted run continues from the others
     context.accepted.extend(checkpoints.accepted())
+    for text in notices(context.journal.rows()):
+        context.notice(text)
     return trained.summary | {"problems": float(len(problems))}

@@ -33,7 +33,7 @@ def render(inputs: Inputs, shown: int) -> str:
         el("title", "Touchstone report"),
         el("style", Html(STYLE)),
     )
-    page = el("body", _masthead(inputs), nav, el("main", body), el("footer", provenance.versions(inputs.graph)))
+    page = el("body", _masthead(inputs), _notices(inputs), nav, el("main", body), el("footer", provenance.versions(inputs.graph)))
     return "<!doctype html>\n" + el("html", head, page, lang="en") + "\n"
 
 
@@ -66,6 +66,12 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("lineage", "Where it all came from", join([provenance.graph(graph), provenance.details(graph)]) if graph else None, "No manifests."),
     ]
     return [(anchor, title, content or el("p", sentence, class_="absent")) for anchor, title, content, sentence in found]
+
+
+def _notices(inputs: Inputs) -> Html:
+    """What stages say should be looked at, above all else."""
+    said = [el("li", el("b", node.stage), ": ", text) for node in inputs.graph for text in node.notices]
+    return el("aside", el("h2", "Look at this"), el("ul", said), class_="notices", aria_label="notices") if said else join([])
 
 
 def _masthead(inputs: Inputs) -> Html:

@@ -11,7 +11,8 @@ from pipelines.evaluation.scores import experts
 
 @dataclass(frozen=True)
 class StageNode:
-    """One stage of the graph as its manifest tells it. made: folder -> digest; read: name -> digest ("" for a hub id)."""
+    """One stage of the graph as its manifest tells it. made: folder -> digest; read: name -> digest ("" for a hub id).
+    notices: what somebody should look at."""
 
     stage: str
     parents: tuple[str, ...]
@@ -22,6 +23,7 @@ class StageNode:
     code: str
     commit: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    notices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
