@@ -43,6 +43,7 @@ _NAME = re.compile(
     r"\s*(?:=|\\approx(?![a-z])|:=)\s*(?=\S)(?!.*[<>])"
 )
 _ORDER = re.compile(r"[<>]|\\(?:leq?q?|geq?q?|leqslant|geqslant|lt|gt|neq?|not)(?![a-z])")
+_PRIME = re.compile(r"'|\\prime(?![a-z])")
 _DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|not sure|unsure|or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[$\\(-]*\d)", re.IGNORECASE)
 _OPTION = re.compile(r"[A-J]")
 _GOLD_LEAD = re.compile(r"\A(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*", re.IGNORECASE)
@@ -133,7 +134,7 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
         return judged(whole, answer)
     sides = _shapes(clean_gold, clean_answer, policy)
     if sides is None:
-        return judged(False, answer, "the answer is a relation, the gold is none")
+        return judged(False, answer, "the answer is a relation or a derivative, the gold is none")
     left, right = sides
     possible = shapes.equal(left, right, lambda one, other: same(one, other) is not False)
     if not possible and _one_relation(clean_gold, left) and _one_relation(clean_answer, right):
@@ -152,12 +153,14 @@ def _compared(gold: str, answer: str, policy: Policy) -> Verdict | Job:
 
 def _shapes(gold: str, answer: str, policy: Policy) -> tuple[shapes.Shape, shapes.Shape] | None:
     """The forms of both sides; in that of an answer to a gold without relations every side of an equality counts. None where the answer says
-    more, less or unequal and the gold does not."""
+    more, less, unequal or prime and the gold does not."""
     left, right = map(parse, values(gold, answer, policy))
     said = list(shapes.texts(left))
     if any(_RELATION.search(text) for text in said):
         return left, right
     if not _ORDER.search(gold) and any(_ORDER.search(text) for text in shapes.texts(right)):
+        return None
+    if any(map(_PRIME.search, shapes.texts(right))) and not _PRIME.search(gold):
         return None
     symbolic, decimal = any(map(statements.has_symbols, said)), all("." in text for text in said)
     return left, shapes.mapped(right, lambda text: statements.sides(text, symbolic, decimal))

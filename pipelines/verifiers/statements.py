@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from pipelines.verifiers.conditions import SEPARATOR
 from pipelines.verifiers.estimate import estimate
 from pipelines.verifiers.shapes import Shape, bracketed, leaf, split
 
@@ -35,7 +36,8 @@ def statement(text: str) -> tuple[str, str] | None:
 
 def several(text: str) -> bool:
     """Whether there are statements about more than one name, or one about a tuple of names."""
-    return _TUPLE.match(text) is not None or sum(statement(piece) is not None for piece in split(text, (",", ";", " and ", " or ", "\\\\"))) > 1
+    pieces = split(SEPARATOR.sub(",", text), (",", ";", "\\\\"))
+    return _TUPLE.match(text) is not None or sum(statement(piece) is not None for piece in pieces) > 1
 
 
 def tuple_of(text: str, parse: Callable[[str], Shape]) -> Shape | None:
