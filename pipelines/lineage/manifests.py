@@ -107,7 +107,10 @@ def write_manifest(
                 | ({"endpoints": list(endpoints)} if endpoints else {}),
                 "resolvedDependencies": _dependencies(beginning, commits or {}),
             },
-            "runDetails": {"builder": {"id": "touchstone", "version": {"python": platform.python_version()}}, "metadata": _machine(device) | ({"notices": list(notices)} if notices else {})},
+            "runDetails": {
+                "builder": {"id": "touchstone", "version": {"python": platform.python_version()}},
+                "metadata": _machine(device) | ({"notices": list(notices)} if notices else {}),
+            },
         },
     }
     write_json(root / paths.manifest(stage), statement)
