@@ -35,10 +35,6 @@ def faults(params: Params) -> Faults:
             yield f"synthesis.generators.{name}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
     if params.merging.search and not params.difficulty.limit:
         yield "merging.search", "it validates with problems that difficulty leaves ungraded, and without difficulty.limit there are none"
-    for name, stage in params.rl.stages.items():
-        if stage.generation.engine == "server":
-            sentence = "'server' gives no log-probabilities, and RL trains on them; choose torch, vllm or vllm_server"
-            yield f"rl.stages.{name}.generation.engine", sentence
 
 
 def sources(params: Params) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipelines.config.checking import nearest
+from pipelines.verifiers.answers import MATCHES
 from pipelines.verifiers.judge import Rubric
 from pipelines.verifiers.programs import COMPARISONS
 from pipelines.verifiers.similarity import METRICS
@@ -17,7 +18,7 @@ from pipelines.verifiers.similarity import METRICS
 Texts = list[str]
 SETTINGS: dict[str, dict[str, Any]] = {
     "math": {"require_boxed": bool, "percent": Literal["value", "ignore"], "units": Literal["lenient", "ignore", "strict"]},
-    "exact": {"accept": Texts},
+    "exact": {"accept": Texts, "match": Literal[MATCHES], "normalise": bool},
     "choice": {"options": Annotated[Texts, Field(max_length=26)] | dict[str, str]},
     "regex": {"pattern": str, "flags": Annotated[str, Field(pattern="^[imsxa]*$")], "group": int | str},
     "json": {"match": Literal["equal", "contains"]},

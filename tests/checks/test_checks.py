@@ -53,18 +53,18 @@ def mine(**settings):
 MATH = "rl__stages__math"
 FAULTS = [
     ({f"{MATH}__domains": ["math", "maths"]}, "rl.stages.math.domains: 'maths' is the domain of no source in sources.train; there are code, logic, math; did you mean 'math'?"),
-    ({f"{MATH}__init": "stf"}, "rl.stages.math.init: 'stf' names no stage; choose one of base, sft, math, code; did you mean 'sft'?"),
-    ({f"{MATH}__reference": "cod"}, "rl.stages.math.reference: 'cod' names no stage; choose one of base, sft, math, code; did you mean 'code'?"),
-    ({f"{MATH}__generation": {"engine": "server", "server": {"model": "m"}}}, "rl.stages.math.generation.engine: 'server' gives no log-probabilities"),
+    ({f"{MATH}__init": "stf"}, "rl.stages.math.init: 'stf' names no stage; choose one of base, sft, code, math; did you mean 'sft'?"),
+    ({f"{MATH}__reference": "cod"}, "rl.stages.math.reference: 'cod' names no stage; choose one of base, sft, code, math; did you mean 'code'?"),
+    ({f"{MATH}__generation": {"engine": "server", "server": {"model": "m"}}}, "rl.stages.math: generation.engine 'server' gives no log-probabilities"),
     ({f"{MATH}__generation": {"engine": "scripted", "script": "rows.json"}}, "rl.stages.math.generation.script: 'rows.json' is no file"),
     ({"difficulty__limit": {"cod": 3}}, "difficulty.limit: 'cod' is the domain of no source in sources.train; there are code, logic, math; did you mean 'code'?"),
     ({"difficulty__preset": "openr1"}, "difficulty.preset: there is no 'openr1'; did you mean 'open_r1'?"),
     ({"merging__search": {}, "difficulty__limit": {}}, "merging.search: it validates with problems that difficulty leaves ungraded"),
-    ({"merging__base": "stf"}, "merging.base: 'stf' is no model to merge from; there are base, sft, math, code; did you mean 'sft'?"),
+    ({"merging__base": "stf"}, "merging.base: 'stf' is no model to merge from; there are base, sft, code, math; did you mean 'sft'?"),
     ({"merging__tokenizer": {"source": "unoin"}}, "merging.tokenizer.source: 'unoin' is neither union, nor base, nor a folder"),
-    ({"evaluation__gate__against": "sftt"}, "evaluation.gate.against: 'sftt' is no model that is evaluated; there are base, sft, math, code, merged; did you mean 'sft'?"),
+    ({"evaluation__gate__against": "sftt"}, "evaluation.gate.against: 'sftt' is no model that is evaluated; there are base, sft, code, math, merged; did you mean 'sft'?"),
     ({"evaluation__models": ["sft"]}, "evaluation.gate.candidate: 'merged' is no model that is evaluated; there are sft"),
-    ({"evaluation__clusters": {"mth": "passage"}}, "evaluation.clusters: 'mth' is no benchmark; there are math, code, logic; did you mean 'math'?"),
+    ({"evaluation__clusters": {"mth": "passage"}}, "evaluation.clusters: 'mth' is no benchmark; there are code, logic, math; did you mean 'math'?"),
     (mine(path="row.jsonl"), "sources.train.mine.path: row.jsonl: no such file; did you mean 'rows.jsonl'?"),
     (mine(path="rows.csv"), "sources.train.mine.path: rows.csv: no such file"),
     (mine(fields={"prompt": "qestion", "answer": "answer"}), "sources.train.mine.fields: none of the first 3 rows fits; rows.jsonl line 1: qestion: missing field; did you mean 'question'?"),
@@ -253,7 +253,7 @@ def test_a_device_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_DEVICE", "cuda")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     lines = told(tmp_path)
-    assert lines == [f"rl.stages.{name}: the device 'cuda' of TOUCHSTONE_DEVICE is not on this machine" for name in ("math", "code")]
+    assert lines == [f"rl.stages.{name}: the device 'cuda' of TOUCHSTONE_DEVICE is not on this machine" for name in ("code", "math")]
 
 
 def test_the_settings_of_verifiers_are_those_that_they_read():

@@ -85,7 +85,7 @@ def test_check_tells_the_plan_and_changes_nothing(tmp_path):
         *(f"{stage}: runs (it has not run yet)" for stage in stages), "params.yaml holds: 11 stages, 11 to run",
     ]  # fmt: skip
     assert "    makes  data/models/code, data/rollouts/code" in lines and "    from math, reference sft, domains math" in lines
-    assert "    ram (its defaults) of math, code on sft" in lines
+    assert "    ram (its defaults) of code, math on sft" in lines
     assert files(project) == before
 
     from tasks import processes, settings, versioning

@@ -135,7 +135,7 @@ def test_a_killed_dvc_leaves_no_child(project, ports):
     ("change", "arguments", "message"),
     [
         ({"curation__spltis": {}}, ["run"], "params.yaml: unknown key 'curation.spltis'; did you mean 'splits'?"),
-        ({"rl__stages__math__init": "maths"}, ["run"], "math.init: 'maths' names no stage; choose one of base, sft, math, code"),
+        ({"rl__stages__math__init": "maths"}, ["run"], "math.init: 'maths' names no stage; choose one of base, sft, code, math"),
         ({"rl__stages__math__init": "code"}, ["run"], "make a cycle"),
         ({}, ["run", "--until", "stf"], "there is no stage 'stf'; there are sources, curation"),
         ({}, ["lineage", "data/none"], "data/none: no such file or folder"),

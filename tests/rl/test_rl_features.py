@@ -18,6 +18,7 @@ from pipelines.models.adapters import add_adapters, plain_weights
 from pipelines.models.scoring import pad, token_logp
 from pipelines.records import Rollout
 from pipelines.rl.data import fresh, tensors
+from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.train import kl_factor
 from pipelines.sft.examples import chat_examples
@@ -233,3 +234,13 @@ def test_the_loop_trains_on_what_another_engine_says(tmp_path, start):
     assert [row["pass_rate"] for row in rows] == [0.5] * 3
     assert all(abs(row["mismatch_k3"]) < 1e-6 and row["informative_groups"] == 1 for row in rows)
     assert rows[-1]["staleness_max"] == 0 and rows[0]["loss"] != rows[-1]["loss"]
+
+
+def test_a_run_without_signal_or_gain_says_so():
+    flat = [{"informative_groups": 0.5, "reward": 0.3 + 0.01 * (step % 2)} for step in range(20)]
+    assert notices(flat) == ["no gain: reward 0.305 in the first 10 steps, 0.305 in the last (noise 0.002)"]
+    rising = [{"informative_groups": 0.5, "reward": 0.3 + 0.01 * step} for step in range(20)]
+    assert notices(rising) == []
+    alike = [row | {"informative_groups": 0.05} for row in rising]
+    assert notices(alike) == ["no signal: rewards differed in 5% of the groups, and the others train nothing; choose problems of other difficulty"]
+    assert notices(flat[:6]) == []  # too few steps to tell
