@@ -20,15 +20,15 @@ ROOT = Path(__file__).parents[1]
 ROWS = [f"What is {number} + 1?" for number in range(3)]
 
 
-def stage(root, url=None, **settings):
-    """Run the stage `curation` as the flows do; returns (exit code, what it said, its manifest)."""
+def stage(root, url=None, recorded=True, **settings):
+    """Run the stage `curation`, to its record or as one that is killed before it; returns (exit code, what it said, its manifest)."""
     given = CurationSettings.model_validate({"steps": ["grade"], "grading": {"samples": 2}, "splits": {"rl": 1}, **settings})
     problems = [Problem(problem_id(text, "4"), "math", text, "4", "integer", "math", source="s", source_id=text) for text in ROWS]
     write_problems(root / paths.PROBLEMS, problems)
     write_problems(root / paths.BENCHMARKS / "held.parquet", [])
     write_json(root / "settings.json", {"seed": 1, "settings": given.model_dump(mode="json")})
     variables = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | ({"TOUCHSTONE_TEACHER_URL": url} if url else {})
-    command = [sys.executable, "-m", "pipelines", "curation", "--settings", "settings.json"]
+    command = [sys.executable, "-m", "pipelines", "curation", "--settings", "settings.json", *([] if recorded else ["--keep-work"])]
     done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr, read_manifests(root).get("curation")
 
@@ -63,7 +63,7 @@ def test_what_was_kept_from_an_interrupted_run_counts_once_and_with_its_model(tm
         return rated(4)(prompt, number) if number < 6 else Answer(status=400)
 
     with serve(fails_at_last) as endpoint:
-        _, _, first = stage(tmp_path, endpoint.url)
+        _, _, first = stage(tmp_path, endpoint.url, recorded=False)
         assert endpoints(first)[0]["replies"] == 5
         _, _, second = stage(tmp_path, endpoint.url)
         assert len(endpoint.requests) == 7, "the five replies are kept, the one that failed is asked again"

@@ -21,6 +21,7 @@ PARAMS = {
     "curation": {"steps": ["exact_dedup", "mix"], "mix": {"shares": {"stories": 1, "functions": 1}}, "splits": {"sft": 1, "rl": 2, "base": 1}},
     "rl": {"stages": {"math": {"init": "sft", "reference": "sft", "domains": ["math"]}, "code": {"init": "sft", "reference": "sft", "domains": ["code"]}}},
     "evaluation": {"gate": {"improve": ["math"]}},
+    **{section: {} for section in ("base", "sft", "difficulty", "synthesis", "merging", "report")},
 }
 
 

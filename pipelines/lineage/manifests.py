@@ -12,7 +12,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.lineage import external
 from pipelines.lineage.code import RUNNING, Code, Identity, changes, identity_sha256
 from pipelines.lineage.digests import file_sha256, files_below, tree_sha256
+from pipelines.lineage.machine import machine
 from pipelines.store import read_json, write_json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -151,11 +151,8 @@ def _stamps(path: Path) -> Stamps:
 
 def _machine(device: str) -> dict[str, Any]:
     """What decides how sums are rounded, where the stage computed with torch."""
-    if "torch" not in sys.modules:
-        return {}
-    from pipelines.models.exactness import machine
-
-    return {"device": device, **machine()}
+    found = machine()
+    return {"device": device, **found} if found else {}
 
 
 def named(root: Path, path: Path) -> str:

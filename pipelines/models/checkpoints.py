@@ -23,8 +23,8 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.lineage.digests import file_sha256
+from pipelines.lineage.machine import machine
 from pipelines.models.adapters import VALUE_HEAD, plain_weights
-from pipelines.models.exactness import machine
 from pipelines.models.sharding import load_optimiser, load_weights, optimiser_state, weights_on_first
 from pipelines.store import forget_torn, read_json, replacing, write_json
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +30,6 @@ def deterministic(device: torch.device | str) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         fills.fill_uninitialized_memory = before[2]
-
-
-def machine() -> dict[str, Any]:
-    """What decides, beside seed and code, how sums are rounded on this machine: the number of threads, and the kernels of its CPU."""
-    return {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def at_true(x: Tensor, mask: Tensor) -> Tensor:
