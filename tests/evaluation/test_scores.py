@@ -161,5 +161,5 @@ def test_rules_of_the_gate_are_checked_before_anything_runs() -> None:
         decide(GateSettings(retain={"logic": 0.1}), [difference("math", 0.2, 0.1, 0.3)])
     params = read_yaml(Path(__file__).parents[2] / "params.yaml")
     params["evaluation"]["gate"]["retain"] = {"poetry": 0.1}
-    with pytest.raises(UserError, match="evaluation.gate.retain: 'poetry' is no benchmark; there are math, code, logic"):
+    with pytest.raises(UserError, match="evaluation.gate.retain: 'poetry' is no benchmark; there are code, logic, math"):
         check(Params, params, "params.yaml")
