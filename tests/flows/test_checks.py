@@ -90,9 +90,9 @@ def test_check_tells_the_plan_and_changes_nothing(tmp_path):
 
     from tasks import processes, settings, versioning
 
-    fingerprint = versioning.fingerprint(project, "sources")
+    versioning.prepare_code(project, "sources")
     processes.run_stage(project, "sources", settings.given(settings.params(project), "sources"), lambda rows: None)
-    versioning.record(project, "sources", fingerprint)
+    versioning.record(project, "sources")
     assert command(project, "flows.cli", "check").stdout.startswith("sources: current\n")
     mini_project.write_params(project, mini_project.params_with(sources__max_bad_rows=0.5))
     before = files(project)

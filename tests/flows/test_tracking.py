@@ -157,6 +157,7 @@ def test_a_version_keeps_its_weights_when_the_stage_has_run_again(request, tmp_p
     shutil.rmtree(folder)
     usual = mlflow.get_tracking_uri()
     request.addfinalizer(lambda: mlflow.set_tracking_uri(usual))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # which mlflow sets, and which goes again after the test
     mlflow.set_tracking_uri(settings.mlflow_uri(project))  # all that a user says before loading by alias
     for role, weights in (("champion", "first"), ("candidate", "second")):
         found = mlflow.artifacts.download_artifacts(f"models:/touchstone-merged@{role}")
