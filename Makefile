@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: run test lint repro install install-vllm lock clean
+.PHONY: run test check lint repro install install-vllm lock clean
 
 run: $(INSTALLED) bubblewrap
 	@$(BIN)/touchstone run
@@ -22,6 +22,14 @@ repro: $(INSTALLED) bubblewrap
 
 test: $(INSTALLED) bubblewrap lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# The fast part: everything but what starts whole pipelines, many processes or long training.
+SLOW := tests/flows tests/rl tests/curation tests/merging tests/verifiers/test_verifiers_attacks.py tests/verifiers/test_verifiers_code.py \
+  tests/test_finishing.py tests/test_environment.py tests/test_exactness.py tests/evaluation/test_evaluation_stage.py tests/checks
+check: $(INSTALLED) bubblewrap
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(addprefix --ignore=,$(SLOW))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> int:
             from flows.post_training import post_training
 
             command.with_server(lambda: post_training(until=options.until, force=options.force))
+            for stage, statement in manifests.read_manifests(project).items():
+                for text in manifests.notices(statement) if stage in plan.stages else ():
+                    print(f"{stage}: look at this: {text}")
     if (project / paths.PAGE).exists() and "report" in plan.stages:
         print(f"report: {project / paths.PAGE}")
-    for stage, statement in manifests.read_manifests(project).items():
-        if stage in plan.stages:
-            print("\n".join(f"{stage}: look at this: {text}" for text in manifests.notices(statement)), end="\n" * bool(manifests.notices(statement)))
     return 0
 
 

@@ -82,7 +82,7 @@ def start(target=None):
     if child:
         return child
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(2)  # what a user has; more than one is where gradients could differ
         os.setsid()
         count(update), count(supervised)
         if target:
@@ -113,7 +113,7 @@ class Harness:
 
     def __init__(self, root: Path, stage: str, checkpoints: int = 4) -> None:
         self.root = root
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", STAGE, root, root / "given.json", stage, str(checkpoints)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

@@ -8,12 +8,15 @@ belongs to what a run was made from.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import deterministic as fills
+
+fills: Any = importlib.import_module("torch.utils.deterministic")  # a module whose attribute is a property
 
 
 @contextmanager

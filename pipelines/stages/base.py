@@ -51,8 +51,9 @@ def run(context: Context) -> dict[str, float]:
     summary = train(
         model, examples, settings.train, seed=context.seed, purpose="base", journal=context.journal, checkpoints=checkpoints, goal=goal
     )  # fmt: skip
-    for missed in goal.missing(summary) if goal else ():
-        context.notice(f"the goal of its training was not reached in {settings.train.goal.rounds} rounds: {missed}")
+    if goal:
+        for missed in goal.missing(summary):
+            context.notice(f"the goal of its training was not reached in {goal.settings.rounds} rounds: {missed}")
     save_policy(target, model, tokenizer)
     context.accepted.extend(checkpoints.accepted())
     return summary | {"parameters": float(model.num_parameters()), "too_long": float(left_out)}

@@ -36,8 +36,9 @@ def run(context: Context) -> dict[str, float]:
     summary = train(
         model, examples, settings.train, seed=context.seed, purpose="sft", journal=context.journal, checkpoints=checkpoints, goal=goal
     )  # fmt: skip
-    for missed in goal.missing(summary) if goal else ():
-        context.notice(f"the goal of its training was not reached in {settings.train.goal.rounds} rounds: {missed}")
+    if goal:
+        for missed in goal.missing(summary):
+            context.notice(f"the goal of its training was not reached in {goal.settings.rounds} rounds: {missed}")
     save_policy(context.root / paths.SFT, model, tokenizer)
     context.accepted.extend(checkpoints.accepted())
     return summary | {"too_long": float(left_out)}

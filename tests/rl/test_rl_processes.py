@@ -47,8 +47,8 @@ def test_two_processes_killed_and_resumed_do_what_one_does(tmp_path, rl_project)
     finish(started(tmp_path / "one", rl_project, **CHANGES))
     command = started(tmp_path / "two", rl_project, processes=2, **CHANGES)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal = tmp_path / "two" / paths.WORK / "rl-t" / "journal.jsonl"
-    while not (journal.exists() and journal.read_text().count("\n") >= 1):
+    checkpoint = tmp_path / "two" / paths.WORK / "rl-t" / paths.RESUME / "step-00000001.pt"
+    while not checkpoint.exists():
         assert process.poll() is None
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)

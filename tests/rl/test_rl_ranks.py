@@ -92,7 +92,7 @@ LOOPS = {
     "spae": {"prompts_per_step": 3, "row": "spae"},
     "laser": {"row": "laser"},
     "pairs": {"row": "w_grpo_pairs"},
-    "npo": {"row": "npo"},
+    "npo": {"row": "npo", "prompts_per_step": 10},
     "dapo": {"row": "dapo", "minibatches": 2},
     "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
 }
