@@ -96,6 +96,8 @@ def endpoints(params: Params) -> Faults:
 def _domains(params: Params) -> Faults:
     known = domains(params)
     asked = {f"rl.stages.{name}.domains": stage.domains for name, stage in params.rl.stages.items()}
+    trained = {"base": params.base.train.goal, "sft": params.sft.train.goal}
+    asked |= {f"{name}.train.goal.solved": tuple(goal.solved) for name, goal in trained.items() if goal}
     for key, names in {**asked, "difficulty.limit": tuple(params.difficulty.limit)}.items():
         yield from _unknown(key, names, "domain of no source in sources.train", known)
 

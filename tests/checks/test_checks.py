@@ -57,6 +57,7 @@ FAULTS = [
     ({f"{MATH}__reference": "cod"}, "rl.stages.math.reference: 'cod' names no stage; choose one of base, sft, code, math; did you mean 'code'?"),
     ({f"{MATH}__generation": {"engine": "server", "server": {"model": "m"}}}, "rl.stages.math: generation.engine 'server' gives no log-probabilities"),
     ({f"{MATH}__generation": {"engine": "scripted", "script": "rows.json"}}, "rl.stages.math.generation.script: 'rows.json' is no file"),
+    ({"base__train": {"goal": {"solved": {"maths": 0.2}}}}, "base.train.goal.solved: 'maths' is the domain of no source in sources.train"),
     ({"difficulty__limit": {"cod": 3}}, "difficulty.limit: 'cod' is the domain of no source in sources.train; there are code, logic, math; did you mean 'code'?"),
     ({"difficulty__preset": "openr1"}, "difficulty.preset: there is no 'openr1'; did you mean 'open_r1'?"),
     ({"merging__search": {}, "difficulty__limit": {}}, "merging.search: it validates with problems that difficulty leaves ungraded"),
