@@ -109,14 +109,15 @@ for line in sys.stdin:
 
 class Harness:
     """Runs a stage in `root`, whose given.json holds {seed, settings}, in a process forked from one that has imported everything: to its
-    end, for some seconds, or to a place in the code. checkpoints: so many are saved, for the place `final`."""
+    end, for some seconds, or to a place in the code. checkpoints: so many are saved, for the place `final`. environment: what the process
+    got; other processes of the same test take it too, since the number of threads is part of a resume."""
 
     def __init__(self, root: Path, stage: str, checkpoints: int = 4) -> None:
         self.root = root
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+        self.environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", STAGE, root, root / "given.json", stage, str(checkpoints)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment,
         )  # fmt: skip
         assert self._process.stdout.readline() == "ready\n"
 

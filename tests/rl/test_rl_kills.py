@@ -4,7 +4,6 @@ The stage runs as users run it, with its real model folder, verifier pool and fi
 everything, so that twenty kills take seconds.
 """
 
-import os
 import random
 import shutil
 import signal
@@ -108,11 +107,10 @@ def test_changed_settings_are_refused_then_accepted_and_recorded(project, alone)
     assert harness("target", "model")[0] == signal.SIGKILL
     given = (root / "given.json").read_text()
     command = [sys.executable, "-m", "pipelines", "rl@t", "--settings", str(root / "changed.json"), "--root", str(root)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     (root / "changed.json").write_text(given.replace('"lr":0.001', '"lr":0.002'))
 
     def attempt(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=120)
+        return subprocess.run([*command, *options], capture_output=True, text=True, env=harness.environment, timeout=120)
 
     refused = attempt()
     assert refused.returncode == 2
