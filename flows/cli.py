@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     from pipelines.lineage import manifests
     from tasks import locking, planning, services, settings
+    from tasks.preloading import PRELOADED
 
     project = settings.root()
     if options.on_change:
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
         if planning.all_current(project, plan):
             print("everything is current")
         else:
-            services.TEMPORARY.start(project)  # it comes up while Prefect is imported here
+            services.TEMPORARY.start(project)  # they come up while Prefect is imported here
+            PRELOADED.start(project)
             from flows.post_training import post_training
 
             command.with_server(lambda: post_training(until=options.until, force=options.force))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from pipelines.errors import UserError
 from tasks import services, settings
+from tasks.preloading import PRELOADED
 
 
 def run(command: Callable[[], object]) -> int:
@@ -38,6 +39,7 @@ def run_stage(flow: Callable[[], object]) -> int:
 def with_server(flow: Callable[[], object]) -> int:
     """Call `flow` with a Prefect server: the lasting one, or a temporary one that starts now if none has been started yet."""
     services.TEMPORARY.start(settings.root())
+    PRELOADED.start(settings.root())
     services.TEMPORARY.wait()
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

@@ -26,9 +26,6 @@ from pipelines.stages import ENTRIES, ON_CHANGE, Context
 from pipelines.store import discard, replacing, write_json
 
 PR_SET_PDEATHSIG = 1
-# How long OpenMP threads spin before they sleep. The default spins for milliseconds, which makes a machine that is shared
-# several times slower; never spinning costs a quiet one half its speed on small matrices. A few microseconds suit both.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def main(argv: list[str] | None = None) -> int:

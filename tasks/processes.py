@@ -1,7 +1,7 @@
-"""A stage's science as a child process that can always be stopped, whole.
+"""A stage's science as a process that can always be stopped, whole.
 
-The child leads its own session, so one signal reaches all it starts; it asks the kernel to die with its parent, so kill -9
-leaves no orphan. Under `dvc repro` this process is itself a child that nobody would stop, so it watches DVC and ends the
+`preloading.PRELOADED` starts it. It leads its own session, so one signal reaches all it starts; it ends when this process is gone, so
+kill -9 leaves no orphan. Under `dvc repro` this process is itself a child that nobody would stop, so it watches DVC and ends the
 stage when DVC is gone: an orphan would later write into outputs that another run has recorded.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipelines import paths
 from pipelines.errors import UserError
 from pipelines.progress import Journal
 from pipelines.store import write_json
+from tasks.preloading import PRELOADED
 
 PATIENCE = 3.0
 """Seconds between asking a process group to end and killing it."""
@@ -28,8 +28,19 @@ POLL = 0.5
 Rows = Callable[[list[dict[str, Any]]], None]
 
 
+class Process(Protocol):
+    """What `subprocess.Popen` and `preloading.StageProcess` have in common."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -> None:
-    """Run `python -m pipelines STAGE` to its end; `on_rows` gets the journal's new rows as they come.
+    """Run what `python -m pipelines STAGE` runs to its end; `on_rows` gets the journal's new rows as they come.
 
     Raises:
         UserError: the child said in one sentence what the user can mend.
@@ -39,9 +50,9 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -
     work.mkdir(parents=True, exist_ok=True)
     settings, errors = work / "settings.json", work / "stderr.log"
     write_json(settings, given)
-    command = [sys.executable, "-m", "pipelines", stage, "--settings", str(settings), "--root", str(project), "--keep-work"]
+    arguments = [stage, "--settings", str(settings), "--root", str(project), "--keep-work"]
     follow = _Follower(Journal(work / "journal.jsonl", stage), on_rows)
-    with errors.open("wb") as stderr, group(command, project, stderr) as process:
+    with errors.open("wb") as stderr, whole(PRELOADED.stage(project, arguments, stderr)) as process:
         while process.poll() is None:
             try:
                 process.wait(POLL)
@@ -60,17 +71,15 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -
 
 
 @contextmanager
-def group(command: list[str], folder: Path, stderr: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A child in its own session that does not outlive the block, nor does anything it started."""
-    environment = os.environ | {"TOUCHSTONE_CHILD": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+def whole(process: Process) -> Iterator[Process]:
+    """A process that leads its own session does not outlive the block, nor does anything it started."""
     try:
         yield process
     finally:
         stop_group(process)
 
 
-def stop_group(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+def stop_group(process: Process, patience: float = PATIENCE) -> None:
     """Ask the child's group to end, then kill what is left; returns when the child is reaped."""
     try:
         if process.poll() is None:

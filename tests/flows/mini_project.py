@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import yaml
 
+from pipelines.stages import ENTRIES
+
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 COPIED = ("pipelines", "tasks", "flows", "dvc.yaml", "prefect.yaml", ".dvc", ".dvcignore", ".gitignore", "data/external")
@@ -99,9 +101,11 @@ def _heed_interrupts() -> None:
 def stage_processes(folder: Path) -> list[psutil.Process]:
     """Children at the science of this project."""
     found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
+    for process in psutil.process_iter(["cmdline", "name", "cwd", "status"]):
+        forked = process.info["name"].partition("@")[0] in ENTRIES and process.info["cwd"] == str(folder)
         words = process.info["cmdline"] or []
-        if "pipelines" in words and str(folder) in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+        with_torchrun = "pipelines" in words and str(folder) in words
+        if (forked or with_torchrun) and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
 

@@ -36,7 +36,8 @@ def pids_in(file):
 
 
 def test_a_group_that_ignores_signals_is_gone_within_five_seconds(tmp_path):
-    with pytest.raises(KeyboardInterrupt), processes.group([sys.executable, "-c", STUBBORN, str(tmp_path / "pids")], tmp_path, None):
+    stubborn = subprocess.Popen([sys.executable, "-c", STUBBORN, str(tmp_path / "pids")], start_new_session=True)
+    with pytest.raises(KeyboardInterrupt), processes.whole(stubborn):
         pids = pids_in(tmp_path / "pids")
         assert all(alive(pid) for pid in pids)
         started = time.monotonic()
@@ -47,7 +48,7 @@ def test_a_group_that_ignores_signals_is_gone_within_five_seconds(tmp_path):
 
 def test_what_a_finished_child_left_running_is_stopped(tmp_path):
     leaves = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); open(sys.argv[1], 'w').write(f'0 {p.pid}')"
-    with processes.group([sys.executable, "-c", leaves, str(tmp_path / "pids")], tmp_path, None) as process:
+    with processes.whole(subprocess.Popen([sys.executable, "-c", leaves, str(tmp_path / "pids")], start_new_session=True)) as process:
         assert process.wait(20) == 0
         left = pids_in(tmp_path / "pids")[1]
         assert alive(left)

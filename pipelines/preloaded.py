@@ -1,0 +1,107 @@
+"""A process that imports torch and transformers once and forks every stage of a run: `python -m pipelines.preloaded SOCKET`.
+
+Those imports take longer than many a stage has to work. They come in one by one while earlier stages are at work, and a stage that is asked for
+begins at once with what is there. Nothing of this package but this module is imported before the fork: a stage reads its code from the
+disk as it lies when it starts, which is what its manifest says.
+
+SOCKET is the number of a stream socket that the starter has left open. A request is a JSON line {arguments, environment}, sent with the
+descriptors of the stage's standard output and error; arguments are those of `python -m pipelines`. The answers are lines too: the pid of
+the stage, which leads a session of its own, and then its exit code, negative for a signal. The process ends when the starter closes the
+socket or is gone, and a stage with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+LIBRARIES = (
+    "torch",
+    "pyarrow.parquet",
+    "pydantic",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "transformers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.auto.tokenization_auto",
+)
+"""What stages with a model import that takes longer than a tenth of a second."""
+POLL = 0.02
+"""Seconds between looks at the stage that is running."""
+PR_SET_NAME = 15
+
+
+@dataclass(frozen=True)
+class Request:
+    """A stage to run, in the process that was forked for it. starter: pid of the process that forked."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    descriptors: list[int]
+    starter: int
+
+
+def serve(requests: socket.socket) -> Request | None:
+    """Import the libraries and answer requests, one stage at a time, until the starter is gone. In the process of a stage: what was asked."""
+    waiting, stage = list(LIBRARIES), 0
+    while True:
+        patience = POLL if stage else 0 if waiting else None
+        if select.select([requests], [], [], patience)[0]:
+            text, descriptors = _receive(requests)
+            if not text:
+                return None
+            asked, starter = json.loads(text), os.getpid()
+            stage = os.fork()
+            if not stage:
+                os.setsid()
+                requests.sendall(f"{os.getpid()}\n".encode())
+                requests.close()
+                return Request(asked["arguments"], asked["environment"], descriptors, starter)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        elif waiting:
+            with suppress(ImportError):  # the stage that needs it says so better
+                importlib.import_module(waiting.pop(0))
+        if stage and (ended := os.waitpid(stage, os.WNOHANG))[0]:
+            requests.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
+            stage = 0
+
+
+def _receive(requests: socket.socket) -> tuple[bytes, list[int]]:
+    """A line and the descriptors that came with it; nothing where the other side has closed."""
+    text, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 2)
+    while text and not text.endswith(b"\n"):
+        more = requests.recv(1 << 16)
+        if not more:
+            return b"", descriptors
+        text += more
+    return text, descriptors
+
+
+def run(request: Request) -> int:
+    """Be `python -m pipelines`, as if it had been started so. Returns the exit code."""
+    for target, descriptor in enumerate(request.descriptors, start=1):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    if sys.platform == "linux":  # what ps and top call it
+        ctypes.CDLL(None).prctl(PR_SET_NAME, request.arguments[0].encode(), 0, 0, 0)
+    command = importlib.import_module("pipelines.__main__")
+    command.die_with_parent(request.starter)
+    return command.main(request.arguments)
+
+
+if __name__ == "__main__":
+    os.set_inheritable(int(sys.argv[1]), False)
+    asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.exit(run(asked_for) if asked_for else 0)
