@@ -63,4 +63,4 @@ def all_current(project: Path, plan: Plan) -> bool:
     """Is there nothing to run and nothing to tell? Asks without a word and stops at the first stage that must."""
     if any(owed.untold(project, stage) for stage in plan.stages):
         return False
-    return all(versioning.settle(project, stage, force=stage in plan.force).state != "stale" for stage in plan.stages)
+    return versioning.settle_all(project, plan.stages, plan.force)[-1].state != "stale"

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,25 +72,38 @@ def look(project: Path, stage: str) -> Answer:
 
 def settle(project: Path, stage: str, *, force: bool = False) -> Answer:
     """Is `stage` current? If not, but the cache holds what it would make, its outputs are checked out and recorded."""
+    return settle_all(project, [stage], [stage] if force else [])[0]
+
+
+def settle_all(project: Path, stages: Sequence[str], forced: Sequence[str] = ()) -> list[Answer]:
+    """`settle` of each stage in turn, up to the first that has to run."""
     identity.write(project)
+    answers: list[Answer] = []
     with _repository(project) as repository, repository.lock:
-        _record_code(repository)
-        found = repository.stage.load_one(name=stage)
-        if force:
-            return Answer(stage, "stale", ("forced",))
-        reasons = _changes(project, found)
-        if not reasons:
-            return Answer(stage, "current")
-        if _restore(repository, found):
-            return Answer(stage, "restored", reasons)
-        return Answer(stage, "stale", reasons)
+        found = {each.addressing: each for each in repository.index.stages}  # one by one, dvc.yaml is read again for each
+        _record_code(found[CODE])
+        for stage in stages:
+            answers.append(_settle(project, repository, found[stage], stage in forced))
+            if answers[-1].state == "stale":
+                break
+    return answers
 
 
-def _record_code(repository: Any) -> None:
+def _settle(project: Path, repository: Any, stage: Any, force: bool) -> Answer:
+    if force:
+        return Answer(stage.addressing, "stale", ("forced",))
+    reasons = _changes(project, stage)
+    if not reasons:
+        return Answer(stage.addressing, "current")
+    if _restore(repository, stage):
+        return Answer(stage.addressing, "restored", reasons)
+    return Answer(stage.addressing, "stale", reasons)
+
+
+def _record_code(code: Any) -> None:
     """Write into dvc.lock what the stage `code` has made, as `dvc repro` does."""
-    found = repository.stage.load_one(name=CODE)
-    if any(out.status() for out in found.outs):
-        _commit(found)
+    if any(out.status() for out in code.outs):
+        _commit(code)
 
 
 def _changes(project: Path, stage: Any) -> tuple[str, ...]:
