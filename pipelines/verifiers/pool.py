@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import blake2b
-from importlib import metadata
-from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
+from pipelines.lineage.code import code_sha256
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers.answers import verify_exact, verify_logic, whole_output
 from pipelines.verifiers.choice import verify_choice
@@ -49,7 +48,6 @@ VERIFIERS: dict[str, Verifier] = {
     "judge": verify_judge,
 }
 """Name in `Problem.verifier` -> verifier."""
-LIBRARIES = ("math-verify", "latex2sympy2-extended", "sympy", "reasoning-gym", "sacrebleu")
 SANDBOXED = ("code", "logic")
 """Verifiers that run what a model or a dataset wrote."""
 DEFAULT_WORKERS = max(1, min(8, os.cpu_count() or 1))
@@ -88,11 +86,8 @@ class VerdictCache:
 
 @functools.cache
 def version() -> str:
-    """Digest of this package's files and of the libraries that judge: verdicts of another version are other verdicts."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    found = {each.metadata["Name"].casefold(): each.version for each in metadata.distributions()}
-    libraries = [f"{name} {found.get(name, 'absent')}" for name in LIBRARIES]
-    return blake2b(b"\0".join([*(file.read_bytes() for file in files), *(text.encode() for text in libraries)]), digest_size=16).hexdigest()
+    """Digest of the code and the libraries that judge: verdicts of another version are other verdicts."""
+    return code_sha256(__name__)
 
 
 def cache_key(problem: Problem, subject: str) -> bytes:

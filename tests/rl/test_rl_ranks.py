@@ -12,6 +12,7 @@ from loops import PROBLEMS, TOKENIZER, policy_of, settings
 
 from pipelines.config.common import GenerationSettings
 from pipelines.config.rl import ValidationSettings
+from pipelines.errors import UserError
 from pipelines.generation import TorchGenerator
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import make_optimiser
@@ -39,6 +40,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     start = torch.load(f"{folder}/start.pt")
     gather_to_save(rank, start)
+    stops(rank, Path(folder) / "stopped", start)
     found = add_up(rank) | {"loops": {name: loop(rank, Path(folder) / name, start, **changes) for name, changes in LOOPS.items()}}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -121,6 +123,27 @@ def loop(rank: int, folder: Path, start, row: str, **changes) -> dict:
     finally:
         TorchGenerator.generate = real
     return {"guide": sum(count for who, count in asked if who == "guide"), "weights": {n: v.clone() for n, v in weights(policy).items()}}
+
+
+def stops(rank: int, folder: Path, start) -> None:
+    """A loss that is not finite stops both ranks before either changes a weight, whichever has the rows it comes from."""
+    huge = {"reward": [{"name": "rescale", "low": 0.0, "high": 1e39}], "center": {"name": "none"}, "scale": {"name": "none"}}
+    policy = policy_of(start)
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=r"the loss is (-?inf|nan) .*: no weight was changed"):
+        train(
+            policy, TOKENIZER, PROBLEMS[:10], recipe("grpo", **huge), settings(steps=2), stage="rl@t", seed=1, frozen={},
+            journal=Journal(folder / f"journal-{rank}.jsonl", "rl"), checkpoints=Checkpoints(folder, {}, writes=rank == 0),
+            rollout_folder=folder / "rollouts",
+        )  # fmt: skip
+    assert all(torch.equal(value, start[name]) for name, value in weights(policy).items())
+
+
+def test_ranks_stop_together_and_keep_the_batch(ranks):
+    """What `stops` asserts held on both ranks, else `ranks` would have raised."""
+    folder, *_ = ranks
+    kept = [torch.load(path) for path in sorted((folder / "stopped").glob("not-finite-*.pt"))]
+    assert len(kept) == 2 and any(torch.isinf(batch["advantage_BT"]).any() for batch in kept)
 
 
 def told(folder: Path):

@@ -9,6 +9,7 @@ from killing import Killed, die_after
 from pipelines.config.common import OptimiserSettings
 from pipelines.config.sources import ArithmeticSource, FunctionsSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.errors import UserError
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import Muon, make_optimiser, orthogonal, schedule
 from pipelines.models.scoring import chosen, entropy_detached, pad, token_scores
@@ -117,9 +118,9 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
             assert float(delta.abs().max()) == pytest.approx(1e-3, rel=0.02)
 
 
-def train(folder: Path, stop_at: int | None = None):
+def train(folder: Path, stop_at: int | None = None, model=None):
     """One run; with `stop_at` it dies there, as a killed process would."""
-    model = tiny_model(TINY, TOKENIZER, 1)
+    model = model or tiny_model(TINY, TOKENIZER, 1)
     examples, _ = corpus_examples(TOKENIZER, PROBLEMS, 256)
     settings = LanguageModellingSettings(epochs=2.5, batch_size=16, checkpoint_every=4, optimiser=OptimiserSettings(name="muon", lr=3e-3))
     journal = Journal(folder / "journal.jsonl", "test")
@@ -143,3 +144,16 @@ def test_training_learns_and_a_killed_run_resumes_to_the_same_weights(tmp_path):
     resumed_rows, resumed = train(tmp_path / "cut")
     assert resumed_rows == rows
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(torch.nan, "norm of its gradient nan"), (torch.inf, "norm of its gradient (inf|nan)")])
+def test_a_gradient_that_is_not_finite_stops_it_before_the_weights(tmp_path, factor, said):
+    model = tiny_model(TINY, TOKENIZER, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * factor)
+    with pytest.raises(UserError, match=f"{said}, which must be finite: no weight was changed, and the batch is kept in .*not-finite-00000001.pt"):
+        train(tmp_path, model=model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    kept = torch.load(tmp_path / "not-finite-00000001.pt")
+    assert len(kept["ids"]) == len(kept["start"]) == 16
+    assert train(tmp_path)[0][0][0] == 1, "the next run begins with that step"
