@@ -10,7 +10,7 @@ import mini_project
 import psutil
 import pytest
 
-from pipelines import preloaded
+from pipelines import paths, preloaded
 from pipelines.store import read_json
 from tasks import preloading
 from tasks.preloading import Preloaded
@@ -97,6 +97,8 @@ def test_a_stage_is_a_process_of_its_own_with_the_libraries_loaded(project, stag
     assert found["group"]
     assert set(preloaded.LIBRARIES) & set(found["modules"]) == {name for name in preloaded.LIBRARIES if name.startswith(("torch", "transformers"))}
     assert "from the stage" in capfd.readouterr().out
+    recorded = read_json(project / paths.manifest("sources"))["predicate"]["runDetails"]["metadata"]
+    assert recorded == {}, "threads and kernels decide nothing of a stage that computes without torch"
 
 
 def test_another_environment_or_other_packages_need_another_process(project, stages, monkeypatch):
