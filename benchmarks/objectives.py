@@ -19,15 +19,12 @@ import copy
 import io
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import numpy as np
 
