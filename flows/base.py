@@ -16,4 +16,4 @@ def base(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(base))
+    sys.exit(command.run_stage("base", base))

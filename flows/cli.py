@@ -50,8 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     from pipelines.lineage import manifests
-    from tasks import locking, planning, services, settings
-    from tasks.preloading import PRELOADED
+    from tasks import locking, planning, settings
 
     project = settings.root()
     if options.on_change:
@@ -61,8 +60,7 @@ def run(options: argparse.Namespace) -> int:
         if planning.all_current(project, plan):
             print("everything is current")
         else:
-            services.TEMPORARY.start(project)  # they come up while Prefect is imported here
-            PRELOADED.start(project)
+            command.start_servers(plan.stages)  # while Prefect is imported here
             from flows.post_training import post_training
 
             command.with_server(lambda: post_training(until=options.until, force=options.force))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pipelines.errors import UserError
+from pipelines.graph import WITH_MODEL
 from tasks import services, settings
 from tasks.preloading import PRELOADED
 
@@ -26,20 +27,26 @@ def run(command: Callable[[], object]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def run_stage(flow: Callable[[], object]) -> int:
-    """Run the flow of a stage as a command, once params hold: no server is started for what cannot run."""
+def run_stage(stage: str, flow: Callable[[], object]) -> int:
+    """Run the flow of a stage (`rl` for any of its kind) as a command, once params hold: no server is started for what cannot run."""
 
     def checked() -> int:
         settings.params(settings.root())
+        start_servers([stage])
         return with_server(flow)
 
     return run(checked)
 
 
-def with_server(flow: Callable[[], object]) -> int:
-    """Call `flow` with a Prefect server: the lasting one, or a temporary one that starts now if none has been started yet."""
+def start_servers(stages: Iterable[str]) -> None:
+    """Have what these stages need come up while this process does something else: Prefect, unless an address is set, and what they import."""
     services.TEMPORARY.start(settings.root())
-    PRELOADED.start(settings.root())
+    if any(stage.partition("@")[0] in WITH_MODEL for stage in stages):
+        PRELOADED.start(settings.root())
+
+
+def with_server(flow: Callable[[], object]) -> int:
+    """Call `flow` once the Prefect server answers."""
     services.TEMPORARY.wait()
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

@@ -16,4 +16,4 @@ def curation(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(curation))
+    sys.exit(command.run_stage("curation", curation))

@@ -16,4 +16,4 @@ def difficulty(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(difficulty))
+    sys.exit(command.run_stage("difficulty", difficulty))

@@ -16,4 +16,4 @@ def evaluation(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(evaluation))
+    sys.exit(command.run_stage("evaluation", evaluation))

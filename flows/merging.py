@@ -16,4 +16,4 @@ def merging(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(merging))
+    sys.exit(command.run_stage("merging", merging))

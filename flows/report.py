@@ -16,4 +16,4 @@ def report(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(report))
+    sys.exit(command.run_stage("report", report))

@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(main))
+    sys.exit(command.run_stage("rl", main))

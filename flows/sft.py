@@ -16,4 +16,4 @@ def sft(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(sft))
+    sys.exit(command.run_stage("sft", sft))

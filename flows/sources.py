@@ -16,4 +16,4 @@ def sources(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(sources))
+    sys.exit(command.run_stage("sources", sources))

@@ -16,4 +16,4 @@ def synthesis(pipeline_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run_stage(synthesis))
+    sys.exit(command.run_stage("synthesis", synthesis))

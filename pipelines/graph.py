@@ -33,6 +33,8 @@ def stages(rl: dict[str, Any]) -> list[str]:
 
 LEARNING = ("base", "sft", "rl")
 """Stages that learn step by step: their journal becomes a plot."""
+WITH_MODEL = ("base", "sft", "difficulty", "rl", "merging", "evaluation")
+"""Stages that load a model, and so torch and transformers."""
 
 
 def inputs(stage: str, *models: str) -> list[Path]:

@@ -1,8 +1,8 @@
 """A process that imports torch and transformers once and forks every stage of a run: `python -m pipelines.preloaded SOCKET`.
 
-Those imports take longer than many a stage has to work. They come in one by one while earlier stages are at work, and a stage that is asked for
-begins at once with what is there. Nothing of this package but this module is imported before the fork: a stage reads its code from the
-disk as it lies when it starts, which is what its manifest says.
+Those imports take longer than many a stage has to work. They come in one by one while nothing runs, and a stage that is asked for begins at
+once with what is there. Nothing of this package but this module is imported before the fork: a stage reads its code from the disk as it
+lies when it starts, which is what its manifest says.
 
 SOCKET is the number of a stream socket that the starter has left open. A request is a JSON line {arguments, environment}, sent with the
 descriptors of the stage's standard output and error; arguments are those of `python -m pipelines`. The answers are lines too: the pid of
@@ -68,7 +68,7 @@ def serve(requests: socket.socket) -> Request | None:
                 return Request(asked["arguments"], asked["environment"], descriptors, starter)
             for descriptor in descriptors:
                 os.close(descriptor)
-        elif waiting:
+        elif waiting and not stage:
             with suppress(ImportError):  # the stage that needs it says so better
                 importlib.import_module(waiting.pop(0))
         if stage and (ended := os.waitpid(stage, os.WNOHANG))[0]:

@@ -73,7 +73,7 @@ for line in sys.stdin:
             at_call(*TARGETS[place])
         if place == "dvc":
             os.environ["DVC_STAGE"] = "base"
-            code = command.run_stage(flows.base.base)
+            code = command.run_stage("base", flows.base.base)
         else:
             code = flows.cli.main(["run", *arguments])
         sys.stdout.flush()
