@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from batches import leaves, ragged
-from loops import TINY, TOKENIZER
+from killing import Killed
+from loops import TINY, TOKENIZER, trained
 
-from pipelines.models.scoring import chosen, entropy, token_scores
+from pipelines.config.common import GenerationSettings
+from pipelines.config.training import ArchitectureSettings
+from pipelines.models.scoring import CHUNK, chosen, entropy, token_scores
 from pipelines.models.tiny import tiny_model
 from pipelines.rl import RECIPES, aggregates, objective, route, weigh
 from pipelines.rl.ranks import add_up
@@ -56,3 +59,42 @@ def test_no_score_indexes_under_a_gradient(shared):
     score = torch.arange(12)[None].expand(8, -1) >= 6
     found = token_scores(model, ids, score, {"logp": chosen, "entropy": entropy}, on_hidden={"h": torch.Tensor.float}, after=("last", 3))
     assert unordered(sum(value.sum() for value in found.values())) == set()
+
+
+DEFAULT = ArchitectureSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384)
+WIDE = ArchitectureSettings(hidden_size=64, layers=2, heads=2, intermediate_size=128)
+EVERYTHING_TRAINS = {"reward": [{"name": "rescale", "low": -1.0, "high": 1.0}], "center": {"name": "none"}, "scale": {"name": "none"}}
+"""A policy that has learnt nothing is always wrong: groups without a mean have a gradient all the same."""
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize(
+    ("architecture", "words", "tokens", "asynchronous"), [(DEFAULT, 400, 24, False), (DEFAULT, 400, 24, True), (WIDE, 49_152, 12, False)]
+)
+def test_a_loop_killed_and_resumed_does_what_one_left_alone_does(tmp_path, threads, architecture, words, tokens, asynchronous):
+    """On the default's shapes and on a real vocabulary, with the machine's own threads and with more: weights, journal, rollouts."""
+    changes = {
+        "steps": 2, "prompts_per_step": 8, "group_size": 8, "minibatches": 2, "micro_batch": 64, "checkpoint_every": 1, "asynchronous": asynchronous,
+        "generation": GenerationSettings(max_new_tokens=tokens), "overrides": EVERYTHING_TRAINS,
+    }  # fmt: skip
+    assert (32 * tokens > CHUNK // words) == (architecture == WIDE)  # a micro-batch needs several chunks of the head, or one
+
+    def once(name: str, stop_at: int | None = None):
+        model = tiny_model(architecture, TOKENIZER, 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model.resize_token_embeddings(words, mean_resizing=False)
+        _, journal = trained(tmp_path / name, model, stop_at, **changes)
+        files = {path.name: path.read_bytes() for path in sorted((tmp_path / name / "rollouts").iterdir())}
+        return [p.detach().numpy().tobytes() for p in model.parameters()], journal, files
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = once("alone")
+        with pytest.raises(Killed):
+            once("killed", stop_at=1)
+        assert once("killed") == alone
+    finally:
+        torch.set_num_threads(before)
+    assert len({row["grad_norm"] for row in alone[1]}) == 2 and all(row["grad_norm"] > 0 for row in alone[1])
