@@ -8,6 +8,7 @@ import os
 from pipelines import paths
 from pipelines.errors import UserError
 from tasks import services, settings
+from tasks.preloading import PRELOADED
 
 
 def prepare() -> None:
@@ -35,3 +36,4 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     # registered before Prefect is imported, hence run after its own hooks, which still talk to the server
     atexit.register(services.TEMPORARY.stop)
+    atexit.register(PRELOADED.stop)

@@ -154,6 +154,11 @@ def test_headline_says_better_only_where_the_interval_does(project: Path, page: 
         d["verdict"] = "no difference shown"
     unsure = render(Inputs(scores=flat), 2)
     assert "No: on sums and differences no difference is shown." in unsure and ">Better<" not in unsure
+    assert "by Holm for all" in unsure and "by Holm for all" not in page.partition('class="card"')[2].partition("Gate passed")[0]
+    for d in flat["differences"]:  # an interval above zero that the other comparisons overrule says so
+        d |= {"p": 0.012, "p_holm": 0.084} if (d["low"] > 0 and d["k"] == 1) else {}
+    cards = render(Inputs(scores=flat), 2).partition("Gate passed")[0]
+    assert cards.count(f"; p 0.012, but 0.084 by Holm for all {len(flat['differences'])} comparisons") >= 2
 
 
 def test_stated_confidences_are_drawn_against_what_came_true(project: Path) -> None:

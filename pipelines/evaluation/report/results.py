@@ -93,6 +93,8 @@ def _sentence(scores: Scores, model: str, benchmark: str) -> Html | None:
     before = scores["models"]["sft"][benchmark]["pass_at_k"]["1"]["mean"]
     who = "Merged" if model == "merged" else f"RL ({model})"
     interval = f"{signed(difference['mean'])} [{signed(difference['low'])}, {signed(difference['high'])}] against SFT"
+    if word == UNSURE and not difference["low"] <= 0 <= difference["high"]:
+        interval += f"; p {_p(difference['p'])}, but {_p(difference['p_holm'])} by Holm for all {len(scores['differences'])} comparisons"
     change = el("span", el("b", who), f" {number(before)} → {number(after)}", class_="nowrap")
     return el("div", el("div", change, el("small", interval)), el("span", word, class_=f"chip {tone}"), class_="change")
 
