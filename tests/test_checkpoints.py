@@ -9,7 +9,7 @@ import torch
 
 from pipelines.config.training import ArchitectureSettings
 from pipelines.errors import UserError
-from pipelines.models.checkpoints import Checkpoints, differences
+from pipelines.models.checkpoints import Checkpoints, Pace, differences
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 
@@ -104,3 +104,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-00000001.pt"] and not list(tmp_path.glob(".*.part"))
     model = tiny_model(TINY, TOKENIZER, 2)
     assert Checkpoints(tmp_path, {}).restore(model, torch.optim.AdamW(model.parameters())) == 1
+
+
+def test_a_checkpoint_is_due_by_steps_or_by_minutes(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("pipelines.models.checkpoints.time.monotonic", lambda: now[0])
+    pace, due = Pace(every=100, minutes=2), []
+    for step in range(1, 401):
+        now[0] += 1.0 if step <= 200 else 50.0
+        if pace.due(step):
+            due.append(step)
+    assert due[:2] == [100, 200], "120 seconds have not passed between them"
+    assert due[2:6] == [203, 206, 209, 212], "three steps of 50 seconds"
+    assert {300, 400} <= set(due), "whatever the clock says"
+    slow = Pace(every=100, minutes=2, longest=lambda seconds: max(seconds, 120.0))  # another process has measured more
+    assert slow.due(1)

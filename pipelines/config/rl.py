@@ -88,6 +88,8 @@ class RlStage(Section):
     optimiser: OptimiserSettings = OptimiserSettings(lr=2e-4, warmup=0.05, schedule="constant", weight_decay=0.0)
     checkpoint_every: Positive = 5
     """Steps between resumable checkpoints."""
+    checkpoint_minutes: Rate = 3.0
+    """Minutes after which one is made though fewer steps have passed."""
     task_sampler: Literal["shuffle"] = "shuffle"
     """`shuffle`: every problem once per epoch, in an order keyed by seed and epoch."""
 

@@ -66,6 +66,8 @@ class LanguageModellingSettings(Section):
     """Longer examples are left out and counted."""
     checkpoint_every: Positive = 100
     """Steps between resumable checkpoints."""
+    checkpoint_minutes: Rate = 3.0
+    """Minutes after which one is made though fewer steps have passed."""
     optimiser: OptimiserSettings = OptimiserSettings()
 
 

@@ -14,6 +14,7 @@ outputs are recorded writes them again from there. Whoever records the stage cle
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,24 @@ class Numbers(dict[str, float]):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.update(state)
+
+
+class Pace:
+    """When a checkpoint is due: at every step that `every` divides, and when `minutes` have passed since the last.
+
+    longest: of the seconds that several processes measure the largest, so that all agree.
+    """
+
+    def __init__(self, every: int, minutes: float, longest: Callable[[float], float] = float) -> None:
+        self._every, self._seconds, self._longest = every, 60 * minutes, longest
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether one is due after `step`; the next is counted from here."""
+        found = step % self._every == 0 or self._longest(time.monotonic() - self._last) >= self._seconds
+        if found:
+            self._last = time.monotonic()
+        return found
 
 
 @dataclass(frozen=True)

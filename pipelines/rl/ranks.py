@@ -78,6 +78,11 @@ def most(count: int) -> int:
     return int(largest({"count": count})["count"])
 
 
+def longest(seconds: float) -> float:
+    """The largest of what all ranks have measured, so that all decide alike."""
+    return largest({"seconds": seconds})["seconds"]
+
+
 def _reduced(figures: Mapping[str, float], operation: Any) -> dict[str, float]:
     if world() == 1:
         return dict(figures)

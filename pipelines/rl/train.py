@@ -23,7 +23,7 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import TorchGenerator
 from pipelines.models import precision
 from pipelines.models.adapters import plain_weights
-from pipelines.models.checkpoints import Checkpoints, Numbers
+from pipelines.models.checkpoints import Checkpoints, Numbers, Pace
 from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import make_optimiser, schedule
 from pipelines.models.sharding import gathered, shard, weights
@@ -110,6 +110,7 @@ def train(
         state = {"held": held, **{role: actor.frozen[role] for role in moving}, **sampler.state()}
         step = _resume(policy, optimiser, state, checkpoints, journal, rollout_folder, settings.steps)
         history.read()
+        pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
         while step < settings.steps and not (validation and validation.over):
             step += 1
             clock = Clock()
@@ -151,7 +152,7 @@ def train(
             clock.lap("other")
             report(journal, step, settings.steps, rollouts, batch, ages | figures | {"lr": share * settings.optimiser.lr}, clock)
             over = step == settings.steps or (validation is not None and validation.over)
-            if over or step % settings.checkpoint_every == 0:  # last: what resumes here finds all that this step left
+            if pace.due(step) or over:  # last: what resumes here finds all that this step left
                 checkpoints.save(step, policy, optimiser, state)
     if validation and step < settings.steps:
         journal.say(f"stopped after step {step}: {settings.validation.patience} measurements without a new best")  # type: ignore[union-attr]

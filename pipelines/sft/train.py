@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipelines.config.training import LanguageModellingSettings
-from pipelines.models.checkpoints import Checkpoints, Numbers
+from pipelines.models.checkpoints import Checkpoints, Numbers, Pace
 from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import keep_batch, make_optimiser, schedule, update
 from pipelines.models.scoring import pad, token_logp
@@ -44,6 +44,7 @@ def train(
     journal.cut(step)
     if step:
         journal.say(f"resuming after step {step} of {_end_of_round(step, per_round)}")
+    pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes)
     model.train()
     with deterministic(model.device):
         over = step > 0 and step % per_round == 0 and (goal is None or not goal.missing(measured))
@@ -65,7 +66,7 @@ def train(
                 **(measured if ended else {}),
             )  # fmt: skip
             over = step == most or (ended and goal is not None and not goal.missing(measured))
-            if over or step % settings.checkpoint_every == 0:
+            if pace.due(step) or over:
                 checkpoints.save(step, model, optimiser, {"measured": measured})
             if over:
                 break

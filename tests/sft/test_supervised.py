@@ -118,11 +118,12 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
             assert float(delta.abs().max()) == pytest.approx(1e-3, rel=0.02)
 
 
-def train(folder: Path, stop_at: int | None = None, model=None):
+def train(folder: Path, stop_at: int | None = None, model=None, **changes):
     """One run; with `stop_at` it dies there, as a killed process would."""
     model = model or tiny_model(TINY, TOKENIZER, 1)
     examples, _ = corpus_examples(TOKENIZER, PROBLEMS, 256)
-    settings = LanguageModellingSettings(epochs=2.5, batch_size=16, checkpoint_every=4, optimiser=OptimiserSettings(name="muon", lr=3e-3))
+    muon = OptimiserSettings(name="muon", lr=3e-3)
+    settings = LanguageModellingSettings(**{"epochs": 2.5, "batch_size": 16, "checkpoint_every": 4, "optimiser": muon, **changes})
     journal = Journal(folder / "journal.jsonl", "test")
     checkpoints = Checkpoints(folder, {"settings": 1})
     checkpoints.prepare()
@@ -144,6 +145,17 @@ def test_training_learns_and_a_killed_run_resumes_to_the_same_weights(tmp_path):
     resumed_rows, resumed = train(tmp_path / "cut")
     assert resumed_rows == rows
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_slow_steps_are_kept_by_the_clock(tmp_path, capsys):
+    """Killed long before `checkpoint_every`, it goes on from the last step all the same."""
+    rows, weights = train(tmp_path / "whole")
+    often = {"checkpoint_every": 1000, "checkpoint_minutes": 1e-9}
+    train(tmp_path / "cut", stop_at=3, **often)
+    capsys.readouterr()
+    resumed_rows, resumed = train(tmp_path / "cut", **often)
+    assert "resuming after step 2 of" in capsys.readouterr().out
+    assert resumed_rows == rows and all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
 @pytest.mark.parametrize(("factor", "said"), [(torch.nan, "norm of its gradient nan"), (torch.inf, "norm of its gradient (inf|nan)")])
