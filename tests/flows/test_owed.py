@@ -139,6 +139,8 @@ def runs(tmp_path_factory, served, ports):
     for file in (project / "pipelines/stages").glob("*.py"):
         if file.stem not in ("__init__", "identity"):
             file.write_text(STAND_IN)
+    preloaded = project / "pipelines/preloaded.py"
+    preloaded.write_text(preloaded.read_text().replace('\nif __name__ == "__main__":', '\nLIBRARIES = ()  # stand-ins need none\nif __name__ == "__main__":'))
     runs = Runs(project, ports)
     runs.write("first")
     assert runs("-") == 0
@@ -167,7 +169,8 @@ def test_a_forced_stage_killed_at(runs, place):
     digest = runs.digest("base", "base")
     assert runs.alias("base", "candidate") == digest and len(runs.versions("base", digest)) == 1
     assert runs.owes_nothing()
-    assert runs("-", "--until", "base") == 0 and "everything is current" in runs.said
+    if place in PLACES[PLACES.index("record") : PLACES.index("clear")]:  # while DVC writes
+        assert runs("-", "--until", "base") == 0 and "everything is current" in runs.said
 
 
 @pytest.mark.parametrize("place", ["promote", "alias", "told"])
