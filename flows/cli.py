@@ -57,10 +57,11 @@ def run(options: argparse.Namespace) -> int:
         os.environ["TOUCHSTONE_ON_CHANGE"] = options.on_change  # the stages are children
     with locking.single_run(project):
         plan = planning.make(project, options.until, options.force)
-        if planning.all_current(project, plan):
+        first = planning.first_to_run(project, plan)
+        if first is None:
             print("everything is current")
         else:
-            command.start_servers(plan.stages)  # while Prefect is imported here
+            command.start_servers(first)  # while Prefect is imported here
             from flows.post_training import post_training
 
             command.with_server(lambda: post_training(until=options.until, force=options.force))

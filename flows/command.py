@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from pipelines import graph
 from pipelines.errors import UserError
-from pipelines.graph import WITH_MODEL
 from tasks import services, settings
 from tasks.preloading import PRELOADED
 
@@ -32,17 +32,17 @@ def run_stage(stage: str, flow: Callable[[], object]) -> int:
 
     def checked() -> int:
         settings.params(settings.root())
-        start_servers([stage])
+        start_servers(stage)
         return with_server(flow)
 
     return run(checked)
 
 
-def start_servers(stages: Iterable[str]) -> None:
-    """Have what these stages need come up while this process does something else: Prefect, unless an address is set, and what they import."""
+def start_servers(stage: str) -> None:
+    """Have what the first stage needs come up while this process does something else: Prefect, unless an address is set, and what it imports."""
     services.TEMPORARY.start(settings.root())
-    if any(stage.partition("@")[0] in WITH_MODEL for stage in stages):
-        PRELOADED.start(settings.root())
+    if graph.with_model(stage):
+        PRELOADED.start(settings.root(), libraries=True)
 
 
 def with_server(flow: Callable[[], object]) -> int:

@@ -16,8 +16,10 @@ from flows.rl import rl
 from flows.sft import sft
 from flows.sources import sources
 from flows.synthesis import synthesis
+from pipelines import graph
 from tasks import locking, owed, planning, reporting, settings
 from tasks.execution import tell
+from tasks.preloading import PRELOADED
 from tasks.tracking import Tracker
 
 FLOWS = {
@@ -56,6 +58,8 @@ def post_training(until: str | None = None, force: list[str] | None = None) -> l
                 tracker = Tracker.open(project)
                 pipeline_run = stack.enter_context(tracker.pipeline())
                 reporting.show_link(tracker.link(pipeline_run))
+            if any(graph.with_model(later) for later in plan.stages[done:]):
+                PRELOADED.start(project, libraries=True)
             name, _, item = stage.partition("@")
             FLOWS[name](*([item] if item else []), pipeline_run)
             ran.append(stage)

@@ -33,8 +33,11 @@ def stages(rl: dict[str, Any]) -> list[str]:
 
 LEARNING = ("base", "sft", "rl")
 """Stages that learn step by step: their journal becomes a plot."""
-WITH_MODEL = ("base", "sft", "difficulty", "rl", "merging", "evaluation")
-"""Stages that load a model, and so torch and transformers."""
+
+
+def with_model(stage: str) -> bool:
+    """Whether a stage loads a model, and so torch and transformers."""
+    return stage.partition("@")[0] in ("base", "sft", "difficulty", "rl", "merging", "evaluation")
 
 
 def inputs(stage: str, *models: str) -> list[Path]:

@@ -1,13 +1,13 @@
-"""A process that imports torch and transformers once and forks every stage of a run: `python -m pipelines.preloaded SOCKET`.
+"""A process that imports torch and transformers once and forks every stage of a run: `python -m pipelines.preloaded SOCKET [libraries]`.
 
-Those imports take longer than many a stage has to work. They come in one by one while nothing runs, and a stage that is asked for begins at
-once with what is there. Nothing of this package but this module is imported before the fork: a stage reads its code from the disk as it
-lies when it starts, which is what its manifest says.
+Those imports take longer than many a stage has to work. With `libraries` they come in one by one, except while a stage runs that needs
+them itself; a stage that is asked for begins at once with what is there. Nothing of this package but this module is imported before
+the fork: a stage reads its code from the disk as it lies when it starts, which is what its manifest says.
 
-SOCKET is the number of a stream socket that the starter has left open. A request is a JSON line {arguments, environment}, sent with the
-descriptors of the stage's standard output and error; arguments are those of `python -m pipelines`. The answers are lines too: the pid of
-the stage, which leads a session of its own, and then its exit code, negative for a signal. The process ends when the starter closes the
-socket or is gone, and a stage with it.
+SOCKET is the number of a stream socket that the starter has left open. A request is a JSON line {arguments, environment, needs_libraries},
+sent with the descriptors of the stage's standard output and error; arguments are those of `python -m pipelines`. The answers are lines
+too: the pid of the stage, which leads a session of its own, and then its exit code, negative for a signal. The process ends when the
+starter closes the socket or is gone, and a stage with it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -50,16 +51,17 @@ class Request:
     starter: int
 
 
-def serve(requests: socket.socket) -> Request | None:
-    """Import the libraries and answer requests, one stage at a time, until the starter is gone. In the process of a stage: what was asked."""
-    waiting, stage = list(LIBRARIES), 0
+def serve(requests: socket.socket, libraries: Sequence[str] = ()) -> Request | None:
+    """Import `libraries` and answer requests, one stage at a time, until the starter is gone. In the process of a stage: what was asked."""
+    waiting, imports, stage = list(libraries), True, 0
     while True:
-        patience = POLL if stage else 0 if waiting else None
+        patience = 0 if waiting and imports else POLL if stage else None
         if select.select([requests], [], [], patience)[0]:
             text, descriptors = _receive(requests)
             if not text:
                 return None
             asked, starter = json.loads(text), os.getpid()
+            imports = not asked["needs_libraries"]
             stage = os.fork()
             if not stage:
                 os.setsid()
@@ -68,12 +70,12 @@ def serve(requests: socket.socket) -> Request | None:
                 return Request(asked["arguments"], asked["environment"], descriptors, starter)
             for descriptor in descriptors:
                 os.close(descriptor)
-        elif waiting and not stage:
+        elif waiting and imports:
             with suppress(ImportError):  # the stage that needs it says so better
                 importlib.import_module(waiting.pop(0))
         if stage and (ended := os.waitpid(stage, os.WNOHANG))[0]:
             requests.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
-            stage = 0
+            stage, imports = 0, True
 
 
 def _receive(requests: socket.socket) -> tuple[bytes, list[int]]:
@@ -103,5 +105,5 @@ def run(request: Request) -> int:
 
 if __name__ == "__main__":
     os.set_inheritable(int(sys.argv[1]), False)
-    asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
+    asked_for = serve(socket.socket(fileno=int(sys.argv[1])), LIBRARIES if "libraries" in sys.argv else ())
     sys.exit(run(asked_for) if asked_for else 0)

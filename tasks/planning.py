@@ -59,8 +59,9 @@ def told(reasons: Sequence[str]) -> str:
     return ", ".join(reasons[:REASONS]) + (f" and {len(reasons) - REASONS} more" if len(reasons) > REASONS else "")
 
 
-def all_current(project: Path, plan: Plan) -> bool:
-    """Is there nothing to run and nothing to tell? Asks without a word and stops at the first stage that must."""
-    if any(owed.untold(project, stage) for stage in plan.stages):
-        return False
-    return versioning.settle_all(project, plan.stages, plan.force)[-1].state != "stale"
+def first_to_run(project: Path, plan: Plan) -> str | None:
+    """The first stage that must run or of which something is left to tell; None where all is current. Asks without a word."""
+    if untold := [stage for stage in plan.stages if owed.untold(project, stage)]:
+        return untold[0]
+    answer = versioning.settle_all(project, plan.stages, plan.force)[-1]
+    return answer.stage if answer.state == "stale" else None

@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from pipelines import paths
+from pipelines import graph, paths
 
 OWN = ("TOUCHSTONE_", "PREFECT_", "MLFLOW_", "DVC_")
 """Variables that no library reads which is imported before a stage begins, so that they may change between stages."""
@@ -69,8 +69,8 @@ class Preloaded:
         self._requests: socket.socket | None = None
         self._state: Any = None
 
-    def start(self, project: Path) -> None:
-        """Have the process begin to import, unless one of this project and this environment is there already; returns at once."""
+    def start(self, project: Path, *, libraries: bool) -> None:
+        """Start the process, which imports the libraries or none, unless one of this project and this environment is there; returns at once."""
         wanted = _state(project)
         if self._process and self._process.poll() is None and self._state == wanted:
             return
@@ -78,7 +78,7 @@ class Preloaded:
         ours, its = socket.socketpair()
         log = project / paths.WORK / "preloaded.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pipelines.preloaded", str(its.fileno())]
+        command = [sys.executable, "-m", "pipelines.preloaded", str(its.fileno()), *(["libraries"] if libraries else [])]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         with its, log.open("wb") as out:
             self._process = subprocess.Popen(
@@ -89,9 +89,9 @@ class Preloaded:
 
     def stage(self, project: Path, arguments: list[str], stderr: Any) -> StageProcess:
         """Start `python -m pipelines` with these arguments. Its output goes where this process's goes, its errors to the file `stderr`."""
-        self.start(project)
+        self.start(project, libraries=False)
         assert self._requests
-        request = json.dumps({"arguments": arguments, "environment": dict(os.environ)}) + "\n"
+        request = json.dumps({"arguments": arguments, "environment": dict(os.environ), "needs_libraries": graph.with_model(arguments[0])}) + "\n"
         sent = socket.send_fds(self._requests, [request.encode()], [1, stderr.fileno()])
         self._requests.sendall(request.encode()[sent:])
         return StageProcess(self._requests, arguments)

@@ -85,7 +85,7 @@ def test_no_project_code_is_loaded_before_a_stage_starts():
 
 
 def test_a_stage_is_a_process_of_its_own_with_the_libraries_loaded(project, stages, monkeypatch, capfd):
-    stages.start(project)
+    stages.start(project, libraries=True)
     loaded_all(psutil.Process(stages._process.pid))
     monkeypatch.setenv("TOUCHSTONE_NOTHING", "1")  # may change between stages
     before = stages._process.pid
