@@ -11,6 +11,7 @@ from pipelines import graph
 from pipelines.errors import UserError
 from tasks import services, settings
 from tasks.preloading import PRELOADED
+from tasks.tracking import Tracker
 
 
 def run(command: Callable[[], object]) -> int:
@@ -47,6 +48,7 @@ def start_servers(stage: str) -> None:
 
 def with_server(flow: Callable[[], object]) -> int:
     """Call `flow` once the Prefect server answers."""
+    Tracker.open(settings.root())  # MLflow is imported, and makes its database, meanwhile
     services.TEMPORARY.wait()
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
