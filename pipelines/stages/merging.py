@@ -20,6 +20,7 @@ from pipelines.evaluation.statistics import mean_interval, paired_difference
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine, tree_sha256
 from pipelines.merging import MergeConfig, merge
+from pipelines.merging.methods import COUNTING
 from pipelines.merging.search import Candidate, Choice, Part, Scores, grid, search
 from pipelines.records import Outcome, Problem
 from pipelines.stages import Context
@@ -28,6 +29,8 @@ from pipelines.verifiers import VerifierPool, require_sandbox_for
 
 NOT_GRADED = "not_graded"
 """Reason that stage `difficulty` gives for rows beyond its limit."""
+LITTLE = 1e-3
+"""An expert that changed a smaller share of the weights than this adds next to nothing to a merge."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -45,6 +48,9 @@ def run(context: Context) -> dict[str, float]:
     metrics: dict[str, float] = {"experts": len(merged), "tensors": summary.tensors, "parameters": summary.parameters}
     for name, changed, alone in zip(merged, summary.changed, summary.alone, strict=True):
         metrics |= {f"{name}_changed_share": changed, f"{name}_alone_share": alone}
+        if changed < LITTLE:
+            hint = "lower merging.settings.epsilon or train it further" if chosen.method in COUNTING else "train it further"
+            context.notice(f"{changed:.4%} of the weights of expert '{name}' count as changed: the merge holds next to nothing of it; {hint}")
     if record:
         write_json(context.root / paths.SEARCH, record)
         metrics |= {f"search_{key}": record["difference"][key] for key in ("mean", "low", "high")} | {"search_trials": len(record["trials"])}

@@ -247,8 +247,20 @@ def test_the_stage_merges_the_experts_that_params_name(tmp_path: Path) -> None:
         "experts": 2, "tensors": 1, "parameters": 4,
         "math_changed_share": 0.25, "math_alone_share": 0.25, "code_changed_share": 0.25, "code_alone_share": 0.25,
     }  # fmt: skip
+    assert context.notices == []
     with pytest.raises(UserError, match=r"merging.models: there is no RL stage to merge"):
         stage.run(replace(context, settings=MergingSettings(models=())))
+
+
+def test_an_expert_that_the_merge_takes_nothing_from_is_pointed_at(tmp_path: Path) -> None:
+    """Small rates move weights by less than `epsilon`: what is merged then is the base."""
+    for name, moved in (("sft", 0.0), ("math", 1e-4), ("code", 0.5)):
+        save(tmp_path / paths.model(name), {"a": torch.ones(4) + moved})
+    settings = MergingSettings(models=("math", "code"), method="ram", settings={"epsilon": 0.003})
+    context = Context("merging", tmp_path, 0, settings, tmp_path, Journal(tmp_path / "journal.jsonl", "merging"))
+    assert stage.run(context)["math_changed_share"] == 0.0
+    (notice,) = context.notices
+    assert notice.startswith("0.0000% of the weights of expert 'math' count as changed") and "lower merging.settings.epsilon" in notice
 
 
 def test_a_tied_head_stored_twice_stays_tied(tmp_path: Path) -> None:
