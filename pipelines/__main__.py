@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import importlib
 import io
 import json
@@ -21,11 +20,10 @@ from typing import Any, NoReturn
 from pipelines import answered, graph, paths
 from pipelines.errors import UserError
 from pipelines.lineage.manifests import begin, write_manifest
+from pipelines.preloaded import die_with_parent
 from pipelines.progress import Journal
 from pipelines.stages import ENTRIES, ON_CHANGE, Context
 from pipelines.store import discard, replacing, write_json
-
-PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,14 +116,6 @@ def write_plot(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when `parent`, which started it, is gone: kill -9 leaves no orphan. It may be gone already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(f"process {parent}, which started this one, is gone")
 
 
 if __name__ == "__main__":

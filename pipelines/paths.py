@@ -73,6 +73,10 @@ EXTERNAL = Path("data/external")
 """<stage>/: links to the local files and folders that params name, so that DVC sees when their content changes."""
 
 STATE = Path(".touchstone")
+CODE_MEMORY = STATE / "code.json"
+"""What texts of code say, so that they are parsed once."""
+CHECKED = STATE / "checked.json"
+"""What the tables have said of names in params."""
 WORK = STATE / "work"
 """<stage>/: journal, logs and caches of a stage; below it, RESUME."""
 RESUME = "resume"

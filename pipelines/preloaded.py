@@ -1,4 +1,4 @@
-"""A process that imports torch and transformers once and forks every stage of a run: `python -m pipelines.preloaded SOCKET [libraries]`.
+"""A process that imports torch and transformers once and forks every stage of a run: `python -m pipelines.preloaded SOCKET STARTER [libraries]`.
 
 Those imports take longer than many a stage has to work. With `libraries` they come in one by one, except while a stage runs that needs
 them itself; a stage that is asked for begins at once with what is there. Nothing of this package but this module is imported before
@@ -6,8 +6,8 @@ the fork: a stage reads its code from the disk as it lies when it starts, which 
 
 SOCKET is the number of a stream socket that the starter has left open. A request is a JSON line {arguments, environment, needs_libraries},
 sent with the descriptors of the stage's standard output and error; arguments are those of `python -m pipelines`. The answers are lines
-too: the pid of the stage, which leads a session of its own, and then its exit code, negative for a signal. The process ends when the
-starter closes the socket or is gone, and a stage with it.
+too: the pid of the stage, which leads a session of its own, and then its exit code, negative for a signal. STARTER is the pid of the
+starter: when it is gone or closes the socket the process ends, and a stage with it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ LIBRARIES = (
 """What stages with a model import that takes longer than a tenth of a second."""
 POLL = 0.02
 """Seconds between looks at the stage that is running."""
-PR_SET_NAME = 15
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,20 @@ def run(request: Request) -> int:
     os.environ.update(request.environment)
     if sys.platform == "linux":  # what ps and top call it
         ctypes.CDLL(None).prctl(PR_SET_NAME, request.arguments[0].encode(), 0, 0, 0)
-    command = importlib.import_module("pipelines.__main__")
-    command.die_with_parent(request.starter)
-    return command.main(request.arguments)
+    die_with_parent(request.starter)
+    return importlib.import_module("pipelines.__main__").main(request.arguments)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when `parent`, which started it, is gone: kill -9 leaves no orphan. It may be gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(f"process {parent}, which started this one, is gone")
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
     os.set_inheritable(int(sys.argv[1]), False)
     asked_for = serve(socket.socket(fileno=int(sys.argv[1])), LIBRARIES if "libraries" in sys.argv else ())
     sys.exit(run(asked_for) if asked_for else 0)

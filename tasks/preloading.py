@@ -78,7 +78,7 @@ class Preloaded:
         ours, its = socket.socketpair()
         log = project / paths.WORK / "preloaded.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pipelines.preloaded", str(its.fileno()), *(["libraries"] if libraries else [])]
+        command = [sys.executable, "-m", "pipelines.preloaded", str(its.fileno()), str(os.getpid()), *(["libraries"] if libraries else [])]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         with its, log.open("wb") as out:
             self._process = subprocess.Popen(

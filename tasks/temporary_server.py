@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipelines.__main__ import die_with_parent
+from pipelines.preloaded import die_with_parent
 from tasks.settings import HOST
 
 

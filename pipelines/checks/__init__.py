@@ -15,14 +15,19 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipelines import tables
+from pipelines import paths, tables
 from pipelines.checks import names, outside
 from pipelines.config import Params, read_yaml
 from pipelines.config.checking import examine
 from pipelines.errors import UserError
+from pipelines.lineage.code import code_sha256
+from pipelines.lineage.digests import combine
+from pipelines.store import read_json, write_json
 
+REMEMBERED = 50
+"""So many answers of the tables are kept in `.touchstone`: they are asked again when params, a table or the code that checks has changed."""
 _ANSWERED: dict[str, list[tuple[str, str]]] = {}
-"""What this process has asked the tables: a run asks once, not for every stage."""
+"""What this process knows of them, by a digest of the questions and the code."""
 
 
 def load(file: Path, root: Path, where: str = "") -> Params:
@@ -49,11 +54,24 @@ def missing(content: Iterable[str]) -> list[str]:
 def faults(params: Params, root: Path) -> list[tuple[str, str]]:
     """(key, sentence) of everything in params that would fail later."""
     asked = json.dumps(questions(params))
-    process = None if asked in _ANSWERED else tables.Process(asked)  # at work while the rest is looked at
+    key = combine({"asked": asked, "code": code_sha256(tables.__name__)})
+    if key not in _ANSWERED:
+        _ANSWERED.update(_remembered(root))
+    process = None if key in _ANSWERED else tables.Process(asked)  # at work while the rest is looked at
     found = [*names.faults(params), *names.endpoints(params), *outside.faults(params, root, os.environ.get("TOUCHSTONE_DEVICE", "cpu"))]
     if process:
-        _ANSWERED[asked] = process.faults()
-    return found + _ANSWERED[asked]
+        _ANSWERED[key] = process.faults()
+        if (root / paths.STATE).is_dir():
+            write_json(root / paths.CHECKED, dict(list(_ANSWERED.items())[-REMEMBERED:]))
+    return found + [(name, sentence) for name, sentence in _ANSWERED[key]]
+
+
+def _remembered(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """What the tables have said to earlier processes."""
+    try:
+        return dict(read_json(root / paths.CHECKED))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def questions(params: Params) -> list[tables.Question]:

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
+from pipelines import paths
 from pipelines.errors import UserError
 from pipelines.lineage import syntax
 from pipelines.lineage.digests import combine
@@ -79,12 +80,16 @@ class Code:
         self.root = root
         self._names = frozenset(_listing(root))
         self._texts: dict[str, bytes] = {}
+        self._sources: dict[str, syntax.Source] = {}
+        self._memory = syntax.Memory(root / paths.CODE_MEMORY)
         self._needs: dict[str, tuple[str, ...]] = {}
 
     def identity(self, modules: Iterable[str]) -> Identity:
         """Identity of the modules (dotted names), with all that they need."""
         files = self.closure(modules)
-        return {"files": self.digests(files), "libraries": self._libraries(files)}
+        found: Identity = {"files": self.digests(files), "libraries": self._libraries(files)}
+        self._memory.keep()
+        return found
 
     def again(self, recorded: Identity) -> Identity:
         """Identity now of the files and libraries that another one names."""
@@ -122,10 +127,12 @@ class Code:
         return self._texts[file]
 
     def _source(self, file: str) -> syntax.Source:
-        try:
-            return syntax.read(self._text(file))
-        except SyntaxError as error:
-            raise UserError(f"{self.root / file}: line {error.lineno}: {error.msg}") from None
+        if file not in self._sources:
+            try:
+                self._sources[file] = self._memory.read(self._text(file))
+            except SyntaxError as error:
+                raise UserError(f"{self.root / file}: line {error.lineno}: {error.msg}") from None
+        return self._sources[file]
 
     def _file(self, module: str) -> str | None:
         """The file of a module of this package; None for other packages."""
@@ -148,8 +155,8 @@ class Code:
 
     def _named_files(self, file: str) -> Iterator[str]:
         """Files beside `file` or below whose whole name is one of its strings."""
-        folder, words = file.rpartition("/")[0] + "/", self._source(file).words
-        return (name for name in self._names if name.startswith(folder) and repr(name.rpartition("/")[2]) in words)
+        folder, names = file.rpartition("/")[0] + "/", self._source(file).names
+        return (name for name in self._names if name.startswith(folder) and name.rpartition("/")[2] in names)
 
     def _libraries(self, files: Iterable[str]) -> dict[str, str]:
         imports = [entry for file in files if file.endswith(".py") for entry in self._source(file).imports]

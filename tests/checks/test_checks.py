@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import checks, tables
+from pipelines import checks, paths, tables
 from pipelines.config.training import ArchitectureSettings
 from pipelines.errors import UserError
 from pipelines.models.loading import save_policy
@@ -138,6 +138,34 @@ def test_all_faults_are_told_together(tmp_path):
         "base.model", "merging.method", "rl.stages.code.domains", "rl.stages.code.overrides.aggregation", "rl.stages.code.overrides.clip",
         "rl.stages.code.overrides.clip", "rl.stages.math.recipe", "rl.stages.math.stepz", "sources.train.mine.path",
     ]  # fmt: skip
+
+
+def test_the_tables_are_asked_once_and_again_when_their_code_changes(tmp_path, monkeypatch):
+    """What they said is kept in a project's `.touchstone`, for later processes; a torn file is none."""
+    asked = []
+
+    class Counted(tables.Process):
+        def __init__(self, questions):
+            asked.append(questions)
+            super().__init__(questions)
+
+    monkeypatch.setattr(tables, "Process", Counted)
+    (tmp_path / paths.STATE).mkdir()
+
+    def another_process(**changes):
+        monkeypatch.setattr(checks, "_ANSWERED", {})
+        return told(tmp_path, **changes)
+
+    wrong = {MATH + "__recipe": "grppo"}
+    first = another_process(**wrong)
+    assert len(asked) == 1 and "there is no 'grppo'" in first[0]
+    assert another_process(**wrong) == first and len(asked) == 1
+    another_process(merging__method="rma")
+    assert len(asked) == 2
+    monkeypatch.setattr(checks, "code_sha256", lambda module: "other code")
+    assert another_process(**wrong) == first and len(asked) == 3
+    (tmp_path / paths.CHECKED).write_text('{"')
+    assert another_process(**wrong) == first and len(asked) == 4
 
 
 def test_the_default_holds_and_costs_no_torch(tmp_path):

@@ -140,12 +140,12 @@ def test_a_stage_ends_with_the_process_that_forked_it(project, stages, monkeypat
 def test_both_end_when_the_run_is_gone(project, tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\nfrom tasks.preloading import PRELOADED\nproject = Path.cwd()\n"
-        "process = PRELOADED.stage(project, ['sources', '--settings', 'given.json', '--root', str(project)], open('errors', 'wb'))\n"
+        "PRELOADED.start(project, libraries=True)\nprocess = PRELOADED.stage(project, ['sources', '--settings', 'given.json', '--root', str(project)], open('errors', 'wb'))\n"
         "print(PRELOADED._process.pid, process.pid, flush=True)\nprocess.wait()"
     )
     run = mini_project.start(project, sys.executable, "-c", script, SAID="wait")
     pids = [int(pid) for pid in run.stdout.readline().split()]
     mini_project.wait_until((project / "told.json").exists, 30)
-    os.kill(run.pid, signal.SIGKILL)
+    os.kill(run.pid, signal.SIGKILL)  # while libraries come in, too: the kernel sees to it
     run.communicate()
     mini_project.wait_until(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids), 5)

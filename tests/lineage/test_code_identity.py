@@ -1,16 +1,19 @@
 """What decides a stage's results: the closure of imports, read from source; digests of what the code says; the libraries it reaches."""
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
+from pipelines import paths
 from pipelines.errors import UserError
 from pipelines.lineage import code, syntax
-from pipelines.lineage.code import Code, changes
+from pipelines.lineage.code import PACKAGE, RUNNING, Code, changes
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.stages import ENTRIES
 
@@ -136,13 +139,18 @@ def test_the_wording_of_a_filter_is_in_the_ledger_and_so_in_the_code():
     assert recorded == syntax.read(text).documented_sha256 != syntax.read(text).sha256
 
 
+def walked(file):
+    return ast.walk(ast.parse(file.read_bytes()))
+
+
 def test_no_stage_reads_its_own_comments():
     """A digest without comments would miss what inspect.getsource or tokenize read."""
     running = Code()
     files = running.closure({module for entry in ENTRIES.values() for module in entry[:2]})
     sources = [syntax.read((code.RUNNING / file).read_bytes()) for file in files if file.endswith(".py")]
     assert len(sources) > 150
-    assert {word for source in sources for word in source.words}.isdisjoint({"'getsource'", "'getsourcelines'", "'getcomments'"})
+    read = {getattr(node, "attr", getattr(node, "id", None)) for file in files if file.endswith(".py") for node in walked(code.RUNNING / file)}
+    assert "read_bytes" in read and read.isdisjoint({"getsource", "getsourcelines", "getcomments"})
     assert {module for source in sources for _, module, _ in source.imports}.isdisjoint({"tokenize", "linecache"})
 
 
@@ -223,3 +231,25 @@ def test_the_identities_of_all_stages_take_a_moment():
     for entry in ENTRIES.values():
         done.identity(entry[:2])
     assert time.process_time() - started < 1.5, "0.3 s of a core, with room for a slow one"
+
+
+def test_what_is_remembered_is_what_is_read(tmp_path, monkeypatch):
+    """A second process takes the same identity from the file without parsing; what was edited is parsed, and a torn file is no memory."""
+    shutil.copytree(RUNNING / PACKAGE, tmp_path / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / paths.STATE).mkdir()
+    parsed = []
+    real = syntax.read
+    monkeypatch.setattr(syntax, "read", lambda text: (parsed.append(text), real(text))[1])
+    first = Code(tmp_path).identity(["pipelines.stages.rl"])
+    assert len(parsed) > 50
+    parsed.clear()
+    assert Code(tmp_path).identity(["pipelines.stages.rl"]) == first and not parsed
+    with (tmp_path / "pipelines/seeding.py").open("a") as file:
+        file.write("\nEDITED = 1\n")
+    edited = Code(tmp_path).identity(["pipelines.stages.rl"])
+    assert len(parsed) == 1 and changes(first, edited) == ["pipelines/seeding.py"]
+    memory = tmp_path / paths.CODE_MEMORY
+    for text in ("", "[1]", '{"format": "another", "sources": {}}', memory.read_text()[:-20]):
+        memory.write_text(text)
+        parsed.clear()
+        assert Code(tmp_path).identity(["pipelines.stages.rl"]) == edited and len(parsed) > 50
