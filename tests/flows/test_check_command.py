@@ -33,8 +33,8 @@ def command(project, *words, **more):
 
 
 def files(project):
-    """Path -> bytes of all but what git, DVC and Python keep for themselves, and the lock of a run."""
-    own = (".git", ".dvc", "__pycache__", "run.lock")
+    """Path -> bytes of all but what git, DVC and Python keep for themselves, the lock of a run, and what is remembered to save time."""
+    own = (".git", ".dvc", "__pycache__", "run.lock", paths.CODE_MEMORY.name, paths.CHECKED.name)
     return {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and not set(own) & set(path.relative_to(project).parts)}
 
 
