@@ -12,6 +12,8 @@ from pipelines.merging.tensors import Group, product
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 """Matrices stored as (tokens, features), whose columns in the paper's sense are the rows."""
+ROUNDING = 1e-12
+"""1 - cos of two equal columns, as sums in float64 may give it."""
 
 
 def widen(group: Group, *, ratio: float = 1.0, calibration: float = 1.0) -> Iterator[Tensor]:
@@ -44,6 +46,7 @@ def widen(group: Group, *, ratio: float = 1.0, calibration: float = 1.0) -> Iter
     magnitudes = np.sqrt(lengths)
     norms = magnitudes[:1] * magnitudes[1:]
     turned = 1.0 - np.divide(dots, norms, out=np.ones_like(norms), where=norms > 0)
+    turned[turned < ROUNDING] = 0.0  # else the rounding of a sum would rank columns that nothing turned
     grown = np.abs(magnitudes[1:] - magnitudes[:1])
     scores = torch.from_numpy((_scores(grown, ratio, calibration) + _scores(turned, ratio, calibration)) / 2)
     for chunk in group.rows(width):

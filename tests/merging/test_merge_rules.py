@@ -89,7 +89,8 @@ def widen(base, taus, embedding=False):
         flat = [x.T if embedding else x for x in flat]
         m = [np.linalg.norm(x, axis=0) for x in flat]
         d = [x / n for x, n in zip(flat, m, strict=True)]
-        moved = [np.abs(np.array(m[1:]) - m[0]), 1 - (np.array(d[1:]) * d[0]).sum(1)]
+        turned = 1 - (np.array(d[1:]) * d[0]).sum(1)
+        moved = [np.abs(np.array(m[1:]) - m[0]), np.where(turned < 1e-12, 0, turned)]  # what nothing turned is a tie
     scores = []
     for values in moved:
         places = values.argsort(-1, kind="stable").argsort(-1)
