@@ -51,7 +51,7 @@ def run(rows: list[Problem], folder: Path, **settings: object) -> tuple[bytes, b
 
 
 def test_batches_shards_and_order_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = problems()
+    rows = problems(120)
     first = run(rows, tmp_path / "a")
     assert [entry["dropped"] > 0 for entry in first[2]] == [False, True, True, True, True]
     assert all(entry["kept"] + entry["dropped"] == entry["input"] for entry in first[2])
@@ -66,7 +66,7 @@ def test_batches_shards_and_order_leave_no_trace(tmp_path: Path, monkeypatch: py
 
 def test_ray_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    monkeypatch.setattr(tables, "SHARD", 200)
+    monkeypatch.setattr(tables, "SHARD", 400)  # two tasks of each step, one for each worker
     rows = problems()
     try:
         assert run(rows, tmp_path / "ray", engine="ray", workers=2) == run(rows, tmp_path / "local")
