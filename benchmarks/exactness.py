@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def rows(words: int, prompts: int) -> tuple[Tensor, Tensor]:
-    """Token ids and the positions to score, of rows in the order of their length, so that groups are mixed."""
+    """Token ids and the positions to score, of 8 answers to each prompt, in the order of their length as the loop sorts them: groups are mixed."""
     rng = random.Random(1)
     made = []
     for _ in range(prompts):

@@ -58,7 +58,7 @@ def post_training(until: str | None = None, force: list[str] | None = None) -> l
                 tracker = Tracker.open(project)
                 pipeline_run = stack.enter_context(tracker.pipeline())
                 reporting.show_link(tracker.link(pipeline_run))
-            if any(graph.with_model(later) for later in plan.stages[done:]):
+            if any(graph.with_model(later) for later in plan.stages[done:]):  # the libraries come in while stages run that need none
                 PRELOADED.start(project, libraries=True)
             name, _, item = stage.partition("@")
             FLOWS[name](*([item] if item else []), pipeline_run)

@@ -72,7 +72,7 @@ def serve(requests: socket.socket, libraries: Sequence[str] = ()) -> Request | N
             for descriptor in descriptors:
                 os.close(descriptor)
         elif waiting and imports:
-            with suppress(ImportError):  # the stage that needs it says so better
+            with suppress(ImportError, OSError):  # the stage that needs it says so better
                 importlib.import_module(waiting.pop(0))
         if stage and (ended := os.waitpid(stage, os.WNOHANG))[0]:
             requests.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())

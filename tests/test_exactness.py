@@ -1,13 +1,12 @@
 """One seed gives one result, with the threads that a user has and with more: gradients, whole runs, on tiny and on real vocabularies."""
 
-import random
-
 import pytest
 import torch
 
+from benchmarks.exactness import rows
 from pipelines.config.training import ArchitectureSettings
 from pipelines.models.exactness import at_true, deterministic
-from pipelines.models.scoring import CHUNK, pad, token_logp
+from pipelines.models.scoring import CHUNK, token_logp
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 
@@ -27,21 +26,6 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def rows(words: int, prompts: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as the loop sorts them: by length, so that the groups, which share their prompts, are mixed."""
-    rng = random.Random(1)
-    made = []
-    for _ in range(prompts):
-        prompt = [rng.randrange(5, words) for _ in range(rng.randrange(20, 40))]
-        made += [(prompt, [rng.randrange(5, words) for _ in range(rng.randrange(4, 50))]) for _ in range(group)]
-    made.sort(key=lambda row: len(row[1]))
-    ids = pad([prompt + response for prompt, response in made])
-    score = torch.zeros_like(ids, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(made):
-        score[row, len(prompt) : len(prompt) + len(response)] = True
-    return ids, score
-
-
 def gradients(model, ids, score) -> bytes:
     model.zero_grad()
     with deterministic(model.device):
@@ -54,7 +38,7 @@ def test_one_batch_has_one_gradient(threads, words, prompts, repeats):
     architecture = DEFAULT if words != WIDE else DEFAULT.model_copy(update={"hidden_size": 64, "layers": 2})
     model = tiny_model(architecture, TOKENIZER, 1)
     model.resize_token_embeddings(words, mean_resizing=False)
-    ids, score = rows(words, prompts, 8)
+    ids, score = rows(words, prompts)
     assert (int(score.sum()) > CHUNK // words) == (words == WIDE)  # several chunks of the head, or one
     assert len({gradients(model, ids, score) for _ in range(repeats)}) == 1
 

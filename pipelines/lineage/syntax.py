@@ -24,12 +24,11 @@ from pipelines.store import read_json, write_json
 
 DOCSTRING_READERS = frozenset({"$__doc__", "'__doc__'", "$getdoc", "'getdoc'"})
 """Words of a file that reads docstrings."""
-_MARKED = frozenset({ast.If, ast.Import, ast.ImportFrom})
-
-
-MEMORY = 2000
-"""So many texts are remembered."""
 FILE_NAME = re.compile(r"[\w.-]+\.\w+")
+"""What a string must look like to be the name of a file."""
+REMEMBERED = 2000
+"""So many texts are remembered."""
+_MARKED = frozenset({ast.If, ast.Import, ast.ImportFrom})
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Memory:
     def keep(self) -> None:
         """Write the file if there is anything new, and a folder for it."""
         if self._new and self._file.parent.is_dir():
-            newest = dict(list(self._known.items())[-MEMORY:])
+            newest = dict(list(self._known.items())[-REMEMBERED:])
             write_json(self._file, {"format": self._format, "sources": newest})
             self._new = False
 
