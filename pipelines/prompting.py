@@ -1,7 +1,7 @@
 """How a problem becomes a prompt, and what a well-formed response looks like.
 
-A response is `<think>` working `</think>` and then the answer: `\\boxed{...}`, or a fenced python block where a program is
-asked for. What stands inside the think block is never judged.
+Where params say nothing else, a response is `<think>` working `</think>` and then the answer: `\\boxed{...}`, or a fenced python block
+where a program is asked for. What stands inside the think block is never judged.
 """
 
 from __future__ import annotations
@@ -34,14 +34,7 @@ SYSTEM = {
 """System message for models that bring their own chat template; the embedded model learns the format from its cold start."""
 
 
-def final(problem: Problem) -> str:
-    """The gold answer in the form that verifiers read."""
-    if problem.answer_type == "program":
-        return f"{FENCE}{problem.answer}{END_FENCE}"
-    return f"{BOXED}{problem.answer}}}"
-
-
-def response(problem: Problem) -> str:
+def response(problem: Problem, prompt: PromptSettings = PLAIN) -> str:
     """The worked solution as a policy should write it.
 
     Raises:
@@ -49,8 +42,20 @@ def response(problem: Problem) -> str:
     """
     if problem.solution is None:
         raise ValueError(f"problem {problem.problem_id} has no worked solution")
-    working = f" {problem.solution} " if problem.solution else " "
-    return f"{THINK}{working}{END_THINK}{final(problem)}"
+    working = f"{THINK} {problem.solution} {END_THINK}" if problem.solution else f"{THINK} {END_THINK}"
+    if problem.answer_type == "program":
+        return f"{working}{FENCE}{problem.answer}{END_FENCE}"
+    if prompt.response is None:
+        return f"{working}{BOXED}{problem.answer}}}"
+    before, _, after = prompt.response.partition("{answer}")
+    return f"{before.replace('{solution}', problem.solution)}{problem.answer}{after}"
+
+
+def opening(problem: Problem, prompt: PromptSettings = PLAIN) -> str:
+    """What stands in such a response between the working and the answer."""
+    if problem.answer_type == "program" or prompt.response is None:
+        return END_THINK + (FENCE if problem.answer_type == "program" else BOXED)
+    return prompt.response.partition("{answer}")[0].rpartition("{solution}")[2]
 
 
 def conversation(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN) -> list[dict[str, str]]:
@@ -59,6 +64,8 @@ def conversation(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAI
     if system is None and tokenizer.chat_template != CHAT_TEMPLATE:
         system = SYSTEM["program" if problem.answer_type == "program" else "other"]
     turns = [{"role": "system", "content": system}] if system else []
+    for shot in prompt.shots:
+        turns += [{"role": "user", "content": prompt.user.replace("{problem}", shot.user)}, {"role": "assistant", "content": shot.assistant}]
     return [*turns, {"role": "user", "content": prompt.user.replace("{problem}", problem.prompt)}]
 
 
@@ -80,6 +87,6 @@ def prompt_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def response_ids(tokenizer: Any, problem: Problem) -> list[int]:
+def response_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN) -> list[int]:
     """Token ids of the worked solution, end-of-turn token included."""
-    return [*tokenizer(response(problem), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*tokenizer(response(problem, prompt), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

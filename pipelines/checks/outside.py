@@ -34,7 +34,7 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templ
 _DEVICE = """
 import sys, torch
 from pipelines.errors import UserError
-from pipelines.models.precision import require
+from pipelines.models.precision import chosen
 device, precision, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
 kind = torch.device(device).type
 count = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "cpu" or getattr(torch, kind).is_available() else 0
@@ -43,7 +43,7 @@ if not count:
 if kind == "cuda" and processes > count:
     sys.exit(f"{processes} processes need a GPU each, this machine has {count}")
 try:
-    require(device, precision)
+    chosen(device, precision)
 except UserError as error:
     sys.exit(str(error))
 """
@@ -237,11 +237,11 @@ def _script(key: str, path: Path) -> names.Faults:
 
 def _devices(params: Params, device: str) -> names.Faults:
     """Only where more than the CPU in float32 is asked for: it takes the seconds that torch takes to load."""
-    asked = {f"rl.stages.{name}": (stage.precision, stage.processes) for name, stage in params.rl.stages.items()}
+    asked: dict[str, tuple[str, int]] = {f"rl.stages.{name}": (stage.precision, stage.processes) for name, stage in params.rl.stages.items()}
+    asked |= {key: (generation.precision, 1) for key, generation in names.generations(params).items()}
+    asked |= {"base.train": (params.base.train.precision, 1), "sft.train": (params.sft.train.precision, 1)}
     if device == "cpu":
-        asked = {key: each for key, each in asked.items() if each[0] != "float32"}
-    elif not asked:
-        asked["TOUCHSTONE_DEVICE"] = "float32", 1
+        asked = {key: each for key, each in asked.items() if each[0] == "bfloat16"}
     code, home = [sys.executable, "-c", _DEVICE, device], Path(__file__).parents[2]
     for precision, processes in dict.fromkeys(asked.values()):
         done = subprocess.run([*code, precision, str(processes)], cwd=home, capture_output=True, text=True, check=False)

@@ -10,6 +10,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0)]
+Precision = Literal["float32", "bfloat16", "auto"]
+"""`auto` is bfloat16 where the device has units for it, float32 elsewhere."""
 T = TypeVar("T", int, float)
 K = TypeVar("K")
 
@@ -58,6 +60,13 @@ class Section(BaseModel):
         return canonical(given)
 
 
+class Shot(Section):
+    """A solved example, shown as turns before the problem."""
+
+    user: str
+    assistant: str
+
+
 class PromptSettings(Section):
     """What the policy is told around a problem. Stages that share a policy should say the same."""
 
@@ -65,6 +74,11 @@ class PromptSettings(Section):
     """System message. Null: one that asks for the answer's form, and none for the embedded model, which learns it from its cold start."""
     user: Annotated[str, Field(pattern=r"\{problem\}")] = "{problem}"
     """The user's turn; {problem} stands for the problem, other braces for themselves."""
+    shots: tuple[Shot, ...] = ()
+    """Turns between the system message and the problem."""
+    response: Annotated[str, Field(pattern=r"\{answer\}")] | None = None
+    """How a worked solution is written where it is trained on or shown, programs apart: {solution} and {answer} stand for the problem's. Null:
+    thinking in <think> and </think>, then the answer in \\boxed{}. Verifiers read that, `#### 5`, and `the answer is 5`."""
 
 
 class VllmSettings(Section):
@@ -119,6 +133,9 @@ class GenerationSettings(Section):
     """Strings at which a response ends; its text ends before the first of them."""
     batch_size: Positive = 256
     """Sequences that decode together; it changes speed and memory, not results."""
+    precision: Precision = "float32"
+    """Engine torch: of the body's matrix products and of keys and values, from a copy of the weights; the head is float32. The sampled
+    distribution is then not to the last bit the one that training scores: see `mismatch_k1` and the like in the journal."""
     vllm: VllmSettings = VllmSettings()
     server: ServerSettings = ServerSettings()
     script: str = ""

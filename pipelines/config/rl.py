@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config.checking import nearest
-from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Rate, Section
+from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Precision, Rate, Section
 from pipelines.config.training import LoraSettings
 
 RESERVED = ("base", "sft", "merged")
@@ -69,7 +69,7 @@ class RlStage(Section):
     processes: Positive = 1
     """Data-parallel processes (torchrun): each answers its share of the problems, weights and optimiser state are sharded (FSDP2).
     Engines other than torch run in the first one and answer for all."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the body's matrix products wherever given tokens are scored, before the update and in it (autocast); the head, weights, gradients and
     optimiser state are float32."""
     gradient_checkpointing: bool = False

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
+from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Precision, PromptSettings, Rate, Section, Share
 
 
 class ArchitectureSettings(Section):
@@ -62,6 +62,10 @@ class LanguageModellingSettings(Section):
     """Null trains once for `epochs` and measures nothing."""
     batch_size: Positive = 128
     """Sequences per optimiser step."""
+    micro_batch: Positive = 128
+    """Sequences per forward and backward; changes memory, not the loss."""
+    precision: Precision = "float32"
+    """Of the body's matrix products (autocast); the head, weights, gradients and optimiser state are float32."""
     max_tokens: Positive = 512
     """Longer examples are left out and counted."""
     checkpoint_every: Positive = 100

@@ -15,17 +15,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from pipelines import seeding
 from pipelines.config.common import GenerationSettings
+from pipelines.errors import UserError
 from pipelines.generation.protocol import Progress, Request, Sample
 from pipelines.generation.responses import Responses
+from pipelines.models.adapters import plain_weights
 from pipelines.models.decoder import Decoder, unsupported
+from pipelines.models.precision import chosen
 from pipelines.models.sharding import gathered
 from pipelines.models.whole_decoder import WholeDecoder
 
 FULL = 0.75
 """Share of rows that still run below which finished ones are replaced by waiting ones, or leave where none wait."""
+BLOCK = 256
+"""Entries of the vocabulary whose chances are summed together."""
 ROOM = 24
 """Positions by which the cache grows: most responses are much shorter than they may be."""
 Item = tuple[int, int]
@@ -36,16 +42,29 @@ class TorchGenerator:
     """Samples from a causal Hugging Face module, whose weights may change between calls; the Llama family decodes with a cache."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: GenerationSettings) -> None:
+        """
+        Raises:
+            UserError: this device has no units for the precision, or the model is one that no copy is decoded of.
+        """
         self.tokenizer = tokenizer
         self.settings = settings
-        self.push(model, 0)
         self._device = model.device
+        self._half: Any = None
+        if chosen(self._device, settings.precision) == "bfloat16":
+            if reason := unsupported(model):
+                raise UserError(f"generation.precision bfloat16: engine torch {reason}; use float32")
+            self._half = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16).to(self._device).requires_grad_(False)
+        self.push(model, 0)
         self._responses = Responses.of(tokenizer, model.generation_config, settings)
 
     def push(self, model: Any, version: int) -> None:
-        """See `Generator.push`. The weights are read in place, so they must not change while samples are made."""
+        """See `Generator.push`. Float32 weights are read in place, so they must not change while samples are made."""
         self._model, self._version = model, version
-        self._decoder = WholeDecoder(model) if unsupported(model) else Decoder(model)
+        if self._half is not None:
+            self._half.load_state_dict(plain_weights(model, everywhere=True))
+            self._decoder = Decoder(self._half, head=model.get_output_embeddings())
+        else:
+            self._decoder = WholeDecoder(model) if unsupported(model) else Decoder(model)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -149,7 +168,7 @@ class _Rows:
             if span > self._cache[0][0].shape[2]:
                 more = (0, 0, 0, min(span + ROOM, self._longest) - self._cache[0][0].shape[2])
                 self._cache = [(F.pad(keys, more), F.pad(values, more)) for keys, values in self._cache]
-            self._logits_BV = self._decoder.step(self._chosen_B, self._length_B, self._cache, span=span)
+            self._logits_BV = self._decoder.step(self._chosen_B, self._length_B, self._cache)
             self._length_B = self._length_B + self._alive_B
 
     def finished(self) -> list[tuple[Item, Sample]]:
@@ -210,7 +229,22 @@ def pick(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float,
         before = ordered.exp().cumsum(-1) - ordered.exp()
         kept = torch.empty_like(logp, dtype=torch.bool).scatter(-1, index, before < top_p)
         logp = torch.log_softmax(logp.masked_fill(~kept, float("-inf")), -1)
-    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
-    # Scaling by the last entry keeps a uniform near 1 from falling past the end by rounding.
-    chosen = torch.searchsorted(cumulative, (uniform_B * cumulative[:, -1])[:, None], right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
-    return chosen, logp.gather(-1, chosen[:, None])[:, 0]
+    token_B = _inverse_cdf(logp.exp(), uniform_B)
+    return token_B, logp.gather(-1, token_B[:, None])[:, 0]
+
+
+def _inverse_cdf(chance_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The entry (B,) at which the running sum exceeds the uniform share of the whole; it has a chance. First the block of entries is found, then
+    the one in it: a running sum over a large vocabulary in float64 takes longer than all else here."""
+    blocks = F.pad(chance_BV, (0, -chance_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    until = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    aim = _below(uniform_B[:, None] * until[:, -1:], until[:, -1:])
+    block = torch.searchsorted(until, aim, right=True)
+    before = F.pad(until, (1, 0)).gather(-1, block)
+    inside = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
+    return (block * BLOCK + torch.searchsorted(inside, _below(aim - before, inside[:, -1:]), right=True))[:, 0]
+
+
+def _below(value: Tensor, limit: Tensor) -> Tensor:
+    """A uniform of nearly 1 may reach the limit by rounding."""
+    return torch.minimum(value, torch.nextafter(limit, torch.zeros_like(limit)))

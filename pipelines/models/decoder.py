@@ -23,20 +23,20 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Decoder:
-    """Prefill, single-token steps and packed forward of one model."""
+    """Prefill, single-token steps and packed forward of one model. head: another module's in place of the model's own."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, head: Any = None) -> None:
         if reason := unsupported(model):
             raise UserError(f"generation.engine torch {reason}")
         config: Any = model.config
         self.body: Any = model.base_model
-        self.head: Any = model.get_output_embeddings()
+        self.head: Any = model.get_output_embeddings() if head is None else head
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     def new_cache(self, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Uninitialised keys and values per layer, each (B, K, S, D)."""
-        like = self.head.weight
+        like = self.body.embed_tokens.weight
         shape = (rows, self.kv_heads, length, self.head_size)
         return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.body.layers]
 
@@ -50,23 +50,32 @@ class Decoder:
             keys[:, :, : k.shape[2]], values[:, :, : v.shape[2]] = k, v
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
             x = self._rest(layer, x, attended.transpose(1, 2).flatten(2))
-        last = x[torch.arange(len(x), device=x.device), length_B - 1]
-        return self.head(self.body.norm(last))
+        return self._logits(x[torch.arange(len(x), device=x.device), length_B - 1])
 
-    def step(self, ids_B: Tensor, length_B: Tensor, cache: list[tuple[Tensor, Tensor]], span: int) -> Tensor:
-        """Append one token per row at position length_B, return logits (B, V). `span` > every length bounds the keys looked at."""
+    def step(self, ids_B: Tensor, length_B: Tensor, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Append one token per row at position length_B, return logits (B, V). All of the cache is multiplied, so it should have little room."""
         x = self.body.embed_tokens(ids_B[:, None])
         cos, sin = self.body.rotary_emb(x, length_B[:, None])
         rows = torch.arange(len(ids_B), device=ids_B.device)
-        visible = (torch.arange(span, device=ids_B.device) <= length_B[:, None])[:, None, None]
+        hidden = torch.arange(cache[0][0].shape[2], device=ids_B.device) > length_B[:, None]
+        unseen_BS = torch.zeros(hidden.shape, device=ids_B.device).masked_fill(hidden, float("-inf"))
         for layer, (keys, values) in zip(self.body.layers, cache, strict=True):
             q, k, v = self._project(layer, x, cos, sin)
             keys[rows, :, length_B], values[rows, :, length_B] = k[:, 0], v[:, 0]
-            attended = F.scaled_dot_product_attention(
-                q.transpose(1, 2), keys[:, :, :span], values[:, :, :span], attn_mask=visible, enable_gqa=self.heads != self.kv_heads
-            )
-            x = self._rest(layer, x, attended.transpose(1, 2).flatten(2))
-        return self.head(self.body.norm(x[:, 0]))
+            x = self._rest(layer, x, self._attend(q, keys, values, unseen_BS))
+        return self._logits(x[:, 0])
+
+    def _attend(self, q_B1HD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, unseen_BS: Tensor) -> Tensor:
+        """One query a row (B, 1, H * D). The queries that share keys meet them in one product, which on CPUs is up to ten times as fast as the
+        library's attention, as long as keys and values are contiguous; scores are float32."""
+        rows = len(q_B1HD)
+        q = (q_B1HD * self.head_size**-0.5).view(rows * self.kv_heads, -1, self.head_size)
+        scores = torch.bmm(q, keys_BKSD.flatten(0, 1).transpose(1, 2)).float().view(rows, self.heads, -1) + unseen_BS[:, None]
+        chances = scores.softmax(-1).to(values_BKSD.dtype).view(rows * self.kv_heads, -1, scores.shape[-1])
+        return torch.bmm(chances, values_BKSD.flatten(0, 1)).view(rows, 1, -1)
+
+    def _logits(self, x_BE: Tensor) -> Tensor:
+        return self.head(self.body.norm(x_BE).to(self.head.weight.dtype))
 
     def packed(self, packing: Packing, *, recompute: bool = False) -> Tensor:
         """Hidden states (N, E) that the head sees. With `recompute` a layer's activations are computed again in the backward pass."""

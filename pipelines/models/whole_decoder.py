@@ -33,11 +33,11 @@ class WholeDecoder:
         cache[0][0][:, 0, : ids_BP.shape[1], 0] = ids_BP
         return self._logits(ids_BP, length_B - 1)
 
-    def step(self, ids_B: Tensor, length_B: Tensor, cache: Cache, span: int) -> Tensor:
+    def step(self, ids_B: Tensor, length_B: Tensor, cache: Cache) -> Tensor:
         """See `Decoder.step`."""
         ids_BS = cache[0][0][:, 0, :, 0]
         ids_BS[torch.arange(len(ids_B), device=ids_B.device), length_B] = ids_B
-        return self._logits(ids_BS[:, :span], length_B)
+        return self._logits(ids_BS[:, : int(length_B.max()) + 1], length_B)
 
     def _logits(self, ids_BS: Tensor, last_B: Tensor) -> Tensor:
         """Logits (B, V) at position last_B of each row, without dropout, some rows at a time."""

@@ -225,7 +225,7 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: RlStage, f
     """The policy with what the recipe needs beside it: frozen policies, copies that follow it, a value head that starts at 0."""
     if settings.kl_control and "kl_scale" not in recipe.read:
         raise UserError(f"kl_control steers KL terms to the reference, and recipe '{recipe.name}' has none: add one, or leave kl_control out")
-    precision.require(str(policy.device), settings.precision)
+    precision.chosen(policy.device, settings.precision)  # refused before anything is sampled
     if settings.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
     policy.eval()  # no dropout: the behaviour and the training policy are one

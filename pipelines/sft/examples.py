@@ -56,7 +56,7 @@ def chat_examples(
     worked = [problem for problem in problems if problem.solution is not None]
     for problem in worked:
         prompt = prompting.prompt_ids(tokenizer, problem, template)
-        ids = prompt + prompting.response_ids(tokenizer, problem)
+        ids = prompt + prompting.response_ids(tokenizer, problem, template)
         if len(ids) <= max_tokens:
             examples.append(Example(ids, len(prompt)))
     return examples, len(worked) - len(examples)

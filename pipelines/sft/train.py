@@ -17,6 +17,7 @@ from pipelines.config.training import LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints, Numbers, Pace
 from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import keep_batch, make_optimiser, schedule, update
+from pipelines.models.precision import autocast
 from pipelines.models.scoring import pad, token_logp
 from pipelines.progress import Journal
 from pipelines.sft.examples import Example, batches
@@ -52,7 +53,7 @@ def train(
             began = time.monotonic()
             step += 1
             share = schedule(settings.optimiser, (step - 1) % per_round + 1, per_round)
-            loss, scored = gradients(model, batch)
+            loss, scored = gradients(model, batch, settings)
             rows = {"ids": [example.ids for example in batch], "start": [example.start for example in batch]}
             keep = functools.partial(keep_batch, checkpoints.folder / f"not-finite-{step:08d}.pt", rows)
             norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
@@ -80,17 +81,21 @@ def _end_of_round(step: int, per_round: int) -> int:
     return -(-step // per_round) * per_round
 
 
-def gradients(model: Any, batch: Sequence[Example]) -> tuple[float, int]:
+def gradients(model: Any, batch: Sequence[Example], settings: LanguageModellingSettings) -> tuple[float, int]:
     """Add the gradient of the batch's mean loss; returns that loss and the number of scored tokens."""
-    ids = pad([example.ids for example in batch], device=model.device)
-    score = torch.zeros_like(ids, dtype=torch.bool)
-    for row, example in enumerate(batch):
-        score[row, example.start : len(example.ids)] = True
-    logp = token_logp(model, ids, score)
-    count = int(score.sum())
-    loss = -logp.sum() / count
-    loss.backward()
-    return float(loss.detach()), count
+    count = sum(len(example.ids) - example.start for example in batch)
+    total = 0.0
+    for first in range(0, len(batch), settings.micro_batch):
+        micro = batch[first : first + settings.micro_batch]
+        ids = pad([example.ids for example in micro], device=model.device)
+        score = torch.zeros_like(ids, dtype=torch.bool)
+        for row, example in enumerate(micro):
+            score[row, example.start : len(example.ids)] = True
+        with autocast(model.device, settings.precision):
+            loss = -token_logp(model, ids, score).sum() / count
+        loss.backward()
+        total += float(loss.detach())
+    return total, count
 
 
 def _from(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, per_epoch: int, step: int, total: int) -> Iterator[list[Example]]:

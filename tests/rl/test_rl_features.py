@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +10,7 @@ import torch
 from killing import Killed
 from loops import PROBLEMS, TOKENIZER, policy_of, prepared, run, settings, trained
 
+from pipelines import prompting
 from pipelines.config.common import GenerationSettings, OptimiserSettings, PromptSettings
 from pipelines.config.rl import KlControl, RlStage, ValidationSettings
 from pipelines.config.training import LoraSettings
@@ -167,10 +169,10 @@ def test_recomputed_activations_change_nothing(tmp_path, start):
 
 
 def test_bfloat16_where_the_hardware_has_it_and_nowhere_else(tmp_path, start, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    with pytest.raises(UserError, match="precision bfloat16: this cpu has no units for it; use float32"):
-        precision.require("cpu", "bfloat16")
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # it is emulated here if need be
+    monkeypatch.setattr(precision, "_has_units", lambda kind: False)
+    with pytest.raises(UserError, match="precision bfloat16: this cpu has no units for it; use float32, or auto"):
+        precision.chosen("cpu", "bfloat16")
+    monkeypatch.setattr(precision, "_has_units", lambda kind: True)  # it is emulated here if need be
     weights, (row,), _ = run(tmp_path / "half", start, steps=1, precision="bfloat16")
     _, (whole,), _ = run(tmp_path / "whole", start, steps=1)
     assert all(value.dtype == torch.float32 for value in weights.values())
@@ -223,8 +225,26 @@ def test_a_prompt_template_reaches_the_policy_and_the_cold_start(tmp_path, start
         assert said == f"<|system|>Be brief {{x}}.<|end|><|user|>Q: {by_id[row['problem_id']].prompt} {{A}}<|end|><|assistant|>"
     examples, _ = chat_examples(TOKENIZER, PROBLEMS[:1], 128, template)
     assert TOKENIZER.decode(examples[0].ids[: examples[0].start]).startswith("<|system|>Be brief {x}.<|end|><|user|>Q: ")
-    with pytest.raises(ValueError, match="String should match pattern"):
-        PromptSettings(user="no place for it")
+    for wrong in ({"user": "no place for it"}, {"response": "{solution} without it"}):
+        with pytest.raises(ValueError, match="String should match pattern"):
+            PromptSettings(**wrong)
+
+
+def test_solved_examples_and_another_form_of_the_answer():
+    shots = ({"user": "1 + 1?", "assistant": "#### 2"}, {"user": "2 + 2?", "assistant": "#### 4"})
+    template = PromptSettings(system="S", user="Q: {problem}", shots=shots, response="So: {solution}\n#### {answer}")
+    problem = replace(PROBLEMS[0], prompt="3 + 4?", answer="7", solution="3 + 4 = 7 {answer}")
+    (example,), _ = chat_examples(TOKENIZER, [problem], 256, template)
+    said = TOKENIZER.decode(example.ids[: example.start])
+    assert said == (
+        "<|system|>S<|end|><|user|>Q: 1 + 1?<|end|><|assistant|>#### 2<|end|><|user|>Q: 2 + 2?<|end|><|assistant|>#### 4<|end|>"
+        "<|user|>Q: 3 + 4?<|end|><|assistant|>"
+    )
+    assert TOKENIZER.decode(example.ids[example.start :]) == "So: 3 + 4 = 7 {answer}\n#### 7<|end|>"
+    assert prompting.opening(problem, template) == "\n#### " and prompting.opening(problem) == "</think>\\boxed{"
+    program = replace(problem, answer_type="program", answer="print(7)")
+    assert prompting.response(program, template) == "<think> 3 + 4 = 7 {answer} </think>```python\nprint(7)\n```"
+    assert prompting.opening(program, template) == "</think>```python\n"
 
 
 def test_the_loop_trains_on_what_another_engine_says(tmp_path, start):

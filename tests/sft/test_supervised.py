@@ -78,6 +78,21 @@ def test_chunked_scores_have_the_same_value_and_gradient(monkeypatch):
     torch.testing.assert_close(run(), whole)
 
 
+def test_micro_batches_change_neither_loss_nor_gradient():
+    examples, _ = corpus_examples(TOKENIZER, PROBLEMS[:10], 256)
+
+    def seen(size):
+        model = tiny_model(TINY, TOKENIZER, 1)
+        loss, count = loop.gradients(model, examples, LanguageModellingSettings(micro_batch=size))
+        return loss, count, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole, wholes, gradient = seen(10)
+    for size in (1, 3):
+        loss, count, found = seen(size)
+        assert loss == pytest.approx(whole, rel=1e-6) and count == wholes
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_every_example_once_per_epoch_in_an_order_of_its_own():
     examples = [Example(list(range(n % 17 + 2)), 1) for n in range(333)]
     first, again, second = ([id(e) for b in batches(examples, 16, 1, "p", epoch) for e in b] for epoch in (0, 0, 1))
@@ -108,7 +123,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     assert isinstance(optimiser, Muon)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     examples, _ = corpus_examples(TOKENIZER, PROBLEMS[:8], 256)
-    loop.gradients(model, examples)
+    loop.gradients(model, examples, LanguageModellingSettings())
     loop.update(model, optimiser, 1.0, 1.0, 1.0, Path)
     moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
     for name, delta in moved.items():

@@ -83,11 +83,10 @@ def _stub(step: Step, row: int, end: int) -> list[int]:
     """The prompt, the response up to `end`, and the opening of an answer."""
     r, problem = step.rollouts[row], step.problems[row]
     text = step.actor.tokenizer.decode(r.response_ids[:end])
-    closing = "" if prompting.END_THINK in text else prompting.END_THINK
-    opening = prompting.FENCE if problem.answer_type == "program" else prompting.BOXED
+    opening = prompting.opening(problem, step.settings.generation.prompt)
     cut = text.find(prompting.END_THINK)
-    kept = r.response_ids[:end] if cut < 0 else _tokenise(step, text[: cut + len(prompting.END_THINK)])
-    return [*r.prompt_ids, *kept, *_tokenise(step, closing + opening)]
+    kept = r.response_ids[:end] if cut < 0 else _tokenise(step, text[:cut])
+    return [*r.prompt_ids, *kept, *_tokenise(step, opening)]
 
 
 def _tokenise(step: Step, text: str) -> list[int]:

@@ -166,7 +166,7 @@ def expert(step: Step) -> Tensor:
     for row, (problem, r) in enumerate(zip(step.problems, step.rollouts, strict=True)):
         if problem.solution is None:
             continue
-        solution = prompting.response_ids(step.actor.tokenizer, problem)
+        solution = prompting.response_ids(step.actor.tokenizer, problem, step.settings.generation.prompt)
         ids = pad([[*r.prompt_ids, *solution]], device=own.device)
         score = torch.arange(ids.shape[1], device=own.device)[None] >= len(r.prompt_ids)
         temperature = step.settings.generation.temperature
