@@ -1,5 +1,6 @@
 """Two checkpoints compared: by hand, by the invariants of the definitions, and by the Gram matrix as by the whole one."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.evaluation import weights
+from pipelines.evaluation import sampling, spectra, weights
 from pipelines.evaluation.weights import Change, Settings, change
 from pipelines.models.tensors import stored_tensors
 
@@ -33,7 +34,7 @@ def folder(path: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def seen(before: Tensor, after: Tensor, settings: Settings = STORED) -> Change:
-    return change("w", before, after, settings)
+    return change("w", before, after, settings, functools.partial(weights.leading, before, settings))
 
 
 def test_equal_checkpoints(tmp_path: Path) -> None:
@@ -116,14 +117,25 @@ def test_large_matrices_through_their_gram_matrix_are_the_same(shape: tuple[int,
     assert (transposed.left, transposed.right) == pytest.approx((gram["right"], gram["left"]), rel=1e-5)
 
 
-def test_singular_values_of_the_gram_matrix() -> None:
-    matrix = gaussian(80, 50, spectrum=2.0)
-    exact = torch.linalg.svdvals(matrix.double())
-    assert (weights.singular_values(matrix, False) - exact).abs().max() <= 1e-7 * exact[0]
-    u, s, v = weights.decompose(matrix, 10, False)
-    first, _, third = weights.decompose(matrix, 10, True)
-    assert weights.angles(u, first).max() < 1e-4 and weights.angles(v, third).max() < 1e-4
-    assert torch.linalg.vector_norm(s - exact) <= 1e-7 * exact[0]
+@pytest.mark.parametrize("spectrum", [2.0, None])
+def test_a_decomposition_by_the_gram_matrix(spectrum: float | None) -> None:
+    matrix = gaussian(80, 50, spectrum=spectrum)
+    whole, gram = (spectra.decompose(matrix, 10, exact) for exact in (50, 49))
+    assert torch.linalg.vector_norm(gram.values - whole.values) <= 1e-7 * whole.values[0]
+    assert spectra.angles(gram.left, whole.left).max() < 1e-4 and spectra.angles(gram.right, whole.right).max() < 1e-4
+    assert spectra.largest(matrix) == pytest.approx(float(whole.values[0]), rel=1e-9)
+
+
+def test_the_largest_singular_value_of_a_flat_spectrum() -> None:
+    """The edge of a random matrix's spectrum is as dense as it gets."""
+    matrix = gaussian(700, 600)
+    assert spectra.largest(matrix) == pytest.approx(float(torch.linalg.svdvals(matrix.double())[0]), rel=1e-5)
+
+
+def test_a_matrix_without_full_rank_has_orthonormal_directions() -> None:
+    low = gaussian(90, 3) @ gaussian(3, 60, seed=1)
+    found = spectra.decompose(low, 20, 0)
+    assert torch.allclose(found.left.T @ found.left, torch.eye(20, dtype=torch.float64), atol=1e-9)
 
 
 def test_shards_are_read_one_tensor_at_a_time_and_mean_the_same(tmp_path: Path) -> None:
