@@ -11,6 +11,7 @@ s^2 of the other kinds together. Even depth makes it too large rather than too s
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -80,7 +81,7 @@ def mean(values: Mapping[str, float], kinds: Mapping[str, Sequence[str]]) -> tup
 def _spread(names: Sequence[str], count: int) -> list[str]:
     """One of each of `count` equal parts of the names."""
     ends = [round(part * len(names) / count) for part in range(count + 1)] if count else []
-    return [names[low + seeding.key(names[low], count) % (high - low)] for low, high in zip(ends, ends[1:], strict=False)]
+    return [names[low + seeding.key(names[low], count) % (high - low)] for low, high in itertools.pairwise(ends)]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -76,10 +76,10 @@ class Change:
 
 def compare(before: Path, after: Path, settings: Settings | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """`compare_all` of one model."""
-    return compare_all(before, [after], settings or Settings(), progress or (lambda done, total: None))[0]
+    return compare_all(before, [after], settings or Settings(), progress)[0]
 
 
-def compare_all(before: Path, afters: Sequence[Path], settings: Settings, progress: Progress) -> list[dict[str, Any]]:
+def compare_all(before: Path, afters: Sequence[Path], settings: Settings, progress: Progress | None = None) -> list[dict[str, Any]]:
     """For each model its summary against `before`, whose matrices are decomposed once: over all floating-point tensors, and `tensors`, one
     mapping each in order of name.
 
@@ -104,7 +104,8 @@ def compare_all(before: Path, afters: Sequence[Path], settings: Settings, progre
         spectrum = functools.cache(functools.partial(leading, first, settings)) if name in choice.names else None
         for found, theirs in zip(changes, others, strict=True):
             found.append(change(name, first, _seen(theirs[name], settings), settings, spectrum))
-        progress(done, len(names))
+        if progress:
+            progress(done, len(names))
     return [_summary(found, choice, len(costs), settings) for found in changes]
 
 

@@ -138,6 +138,74 @@ def test_a_matrix_without_full_rank_has_orthonormal_directions() -> None:
     assert torch.allclose(found.left.T @ found.left, torch.eye(20, dtype=torch.float64), atol=1e-9)
 
 
+def llama(seed: int = 0, layers: int = 12, hidden: int = 48, wide: int = 96) -> dict[str, Tensor]:
+    """Matrices named as those of a llama; deeper ones are larger in scale."""
+    shapes = {"q_proj": (hidden, hidden), "k_proj": (hidden // 3, hidden), "up_proj": (wide, hidden), "down_proj": (hidden, wide)}
+    tensors = {f"layers.{i}.{kind}": gaussian(*shape, seed=100 * i + n + seed) for i in range(layers) for n, (kind, shape) in enumerate(shapes.items())}
+    return tensors | {"embed_tokens": gaussian(8 * wide, hidden, seed=seed + 1), "norm": gaussian(hidden, seed=seed + 2)}
+
+
+def trained(before: dict[str, Tensor], seed: int = 7) -> dict[str, Tensor]:
+    """Deeper layers move more, as they do."""
+    depth = {name: int(name.split(".")[1]) if "." in name else 6 for name in before}
+    return {name: w + (0.01 + 0.004 * depth[name]) * gaussian(*w.shape, seed=seed + i) for i, (name, w) in enumerate(before.items())}
+
+
+def budgeted(share: float, before: dict[str, Tensor]) -> Settings:
+    """A budget of this share of what all matrices cost."""
+    sides = [sorted(w.shape, reverse=True) for w in before.values() if w.ndim == 2]
+    whole = sum(spectra.seconds(m, n, max(1, n // 2), 0) for m, n in sides)
+    return Settings(dtype="stored", exact=0, budget=share * whole)
+
+
+def test_a_sample_tells_the_whole_within_its_error(tmp_path: Path) -> None:
+    """Twelve layers, a third of the cost: no mean is further off than three of the standard errors that it states."""
+    before = llama()
+    a, b = folder(tmp_path / "a", before), folder(tmp_path / "b", trained(before))
+    part, whole = (weights.compare(a, b, budgeted(share, before)) for share in (0.35, 1.01))
+    assert (whole["decomposed"], whole["matrices"]) == (49, 49) and 12 <= part["decomposed"] <= 25 and part["left_out"] == {}
+    assert whole["errors"] == dict.fromkeys(("drift", "left", "right", "principal"), 0.0)
+    for name, error in part["errors"].items():
+        assert 0 < error < 0.3 * whole[name] and abs(part[name] - whole[name]) <= 3 * error
+    for name in ("sparsity", "relative_update", "low", "parameters"):
+        assert part[name] == whole[name], "these are of all tensors"
+    mean = sum(one["drift"] for one in whole["tensors"] if one["drift"] is not None) / 49
+    assert whole["drift"] == pytest.approx(mean)
+    assert weights.compare(a, b, budgeted(0.35, before)) == part, "nothing of it hangs on a clock"
+
+
+def test_no_budget_is_exceeded_and_kinds_that_do_not_fit_are_named() -> None:
+    costs = {f"layers.{i}.{kind}": price for i in range(10) for kind, price in (("q", 1.0), ("up", 3.0))} | {"embed": 50.0}
+    for budget in (0.5, 4.0, 9.5, 40.0, 89.0, 90.0, 1e9):
+        choice = sampling.choose(costs, budget)
+        assert choice.seconds == pytest.approx(sum(costs[name] for name in choice.names)) and choice.seconds <= budget
+    four, all_ = sampling.choose(costs, 4.0), sampling.choose(costs, 1e9)
+    assert len(four.names) == 2 and four.left_out == {"embed": 50.0} and len(all_.names) == 21
+    assert sampling.choose(costs, 0.5).left_out == {"layers.*.q": 1.0, "layers.*.up": 3.0, "embed": 50.0}
+    sampled = sampling.choose(costs, 20.0).names
+    assert sorted(int(name.split(".")[1]) // 2 for name in sampled if name.endswith("q")) == [0, 1, 2, 3, 4], "one of each part of the depth"
+
+
+def test_the_error_of_a_stratified_sample_by_hand() -> None:
+    kinds = {"a": ["a1", "a2", "a3", "a4"], "b": ["b1", "b2"], "c": ["c1"], "d": ["d1"]}
+    # N = 7 without d. s^2 of (1, 3) is 2, which b, of one value, borrows; c is whole.
+    mean, error = sampling.mean({"a1": 1.0, "a3": 3.0, "b1": 5.0, "c1": 9.0}, kinds) or (None, None)
+    assert mean == pytest.approx(4 / 7 * 2 + 2 / 7 * 5 + 1 / 7 * 9)
+    assert error == pytest.approx(math.sqrt((4 / 7) ** 2 * 0.5 * 2 / 2 + (2 / 7) ** 2 * 0.5 * 2))
+    assert sampling.mean({"a1": 1.0}, kinds) == (1.0, None) and sampling.mean({}, kinds) is None
+
+
+def test_several_models_share_the_decompositions_of_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = llama(layers=2)
+    a = folder(tmp_path / "a", before)
+    others = [folder(tmp_path / f"b{i}", trained(before, seed)) for i, seed in enumerate((7, 70, 700))]
+    seen, decompose, steps = [], weights.decompose, []
+    monkeypatch.setattr(weights, "decompose", lambda *given: seen.append(given) or decompose(*given))
+    together = weights.compare_all(a, others, Settings(), lambda *step: steps.append(step))
+    assert len(seen) == 9 * (1 + 3) and steps == [(i, 10) for i in range(1, 11)]
+    assert together == [weights.compare(a, other) for other in others]
+
+
 def test_shards_are_read_one_tensor_at_a_time_and_mean_the_same(tmp_path: Path) -> None:
     tensors = {f"layer.{i}": gaussian(12, 9, seed=i) for i in range(4)}
     changed = {name: tensor + 0.01 * gaussian(12, 9, seed=9) for name, tensor in tensors.items()}
