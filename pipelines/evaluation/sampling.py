@@ -6,7 +6,7 @@ a hash takes one. So a choice depends on names, shapes and the budget alone.
 
 A mean over all matrices is sum_h N_h / N mean_h (h: kinds, N_h of whose matrices n_h were taken). Its standard error is that of a
 stratified sample without replacement: sqrt(sum_h (N_h / N)^2 (1 - n_h / N_h) s_h^2 / n_h); a kind with one of several matrices has the
-s^2 of the other kinds together. Even depth makes it too large rather than too small.
+s^2 of the other kinds together. Even depth makes it too large rather than too small. The maximum of a sample is a lower bound.
 """
 
 from __future__ import annotations
@@ -76,6 +76,23 @@ def mean(values: Mapping[str, float], kinds: Mapping[str, Sequence[str]]) -> tup
             return estimate, None
         error += (size / total) ** 2 * (1 - len(taken) / size) * spread / len(taken)
     return estimate, math.sqrt(error)
+
+
+def median(values: Mapping[str, float], kinds: Mapping[str, Sequence[str]]) -> float | None:
+    """The median over all matrices of those kinds: each value stands for as many as its kind has for each that was taken."""
+    weighted = []
+    for names in kinds.values():
+        taken = [values[name] for name in names if name in values]
+        weighted += [(value, len(names) / len(taken)) for value in taken]
+    weighted.sort()
+    half, below = sum(weight for _, weight in weighted) / 2, 0.0
+    for place, (value, weight) in enumerate(weighted):
+        below += weight
+        if below > half:
+            return value
+        if below == half:  # an even number
+            return (value + weighted[place + 1][0]) / 2
+    return None
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:

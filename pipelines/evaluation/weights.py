@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -116,7 +116,7 @@ def _summary(changes: Sequence[Change], choice: sampling.Choice, matrices: int, 
     def over(name: str, figure: Callable[[Sequence[float]], float]) -> float | None:
         return float(figure(list(found.values()))) if (found := values(name)) else None
 
-    means = {name: _estimate(values(name), choice) for name in ("drift", "left", "right", "principal")}
+    means = {name: sampling.mean(values(name), _kinds(values(name), choice)) for name in ("drift", "left", "right", "principal")}
     parameters = sum(change.parameters for change in changes)
     return {
         "parameters": parameters,
@@ -126,7 +126,7 @@ def _summary(changes: Sequence[Change], choice: sampling.Choice, matrices: int, 
         "errors": {name: found and found[1] for name, found in means.items()},
         "low": over("low", fmean),
         "largest": over("largest", max),
-        "stable_rank": over("stable_rank", median),
+        "stable_rank": sampling.median(values("stable_rank"), _kinds(values("stable_rank"), choice)),
         "matrices": matrices,
         "decomposed": len(choice.names),
         "left_out": dict(choice.left_out),
@@ -136,10 +136,9 @@ def _summary(changes: Sequence[Change], choice: sampling.Choice, matrices: int, 
     }
 
 
-def _estimate(values: Mapping[str, float], choice: sampling.Choice) -> tuple[float, float | None] | None:
-    """The mean and its error over the matrices that have such a figure: one that was looked at and has none does not count."""
-    kinds = {kind: [name for name in names if name in values or name not in choice.names] for kind, names in choice.kinds.items()}
-    return sampling.mean(values, kinds)
+def _kinds(values: Mapping[str, float], choice: sampling.Choice) -> dict[str, list[str]]:
+    """Kind -> its matrices that have such a figure or may have one: one that was looked at and has none does not count."""
+    return {kind: [name for name in names if name in values or name not in choice.names] for kind, names in choice.kinds.items()}
 
 
 def _norm(changes: Sequence[Change], name: str) -> float:

@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,13 +22,12 @@ from typing import Any, TypeVar
 import torch
 
 from pipelines.errors import UserError
-from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import file_sha256
-from pipelines.lineage.manifests import PREDICATE, STATEMENT
 from pipelines.merging.accounts import COLUMNS, account, notices
 from pipelines.merging.checkpoints import INDEX, Shard, header, plan, raw
 from pipelines.merging.configs import MergeConfig
 from pipelines.merging.inputs import Inputs, equal, open_inputs, read_json
+from pipelines.merging.manifests import MANIFEST, made, manifest
 from pipelines.merging.methods import Rule
 from pipelines.merging.tensors import CHUNK, Group
 from pipelines.merging.vocabulary import TOKENIZER
@@ -39,8 +38,6 @@ MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
 """Files beside weights and config that make a folder a model; taken from the base."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
 """Those of its tokenizer; taken from the base unless a policy names another model."""
-MANIFEST = "merge.json"
-BUILD = "touchstone/merge/v1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_WORKERS = 8
 R = TypeVar("R")
@@ -76,7 +73,7 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, owned: 
     for folder in config.folders:
         if folder.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{out}: the result would replace {folder}, which is merged; name another folder")
-    replacing = functools.partial(replacing_folder, out) if owned else OutputFolder(out, record=_made).replacing
+    replacing = functools.partial(replacing_folder, out) if owned else OutputFolder(out, record=made).replacing
     inputs = open_inputs(config.folders, config.tokenizer)
     with _workers(workers) as pool:
         read = {file: pool.submit(file_sha256, file) for file in _files_read(inputs)}
@@ -90,13 +87,13 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, owned: 
             if config.base and not (empty or job.differs) and bool(sums[:, 2].any()):
                 cause = "\n".join(told) or f"merging: the settings of method '{config.method}' leave nothing of the experts' updates"
                 raise UserError(f"merging: the result equals its base {config.base} bit for bit\n{cause}")
-            made = {shard.name: pool.submit(_settle, folder / shard.name) for shard in shards}
+            settled = {shard.name: pool.submit(_settle, folder / shard.name) for shard in shards}
             _complete(config, inputs, folder)
             if len(shards) > 1:
                 index = {"metadata": {"total_size": sum(job.sizes.values())}, "weight_map": {name: s.name for s in shards for name in s.names}}
                 (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-            digests = {file.name: made[file.name].result() if file.name in made else file_sha256(file) for file in _files(folder)}
-            write_json(folder / MANIFEST, _manifest(config, digests, {file: digest.result() for file, digest in read.items()}))
+            digests = {file.name: settled[file.name].result() if file.name in settled else file_sha256(file) for file in _files(folder)}
+            write_json(folder / MANIFEST, manifest(config, digests, {file: digest.result() for file, digest in read.items()}))
     parameters = sum(group.size for group in job.groups.values())
     shares = (sums / parameters).tolist() if config.base else []
     kept = tuple(kept / whole if whole else None for _, _, whole, kept in shares)
@@ -105,18 +102,6 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, owned: 
 
 def _files(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if file.name != UNFINISHED]
-
-
-def _made(folder: Path) -> dict[str, str] | None:
-    """Files and digests of an earlier merge, by its own manifest."""
-    file = folder / MANIFEST
-    try:
-        statement = json.loads(file.read_text())
-        named = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
-        build = statement["predicate"]["buildDefinition"]["buildType"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return named | {MANIFEST: file_sha256(file)} if build == BUILD else None
 
 
 class Job:
@@ -263,30 +248,3 @@ def _files_read(inputs: Inputs) -> list[Path]:
     """Every file that the result depends on."""
     beside = [folder / name for folder in dict.fromkeys(inputs.folders) for name in ("config.json", INDEX, TOKENIZER)]
     return [*inputs.files(), *(file for file in beside if file.is_file())]
-
-
-@functools.cache
-def _code() -> str:
-    return code_sha256("pipelines.merging")
-
-
-def _manifest(config: MergeConfig, made: Mapping[str, str], read: Mapping[Path, str]) -> dict[str, Any]:
-    """What was made from what, how and by which code, as an in-toto statement; without times and machine paths: the same merge, the same bytes."""
-    settings = config.model_dump(mode="json", exclude={"base", "models", "shard_bytes"})
-    roles = {"base": config.base.name if config.base else None, "models": [folder.name for folder in config.models]}
-    return {
-        "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in made.items()],
-        "predicateType": PREDICATE,
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD,
-                "externalParameters": settings | roles,
-                "internalParameters": {"code": {"sha256": _code()}},
-                "resolvedDependencies": [
-                    {"name": f"{file.parent.name}/{file.name}", "digest": {"sha256": digest}} for file, digest in sorted(read.items())
-                ],
-            },
-            "runDetails": {"builder": {"id": "touchstone"}},
-        },
-    }

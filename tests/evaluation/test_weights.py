@@ -193,6 +193,9 @@ def test_the_error_of_a_stratified_sample_by_hand() -> None:
     assert mean == pytest.approx(4 / 7 * 2 + 2 / 7 * 5 + 1 / 7 * 9)
     assert error == pytest.approx(math.sqrt((4 / 7) ** 2 * 0.5 * 2 / 2 + (2 / 7) ** 2 * 0.5 * 2))
     assert sampling.mean({"a1": 1.0}, kinds) == (1.0, None) and sampling.mean({}, kinds) is None
+    # in order 1, 3 (each for two), 5 (for two), 9: the fourth of seven
+    assert sampling.median({"a1": 1.0, "a3": 3.0, "b1": 5.0, "c1": 9.0}, kinds) == 3.0
+    assert sampling.median({"b1": 4.0, "b2": 6.0}, kinds) == 5.0 and sampling.median({}, kinds) is None
 
 
 def test_several_models_share_the_decompositions_of_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flows.cli import main
 from pipelines import paths
 from pipelines.config.evaluation import MergingSettings
 from pipelines.errors import UserError
@@ -303,6 +304,15 @@ def test_experts_that_equal_the_base_merge_into_it_and_are_named(tmp_path: Path)
     assert one.kept == (None, 1.0) and one.notices == ("merging: expert 'm1' equals the base bit for bit: it has learnt nothing",)
     none = moved(tmp_path, 0.0, 0.0, method="ram")
     assert len(none.notices) == 2 and load_file(tmp_path / "out/model.safetensors")["a"].tolist() == [1.0] * 4
+
+
+def test_the_command_says_what_a_merge_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved(tmp_path, 0.0, 0.1)
+    file = tmp_path / "merge.yaml"
+    file.write_text(json.dumps({"base": str(tmp_path / "base"), "models": [str(tmp_path / "m1"), str(tmp_path / "m2")]}))
+    assert main(["merge", str(file), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{tmp_path / 'out'}: ram of 2 models") and "look at this: merging: expert 'm1' equals the base" in said.err
 
 
 def test_a_tied_head_stored_twice_stays_tied(tmp_path: Path) -> None:
