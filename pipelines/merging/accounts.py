@@ -24,8 +24,9 @@ LITTLE = 0.5
 """An expert of whose update the merge keeps less than this share, as squared norm, is pointed at."""
 
 
-def account(group: Group, method: str, settings: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
-    """One tensor: float64, experts x COLUMNS. settings: those of the rule. dtype: of the result."""
+def account(group: Group, method: str, settings: Mapping[str, Any], narrow: torch.dtype | None) -> Tensor:
+    """One tensor: float64, experts x COLUMNS. settings: those of the rule. narrow: dtype of the result where it cannot tell all numbers
+    of the inputs apart."""
     counting = method in COUNTING
     notion = {key: settings[key] for key in ("changed_above", "absolute") if counting and key in settings}
     found = torch.zeros(group.experts, COLUMNS, dtype=torch.float64)
@@ -33,12 +34,14 @@ def account(group: Group, method: str, settings: Mapping[str, Any], dtype: torch
         assert chunk.base is not None
         masks = [counted(expert, chunk.base, **notion) for expert in chunk.experts]
         found[:, :2] += tally(masks)
-        stored = chunk.base.to(dtype)
         for row, expert, mask in zip(found, chunk.experts, masks, strict=True):
-            shown = expert.to(dtype) != stored
+            shown = expert.to(narrow) != chunk.base.to(narrow) if narrow else None
             tau = expert.sub_(chunk.base)
-            row[2] += _square(tau)
-            row[3] += _square(tau.mul_(shown).mul_(mask) if counting else tau.mul_(shown))
+            row[2] += (whole := float(torch.dot(tau, tau)))
+            if counting or shown is not None:
+                tau.mul_(mask if counting else 1.0).mul_(1.0 if shown is None else shown)
+                whole = float(torch.dot(tau, tau))
+            row[3] += whole
     return found
 
 
@@ -59,7 +62,3 @@ def notices(config: MergeConfig, sums: Tensor) -> tuple[str, ...]:
             cause = "; or ".join(causes) or "the stored dtype does not show the rest"
             told.append(f"merging: the merge keeps {kept / whole:.2%} of the update of expert '{folder.name}' (squared norm); {cause}")
     return tuple(told)
-
-
-def _square(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2

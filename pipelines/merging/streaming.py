@@ -138,8 +138,9 @@ class Job:
 
     def account(self, name: str) -> torch.Tensor:
         """What each expert brings in one tensor."""
-        settings = getattr(self.rules[name], "keywords", {})
-        return account(replace(self.groups[name], has_base=True), self.method, settings, self.dtypes[name])
+        settings, dtype = getattr(self.rules[name], "keywords", {}), self.dtypes[name]
+        whole = dtype == torch.float32 or all(place.dtype == dtype for place in self.inputs.sources[name])
+        return account(replace(self.groups[name], has_base=True), self.method, settings, None if whole else dtype)
 
     def merged(self, name: str) -> Iterator[torch.Tensor]:
         """The merged tensor piece by piece, flat, in its stored dtype.
