@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--dtype", choices=("bfloat16", "stored"), default="bfloat16", help="precision in which both are seen (bfloat16)")
     sub.add_argument("--rank", type=int, default=512, help="leading singular directions whose rotation is measured (512)")
     sub.add_argument(
-        "--exact", type=int, default=1024, help="largest smaller side of a matrix that is decomposed as it is, not by its Gram matrix (1024)"
+        "--exact", type=int, default=128, help="largest smaller side of a matrix that is decomposed as it is, not by its Gram matrix (128)"
+    )
+    sub.add_argument(
+        "--budget", type=float, default=15.0, metavar="SECONDS", help="for decompositions, by a cost model: what fits is a sample; inf takes all (15)"
     )
     sub.add_argument("--out", type=Path, metavar="FILE.json", help="gets every figure of every tensor")
 
@@ -101,23 +105,43 @@ def scaling(options: argparse.Namespace) -> int:
 
 
 def diff_weights(options: argparse.Namespace) -> int:
+    from pipelines import paths
     from pipelines.evaluation.weights import Settings, compare
+    from pipelines.progress import Journal
     from pipelines.store import write_json
 
-    if options.rank < 1 or options.exact < 0:
-        raise UserError(f"diff-weights: --rank must be at least 1 and --exact at least 0, got {options.rank} and {options.exact}")
-    found = compare(options.before, options.after, Settings(dtype=options.dtype, rank=options.rank, exact=options.exact))
+    if options.rank < 1 or options.exact < 0 or not options.budget > 0:
+        least = f"got {options.rank}, {options.exact} and {options.budget:g}"
+        raise UserError(f"diff-weights: --rank must be at least 1, --exact at least 0 and --budget above 0, {least}")
+    settings = Settings(dtype=options.dtype, rank=options.rank, exact=options.exact, budget=options.budget)
+    journal = Journal(paths.WORK / "diff-weights" / "journal.jsonl", "diff-weights", sys.stderr)
+    found = compare(options.before, options.after, settings, lambda done, total: journal.show(done, total, "tensors"))
     if options.out:
         write_json(options.out, {"before": str(options.before), "after": str(options.after), **found})
+    print(f"{options.after} against {options.before}: {found['parameters']:,} parameters, {len(found['tensors'])} tensors, seen in {options.dtype}")
+    print("\n".join(_moved(found)))
+    return 0
+
+
+def _moved(found: Mapping[str, Any]) -> list[str]:
+    """The summary in lines; of a sample with standard errors."""
     names = ("sparsity", "relative_update", "drift", "left", "right", "largest", "stable_rank", "principal", "low")
     figures = {name: "none" if found[name] is None else f"{found[name]:.4g}" for name in names}
-    print(f"{options.after} against {options.before}: {found['parameters']:,} parameters, {len(found['tensors'])} tensors, seen in {options.dtype}")
-    print(f"  unchanged        {figures['sparsity']}   size of the update against the weights {figures['relative_update']}")
-    print(f"  spectral drift   {figures['drift']}   mean over {found['matrices']} matrices")
-    print(f"  rotation         left {figures['left']}, right {figures['right']} degrees, largest {figures['largest']}")
-    print(f"  stable rank      {figures['stable_rank']}   median")
-    print(f"  changed entries  {figures['principal']} on the principal, {figures['low']} on the smallest; chance gives {found['alpha']:g}")
-    return 0
+    if found["decomposed"] < found["matrices"]:
+        for name, error in found["errors"].items():
+            figures[name] += "" if found[name] is None else " ± unknown" if error is None else f" ± {error:.2g}"
+    lines = [
+        f"  unchanged        {figures['sparsity']}   size of the update against the weights {figures['relative_update']}",
+        f"  decomposed       {found['decomposed']} of {found['matrices']} matrices, of which the next three lines tell (±: standard error)",
+        f"  spectral drift   {figures['drift']}   mean",
+        f"  rotation         left {figures['left']}, right {figures['right']} degrees, largest {figures['largest']}",
+        f"  stable rank      {figures['stable_rank']}   median",
+        f"  changed entries  {figures['principal']} on the principal, {figures['low']} on the smallest; chance gives {found['alpha']:g}",
+    ]
+    if left_out := found["left_out"]:
+        prices = ", ".join(f"{kind} ({seconds:.3g} s)" for kind, seconds in left_out.items())
+        lines.append(f"  left out         kinds of which one matrix does not fit in what the budget leaves: {prices}")
+    return lines
 
 
 def _points(file: Path, given: str | None, reward: str, skip: float) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from pipelines.errors import UserError
 
@@ -20,4 +21,6 @@ def merge(options: argparse.Namespace) -> int:
         config = config.model_copy(update={"seed": options.seed})
     summary = run(config, out, workers=options.workers)
     print(f"{out}: {config.method} of {len(config.models)} models, {summary.tensors} tensors, {summary.parameters:,} parameters")
+    for text in summary.notices:
+        print(f"look at this: {text}", file=sys.stderr)
     return 0

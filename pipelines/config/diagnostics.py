@@ -22,5 +22,8 @@ class DiagnosticsSettings(Section):
     """Precision in which two checkpoints are compared: bfloat16, in which models are served, or as stored."""
     rank: Positive = 512
     """Leading singular directions whose rotation is measured; at most half of a matrix's smaller side."""
-    exact: Positive = 1024
+    exact: Positive = 128
     """Matrices whose smaller side is at most this are decomposed as they are, larger ones through their Gram matrix."""
+    weights_budget: Annotated[float, Field(gt=0.0)] = 15.0
+    """Seconds for the decompositions of a pair of models: as many matrices as this buys by a cost model, not by the clock, of each kind and at
+    all depths, so all machines choose the same. What is of all tensors comes on top: some seconds per 100 M parameters."""

@@ -52,8 +52,12 @@ def diagnose(
     device: str,
     cache: Path,
     say: Callable[[str], None],
+    show: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
-    """All diagnostics. models: name -> folder. samples: of every (model, benchmark). rollouts: RL stage -> folder. cache: keeps token entropies."""
+    """All diagnostics. models: name -> folder. samples: of every (model, benchmark). rollouts: RL stage -> folder. cache: keeps token entropies.
+
+    say: a line. show(done, total, text): progress.
+    """
     look = settings.diagnostics
     ends = list(dict.fromkeys([*experts(list(models)), settings.gate.candidate]))
     starts = [start for start in dict.fromkeys((settings.gate.against, "base")) if start in models]
@@ -78,11 +82,19 @@ def diagnose(
         table = answered(folder)
         found["scaling"][stage] = extrapolate(pass_rates(table), look.horizon)
         found["pseudo_reward"][stage] = pseudo_reward(table)
-    for start, end in dict.fromkeys(updates):
-        say(f"weights of {end} against {start}")
-        given = weights.Settings(dtype=look.weights_dtype, rank=look.rank, exact=look.exact)
-        found["weights"].append({"start": start, "model": end, **weights.compare(models[start], models[end], given)})
+    found["weights"] = [one for start in dict.fromkeys(start for start, _ in updates) for one in _weights(models, start, updates, look, show)]
     return found
+
+
+def _weights(
+    models: Mapping[str, Path], start: str, updates: Sequence[tuple[str, str]], look: DiagnosticsSettings, show: Callable[[int, int, str], None]
+) -> list[Record]:
+    """What moved from one start, whose matrices are decomposed once for all its models."""
+    ends = list(dict.fromkeys(end for first, end in updates if first == start))
+    given = weights.Settings(dtype=look.weights_dtype, rank=look.rank, exact=look.exact, budget=look.weights_budget)
+    text = f"tensors of {', '.join(ends)} against {start}"
+    compared = weights.compare_all(models[start], [models[end] for end in ends], given, lambda done, total: show(done, total, text))
+    return [{"start": start, "model": end, **one} for end, one in zip(ends, compared, strict=True)]
 
 
 def _groups(table: pa.Table, label: str | None) -> dict[str, str] | None:

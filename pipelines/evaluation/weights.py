@@ -9,47 +9,54 @@ Both are seen in bfloat16, the precision they are served in. An entry is unchang
     overlap        share of the changed entries that are among the alpha largest of W0's leading reconstruction (`principal`), or the alpha
                    smallest of |W0| (`low`); a random update gives alpha (RLVR .73 for `low`)
 
-k is at most half of the smaller side: the space of a full basis cannot rotate. Matrices whose smaller side is at most `exact` are decomposed
-as they are, larger ones, for speed, through the eigenvectors of their smaller Gram matrix: singular values are then wrong by at most 1e-7
-of the largest. Randomised subspace iteration is not used: with k as large as here it is slower than that, and on a flat spectrum it does
-not settle. All of it runs on the CPU in float64, as near-equal matrices need.
+k is at most half of the smaller side: the space of a full basis cannot rotate. Sparsity, norms and the overlap `low` are of all tensors. The
+others need a decomposition (spectra.py says how exact one is), which takes days for a large model; so only matrices whose nominal cost fits a
+budget are decomposed, of each kind and at all depths (sampling.py), and means come with their standard error.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.errors import UserError
+from pipelines.evaluation import sampling
+from pipelines.evaluation.spectra import Spectrum, angles, decompose, largest, rows_of, seconds
+from pipelines.models.changes import changed
 from pipelines.models.tensors import Stored, stored_tensors
 
-ETA = 1e-3
 RECONSTRUCTION = 64
 """Rank of the reconstruction of W0 whose largest entries are the principal ones."""
-BLOCK = 2**22
-"""Entries that are widened to float64 at once."""
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to look. dtype: `bfloat16`, or `stored` for the values as they are. rank: k. exact: largest smaller side that is decomposed in full."""
+    """How to look. dtype: `bfloat16`, or `stored` for the values as they are. rank: k. exact: largest smaller side of a matrix that is decomposed
+    as it is. budget: nominal seconds for the decompositions of a pair of checkpoints."""
 
     dtype: Literal["bfloat16", "stored"] = "bfloat16"
     rank: int = 512
-    exact: int = 1024
+    exact: int = 128
     alpha: float = 0.5
+    budget: float = 15.0
 
 
 @dataclass(frozen=True)
 class Change:
-    """One tensor. What needs a matrix is None for vectors and zeros, what needs an update is None without one. left, right: mean angles, degrees."""
+    """One tensor. What needs a decomposition is None without one and for vectors and zeros, what needs an update is None where there is none.
+
+    left, right: mean angles, degrees.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -67,147 +74,165 @@ class Change:
     low: float | None = None
 
 
-def compare(before: Path, after: Path, settings: Settings | None = None, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """The summary over all floating-point tensors, and `tensors`, one mapping each in order of name.
+def compare(before: Path, after: Path, settings: Settings | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """`compare_all` of one model."""
+    return compare_all(before, [after], settings or Settings(), progress)[0]
 
-    sparsity is weighted by parameters; drift, rotation, stable rank and overlaps are means (stable rank: the median) over matrices.
+
+def compare_all(before: Path, afters: Sequence[Path], settings: Settings, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """For each model its summary against `before`, whose matrices are decomposed once: over all floating-point tensors, and `tensors`, one
+    mapping each in order of name.
+
+    sparsity is weighted by parameters; `low` is a mean over matrices. drift, left, right and principal are means over matrices, estimated from
+    the `decomposed` of them, and `errors` has their standard errors (None: unknown); stable_rank is the median and largest the maximum of
+    the decomposed ones. left_out: kinds of which the budget takes none -> nominal seconds of one. progress(done, total): counts tensors.
 
     Raises:
         UserError: the checkpoints do not hold the same tensors, or one is not finite.
     """
-    settings = settings or Settings()
-    changes = list(_changes(before, after, settings, progress))
-    if not changes:
+    ours = stored_tensors(before)
+    others = [_matching(before, ours, after) for after in afters]
+    names = [name for name in sorted(ours) if ours[name].floating and math.prod(ours[name].shape)]
+    if not names:
         raise UserError(f"{before}: holds no floating-point tensor")
+    sides = {name: _sides(ours[name].shape) for name in names}
+    costs = {name: seconds(*pair, _directions(pair[1], settings), settings.exact) for name, pair in sides.items() if pair[1] > 1}
+    choice = sampling.choose(costs, settings.budget)
+    changes: list[list[Change]] = [[] for _ in afters]
+    for done, name in enumerate(names, 1):
+        first = _seen(ours[name], settings)
+        spectrum = functools.cache(functools.partial(leading, first, settings)) if name in choice.names else None
+        for found, theirs in zip(changes, others, strict=True):
+            found.append(change(name, first, _seen(theirs[name], settings), settings, spectrum))
+        if progress:
+            progress(done, len(names))
+    return [_summary(found, choice, len(costs), settings) for found in changes]
+
+
+def _summary(changes: Sequence[Change], choice: sampling.Choice, matrices: int, settings: Settings) -> dict[str, Any]:
+    def values(name: str) -> dict[str, float]:
+        return {change.name: value for change in changes if (value := getattr(change, name)) is not None}
+
+    def over(name: str, figure: Callable[[Sequence[float]], float]) -> float | None:
+        return float(figure(list(found.values()))) if (found := values(name)) else None
+
+    means = {name: sampling.mean(values(name), _kinds(values(name), choice)) for name in ("drift", "left", "right", "principal")}
     parameters = sum(change.parameters for change in changes)
-
-    def over(name: str, mean: Callable[[Sequence[float]], float] = fmean) -> float | None:
-        values = [value for change in changes if (value := getattr(change, name)) is not None]
-        return float(mean(values)) if values else None
-
     return {
         "parameters": parameters,
         "sparsity": sum(change.sparsity * change.parameters for change in changes) / parameters,
         "relative_update": _norm(changes, "update_norm") / max(_norm(changes, "norm"), 1e-300),
-        **{name: over(name) for name in ("drift", "left", "right", "principal", "low")},
+        **{name: found and found[0] for name, found in means.items()},
+        "errors": {name: found and found[1] for name, found in means.items()},
+        "low": over("low", fmean),
         "largest": over("largest", max),
-        "stable_rank": over("stable_rank", median),
-        "matrices": sum(change.left is not None for change in changes),
+        "stable_rank": sampling.median(values("stable_rank"), _kinds(values("stable_rank"), choice)),
+        "matrices": matrices,
+        "decomposed": len(choice.names),
+        "left_out": dict(choice.left_out),
         "alpha": settings.alpha,
         "dtype": settings.dtype,
         "tensors": [asdict(change) for change in changes],
     }
 
 
+def _kinds(values: Mapping[str, float], choice: sampling.Choice) -> dict[str, list[str]]:
+    """Kind -> its matrices that have such a figure or may have one: one that was looked at and has none does not count."""
+    return {kind: [name for name in names if name in values or name not in choice.names] for kind, names in choice.kinds.items()}
+
+
 def _norm(changes: Sequence[Change], name: str) -> float:
     return math.hypot(*(getattr(change, name) for change in changes))
 
 
-def _changes(before: Path, after: Path, settings: Settings, progress: Callable[[int, int], None] | None) -> Iterator[Change]:
-    ours, theirs = stored_tensors(before), stored_tensors(after)
+def _matching(before: Path, ours: Mapping[str, Stored], after: Path) -> dict[str, Stored]:
+    """The tensors of another model, which are the same by name and shape."""
+    theirs = stored_tensors(after)
     for name in sorted(ours.keys() ^ theirs.keys()):
         has, lacks = (before, after) if name in ours else (after, before)
         raise UserError(f"{lacks}: tensor '{name}' is missing, {has} has it")
-    for done, name in enumerate(sorted(ours), 1):
-        if ours[name].shape != theirs[name].shape:
-            raise UserError(f"{after}: tensor '{name}' has shape {list(theirs[name].shape)}, expected {list(ours[name].shape)} as in {before}")
-        first, second = (_seen(stored, settings) for stored in (ours[name], theirs[name]))
-        if first is not None and second is not None and first.numel():
-            yield change(name, first, second, settings)
-        if progress:
-            progress(done, len(ours))
+    for name, stored in sorted(theirs.items()):
+        if stored.shape != ours[name].shape:
+            raise UserError(f"{after}: tensor '{name}' has shape {list(stored.shape)}, expected {list(ours[name].shape)} as in {before}")
+    return theirs
 
 
-def _seen(stored: Stored, settings: Settings) -> Tensor | None:
-    """The tensor in float32 after the precision looked at; None for integers."""
+def _sides(shape: Sequence[int]) -> tuple[int, int]:
+    """The longer and the shorter side of a tensor seen as a matrix of its first dimension by the rest; (n, 1) for a vector."""
+    sides = sorted((shape[0], math.prod(shape[1:]))) if len(shape) > 1 else [1, math.prod(shape)]
+    return sides[1], sides[0]
+
+
+def _directions(side: int, settings: Settings) -> int:
+    """k of a matrix with this smaller side."""
+    return max(1, min(settings.rank, side // 2))
+
+
+def _seen(stored: Stored, settings: Settings) -> Tensor:
+    """The tensor in float32 after the precision looked at."""
     tensor = stored.read()
-    if not tensor.is_floating_point():
-        return None
-    if not all(bool(extreme.isfinite()) for extreme in (tensor.aminmax() if tensor.numel() else ())):
+    if not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
         raise UserError(f"{stored.file}: tensor '{stored.name}' holds NaN or inf")
     return (tensor.to(torch.bfloat16) if settings.dtype == "bfloat16" else tensor).float()
 
 
-def change(name: str, before: Tensor, after: Tensor, settings: Settings) -> Change:
-    """Everything of one float32 tensor; more than two dimensions are seen as a matrix of the first by the rest."""
-    update = after - before
-    changed = update.abs() > ETA * torch.maximum(before.abs(), after.abs())
+def leading(tensor: Tensor, settings: Settings) -> Spectrum:
+    """The spectrum of a float32 tensor seen as a tall matrix."""
+    matrix = _tall(tensor)
+    return decompose(matrix, _directions(matrix.shape[1], settings), settings.exact)
+
+
+def change(name: str, before: Tensor, after: Tensor, settings: Settings, spectrum: Callable[[], Spectrum] | None) -> Change:
+    """Everything of one float32 tensor; more than two dimensions are seen as a matrix of the first by the rest.
+
+    spectrum: gives that of `before`; None leaves out what needs decompositions.
+    """
+    update, hit = after - before, changed(before, after)
     seen = Change(
         name=name,
         shape=tuple(before.shape),
         parameters=before.numel(),
-        sparsity=1.0 - float(changed.double().mean()),
+        sparsity=1.0 - int(hit.sum()) / hit.numel(),
         update_norm=float(torch.linalg.vector_norm(update, dtype=torch.float64)),
         norm=float(torch.linalg.vector_norm(before, dtype=torch.float64)),
     )
-    if before.ndim < 2 or min(before.shape[0], before[0].numel()) < 2:
+    if _sides(before.shape)[1] < 2:
         return seen
-    first, second, update, changed = (t.reshape(before.shape[0], -1) for t in (before, after, update, changed))
-    wide = first.shape[0] < first.shape[1]
-    if wide:
-        first, second, update, changed = first.T, second.T, update.T, changed.T
-    k = max(1, min(settings.rank, first.shape[1] // 2))
-    whole = first.shape[1] <= settings.exact
-    (u0, s0, v0), (u1, s1, v1) = (decompose(matrix, k, whole) for matrix in (first, second))
     found: dict[str, Any] = {}
-    if seen.norm > 0:
-        sides = angles(u0, u1), angles(v0, v1)
-        left, right = reversed(sides) if wide else sides
-        found |= {"drift": float(torch.linalg.vector_norm(s1 - s0) / torch.linalg.vector_norm(s0)), "rank": k}
-        found |= {"left": float(left.mean()), "right": float(right.mean()), "largest": float(torch.maximum(left.max(), right.max()))}
-    if seen.update_norm > 0:
-        found["stable_rank"] = (seen.update_norm / float(singular_values(update, whole)[0])) ** 2
-    if bool(changed.any()):
-        leading = v0[:, : min(k, RECONSTRUCTION)]
-        rebuilt = torch.cat([((rows.double() @ leading) @ leading.T).float() for rows in _rows(first)])
-        found["principal"] = overlap(-rebuilt.abs(), changed, settings.alpha)
-        found["low"] = overlap(first.abs(), changed, settings.alpha)
+    if bool(hit.any()):
+        found["low"] = overlap(before.abs(), hit, settings.alpha)
+    if spectrum is not None:
+        if seen.norm > 0:
+            found |= _rotation(spectrum(), leading(after, settings), before.shape[0] < before[0].numel())
+        if seen.update_norm > 0:
+            found["stable_rank"] = (seen.update_norm / largest(_tall(update))) ** 2
+        if bool(hit.any()):
+            right = spectrum().right[:, :RECONSTRUCTION]
+            rebuilt = torch.cat([((rows.double() @ right) @ right.T).float() for rows in rows_of(_tall(before))])
+            found["principal"] = overlap(rebuilt.abs_().neg_(), _tall(hit), settings.alpha)
     return Change(**{**vars(seen), **found})
 
 
-def angles(first: Tensor, second: Tensor) -> Tensor:
-    """Principal angles (k,) in degrees between the spaces of two orthonormal bases (n, k)."""
-    return torch.rad2deg(torch.arccos(torch.linalg.svdvals(first.T @ second).clamp(0.0, 1.0)))
+def _rotation(first: Spectrum, second: Spectrum, wide: bool) -> dict[str, Any]:
+    """Drift and rotation between the spectra of two matrices that are not zero. wide: left and right have changed places."""
+    sides = angles(first.left, second.left), angles(first.right, second.right)
+    left, right = reversed(sides) if wide else sides
+    drift = torch.linalg.vector_norm(second.values - first.values) / torch.linalg.vector_norm(first.values)
+    means = {"left": float(left.mean()), "right": float(right.mean()), "largest": float(torch.maximum(left.max(), right.max()))}
+    return {"drift": float(drift), "rank": first.right.shape[1], **means}
+
+
+def _tall(tensor: Tensor) -> Tensor:
+    """As a matrix (m, n) of the first dimension by the rest, or its transpose: m >= n."""
+    matrix = tensor.reshape(tensor.shape[0], -1)
+    return matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
 
 
 def overlap(key: Tensor, changed: Tensor, alpha: float) -> float:
     """Share of the changed entries that are among the alpha share with the smallest keys; entries tied at the limit count in part."""
     values, hit = key.reshape(-1), changed.reshape(-1)
     wanted = max(1, round(alpha * len(values)))
-    limit = values.kthvalue(wanted).values
+    limit = torch.from_numpy(np.partition(values.numpy(), wanted - 1))[wanted - 1]
     below, tied = values < limit, values == limit
     part = (wanted - int(below.sum())) / int(tied.sum())
     return float((int((below & hit).sum()) + part * int((tied & hit).sum())) / int(hit.sum()))
-
-
-def decompose(matrix: Tensor, k: int, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """k leading left directions (m, k), all singular values (n,), falling, and k right directions (n, k) of a tall matrix (m, n).
-
-    whole: by a decomposition of the matrix itself, else of its Gram matrix.
-    """
-    if whole:
-        u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-        return u[:, :k], s, vh[:k].T
-    squares, vectors = torch.linalg.eigh(_gram(matrix))
-    right = vectors.flip(1)[:, :k]
-    return torch.linalg.qr(torch.cat([rows.double() @ right for rows in _rows(matrix)])).Q, squares.clamp(min=0.0).sqrt().flip(0), right
-
-
-def singular_values(matrix: Tensor, whole: bool) -> Tensor:
-    """All singular values, falling, of a tall matrix."""
-    if whole:
-        return torch.linalg.svdvals(matrix.double())
-    return torch.linalg.eigvalsh(_gram(matrix)).clamp(min=0.0).sqrt().flip(0)
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """matrix.T @ matrix (n, n), summed over blocks of rows."""
-    total = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
-    for rows in _rows(matrix):
-        total.addmm_(rows.double().T, rows.double())
-    return total
-
-
-def _rows(matrix: Tensor) -> Sequence[Tensor]:
-    """Blocks of rows of about BLOCK entries."""
-    return matrix.split(max(1, BLOCK // matrix.shape[1]))

@@ -16,8 +16,11 @@ from pipelines.config.evaluation import TokenizerPolicy
 from pipelines.errors import UserError
 from pipelines.merging.configs import Dtype, MergeConfig
 from pipelines.merging.inputs import read_json
-from pipelines.merging.methods import METHODS
+from pipelines.merging.methods import COUNTING, METHODS
 from pipelines.methods import choose
+
+EPSILON = 1e-5
+"""What mergekit takes for a change, as a distance, where a file does not say."""
 
 
 class ModelEntry(Section):
@@ -86,17 +89,25 @@ def read_config(content: Mapping[str, Any], where: str) -> MergeConfig:
         entries = (*entries, ModelEntry(model=base))
     if not entries:
         raise UserError(f"{where}: there is no model to merge beside the base_model")
+    own = [entry.parameters for entry in entries]
+    if file.merge_method in COUNTING:
+        common, own = [*map(_distance, common), {"changed_above": EPSILON, "absolute": True}], [*map(_distance, own)]
     config = {
         "base": base,
         "models": tuple(entry.model for entry in entries),
         "method": file.merge_method,
         "parameters": _over(*common),
-        "model_parameters": tuple(entry.parameters for entry in entries),
+        "model_parameters": tuple(own),
         "dtype": file.out_dtype or file.dtype,
         "tokenizer": policy,
         "chat_template": file.chat_template,
     }
     return check(MergeConfig, config, where)
+
+
+def _distance(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """mergekit's `epsilon` under the name that it has here."""
+    return {"changed_above" if key == "epsilon" else key: value for key, value in parameters.items()}
 
 
 def _over(*levels: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pipelines.errors import UserError
 from pipelines.merging import ram, soups, sparse, spherical, widen
 from pipelines.merging.tensors import Group, collect, loaded
 from pipelines.methods import bind
+from pipelines.models.changes import SHARE
 
 Rule = Callable[..., Iterator[Tensor]]
 
@@ -32,10 +34,8 @@ METHODS: dict[str, Rule] = {
     "ram_plus": ram.ram_plus,
     "ramplus_tl": ram.ramplus_tl,
 }
-SURVEYS: dict[str, Callable[..., Tensor]] = {"ram_plus": ram.overlap}
-"""Method -> the statistic of one tensor whose sum over the model it takes."""
 COUNTING = ("ram", "ram_plus", "ramplus_tl")
-"""Methods whose `epsilon` says which deltas count as changes."""
+"""Methods whose `changed_above` says which deltas count as changes."""
 BASELESS = ("linear", "nuslerp")
 """Methods that need no base."""
 
@@ -46,6 +46,11 @@ def rule(method: str, settings: Mapping[str, Any]) -> Rule:
     Raises:
         UserError: no such method or setting, or a value of another type.
     """
+    if method in COUNTING and "epsilon" in settings:
+        raise UserError(
+            f"merge method '{method}': setting 'epsilon', a distance, has become 'changed_above', a share of the weight ({SHARE:g} if left out); "
+            "leave it out, or give the distance as changed_above with absolute: true"
+        )
     return bind("merge method", METHODS, method, {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in settings.items()})
 
 

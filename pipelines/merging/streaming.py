@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,14 +22,13 @@ from typing import Any, TypeVar
 import torch
 
 from pipelines.errors import UserError
-from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import file_sha256
-from pipelines.lineage.manifests import PREDICATE, STATEMENT
+from pipelines.merging.accounts import COLUMNS, account, notices
 from pipelines.merging.checkpoints import INDEX, Shard, header, plan, raw
 from pipelines.merging.configs import MergeConfig
 from pipelines.merging.inputs import Inputs, equal, open_inputs, read_json
-from pipelines.merging.methods import COUNTING, SURVEYS, Rule
-from pipelines.merging.ram import overlap
+from pipelines.merging.manifests import MANIFEST, made, manifest
+from pipelines.merging.methods import Rule
 from pipelines.merging.tensors import CHUNK, Group
 from pipelines.merging.vocabulary import TOKENIZER
 from pipelines.outputs import UNFINISHED, OutputFolder
@@ -39,8 +38,6 @@ MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
 """Files beside weights and config that make a folder a model; taken from the base."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
 """Those of its tokenizer; taken from the base unless a policy names another model."""
-MANIFEST = "merge.json"
-BUILD = "touchstone/merge/v1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_WORKERS = 8
 R = TypeVar("R")
@@ -48,75 +45,72 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What a merge made. Per expert, in the order given: share of parameters it changed, and share that it alone changed."""
+    """What a merge made. Per expert, in the order given: share of parameters it changed, share that it alone changed, and share of its
+    update that is kept, as squared norm (None without an update). notices: what somebody should look at (accounts.py). Nothing of all that
+    without a base.
+    """
 
     tensors: int
     parameters: int
     changed: tuple[float, ...]
     alone: tuple[float, ...]
+    kept: tuple[float | None, ...]
+    notices: tuple[str, ...]
 
 
-def merge(config: MergeConfig, out: Path, *, workers: int | None = None, shares: bool = False, owned: bool = False) -> MergeSummary:
+def merge(config: MergeConfig, out: Path, *, workers: int | None = None, owned: bool = False, empty: bool = False) -> MergeSummary:
     """Merge `config.models` into the model folder `out`, which appears whole or not at all.
 
-    workers: tensors under way at once; by default one for each processor. shares: count what each expert changed, in a walk over all tensors.
+    workers: tensors under way at once; by default one for each processor.
     owned: `out` is a place of the pipeline's own, replaced whatever it holds; else only an earlier merge, unchanged, is (outputs.py).
+    empty: let a result pass that equals the base though an expert does not.
 
     Raises:
-        UserError: unknown method or setting, inputs that do not fit together or are not finite, or an `out` that holds something else.
+        UserError: unknown method or setting, inputs that do not fit together or are not finite, an `out` that holds something else, or a
+            result in which nothing is left of the experts.
     """
     config.rule_for(1)
     for folder in config.folders:
         if folder.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{out}: the result would replace {folder}, which is merged; name another folder")
-    replacing = functools.partial(replacing_folder, out) if owned else OutputFolder(out, record=_made).replacing
+    replacing = functools.partial(replacing_folder, out) if owned else OutputFolder(out, record=made).replacing
     inputs = open_inputs(config.folders, config.tokenizer)
     with _workers(workers) as pool:
         read = {file: pool.submit(file_sha256, file) for file in _files_read(inputs)}
         job = Job(config, inputs)
-        counts = None
-        if survey := SURVEYS.get(config.method, overlap if shares else None):
-            found = _each(pool, functools.partial(job.survey, survey), job.rules)
-            counts = sum(found, torch.zeros(len(config.models), 2, dtype=torch.int64))
-            if config.method in SURVEYS:
-                job.whole = counts
+        accounts = _each(pool, job.account, job.rules) if config.base else []
+        sums = sum(accounts, torch.zeros(len(config.models), COLUMNS, dtype=torch.float64))
+        job.whole, told = sums[:, :2], notices(config, sums) if config.base else ()
         with replacing() as folder:
             shards = plan(job.sizes, config.shard_bytes)
             _write(job, pool, shards, folder)
-            made = {shard.name: pool.submit(_settle, folder / shard.name) for shard in shards}
+            if config.base and not (empty or job.differs) and bool(sums[:, 2].any()):
+                cause = "\n".join(told) or f"merging: the settings of method '{config.method}' leave nothing of the experts' updates"
+                raise UserError(f"merging: the result equals its base {config.base} bit for bit\n{cause}")
+            settled = {shard.name: pool.submit(_settle, folder / shard.name) for shard in shards}
             _complete(config, inputs, folder)
             if len(shards) > 1:
                 index = {"metadata": {"total_size": sum(job.sizes.values())}, "weight_map": {name: s.name for s in shards for name in s.names}}
                 (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-            digests = {file.name: made[file.name].result() if file.name in made else file_sha256(file) for file in _files(folder)}
-            write_json(folder / MANIFEST, _manifest(config, digests, {file: digest.result() for file, digest in read.items()}))
+            digests = {file.name: settled[file.name].result() if file.name in settled else file_sha256(file) for file in _files(folder)}
+            write_json(folder / MANIFEST, manifest(config, digests, {file: digest.result() for file, digest in read.items()}))
     parameters = sum(group.size for group in job.groups.values())
-    counts = torch.zeros(0, 2) if counts is None else counts / parameters
-    return MergeSummary(len(job.groups), parameters, tuple(counts.sum(1).tolist()), tuple(counts[:, 0].tolist()))
+    shares = (sums / parameters).tolist() if config.base else []
+    kept = tuple(kept / whole if whole else None for _, _, whole, kept in shares)
+    return MergeSummary(len(job.groups), parameters, tuple(row[0] + row[1] for row in shares), tuple(row[0] for row in shares), kept, told)
 
 
 def _files(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if file.name != UNFINISHED]
 
 
-def _made(folder: Path) -> dict[str, str] | None:
-    """Files and digests of an earlier merge, by its own manifest."""
-    file = folder / MANIFEST
-    try:
-        statement = json.loads(file.read_text())
-        named = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
-        build = statement["predicate"]["buildDefinition"]["buildType"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return named | {MANIFEST: file_sha256(file)} if build == BUILD else None
-
-
 class Job:
-    """One merge under way: its tensors as groups, and their rules."""
+    """One merge under way: its tensors as groups, and their rules; whether something written differs from the base."""
 
     def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
         self.method, self.inputs = config.method, inputs
         self.whole: torch.Tensor | None = None
+        self.differs = False
         bound = config.rule_for(inputs.layers)
         self.dtypes: dict[str, torch.dtype] = {}
         self.groups: dict[str, Group] = {}
@@ -142,10 +136,11 @@ class Job:
         if not finite(out):
             raise UserError(f"{place.file}: tensor '{name}' holds NaN or inf")
 
-    def survey(self, statistic: Callable[..., torch.Tensor], name: str) -> torch.Tensor:
-        """A statistic of one tensor, by the rule's own notion of a change where it has one."""
-        own = getattr(self.rules[name], "keywords", {}) if self.method in COUNTING else {}
-        return statistic(replace(self.groups[name], has_base=True), **{key: own[key] for key in ("epsilon",) if key in own})
+    def account(self, name: str) -> torch.Tensor:
+        """What each expert brings in one tensor."""
+        settings, dtype = getattr(self.rules[name], "keywords", {}), self.dtypes[name]
+        whole = dtype == torch.float32 or all(place.dtype == dtype for place in self.inputs.sources[name])
+        return account(replace(self.groups[name], has_base=True), self.method, settings, None if whole else dtype)
 
     def merged(self, name: str) -> Iterator[torch.Tensor]:
         """The merged tensor piece by piece, flat, in its stored dtype.
@@ -160,10 +155,16 @@ class Job:
                 raise UserError(f"merging: tensor '{name}' is {first.dtype} and differs between the models; only floating point can be merged")
             yield from (first.read(start, min(start + CHUNK, group.size)) for start in range(0, group.size, CHUNK))
             return
+        start = 0
         for piece in self.rules[name](replace(group, whole=self.whole)):
             stored = piece.reshape(-1).to(dtype)
             if not finite(stored):
                 raise UserError(f"merging: tensor '{name}' leaves the range of {dtype} once merged")
+            if not self.differs:  # one entry that differs answers it, so this costs a chunk or two
+                base = torch.empty(len(stored))
+                self.read(name, -1, start, base)
+                self.differs = not torch.equal(base.to(dtype), stored)
+            start += len(stored)
             yield stored
 
 
@@ -248,30 +249,3 @@ def _files_read(inputs: Inputs) -> list[Path]:
     """Every file that the result depends on."""
     beside = [folder / name for folder in dict.fromkeys(inputs.folders) for name in ("config.json", INDEX, TOKENIZER)]
     return [*inputs.files(), *(file for file in beside if file.is_file())]
-
-
-@functools.cache
-def _code() -> str:
-    return code_sha256("pipelines.merging")
-
-
-def _manifest(config: MergeConfig, made: Mapping[str, str], read: Mapping[Path, str]) -> dict[str, Any]:
-    """What was made from what, how and by which code, as an in-toto statement; without times and machine paths: the same merge, the same bytes."""
-    settings = config.model_dump(mode="json", exclude={"base", "models", "shard_bytes"})
-    roles = {"base": config.base.name if config.base else None, "models": [folder.name for folder in config.models]}
-    return {
-        "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in made.items()],
-        "predicateType": PREDICATE,
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD,
-                "externalParameters": settings | roles,
-                "internalParameters": {"code": {"sha256": _code()}},
-                "resolvedDependencies": [
-                    {"name": f"{file.parent.name}/{file.name}", "digest": {"sha256": digest}} for file, digest in sorted(read.items())
-                ],
-            },
-            "runDetails": {"builder": {"id": "touchstone"}},
-        },
-    }

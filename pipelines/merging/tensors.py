@@ -46,7 +46,7 @@ class Group:
     """One tensor of all checkpoints.
 
     name: keys its random streams. read(i, start, out): elements of checkpoint i from `start` on into a flat fp32 tensor; the base is -1.
-    whole: the sum of the rule's survey over all tensors of the model, for rules that have one.
+    whole: entries of the whole model that each expert alone changed, and that others changed too: experts x 2 (ram.py).
     """
 
     name: str

@@ -17,11 +17,12 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor: its file, name and shape."""
+    """One tensor: its file, name, shape, and whether it is of floating point."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
+    floating: bool
 
     def read(self) -> torch.Tensor:
         """The tensor as stored."""
@@ -52,6 +53,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 def _file(file: Path) -> dict[str, Stored]:
     try:
         with safe_open(file, "pt") as handle:
-            return {name: Stored(file, name, tuple(handle.get_slice(name).get_shape())) for name in handle.keys()}  # noqa: SIM118
+            parts = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            return {name: Stored(file, name, tuple(part.get_shape()), "F" in part.get_dtype()) for name, part in parts.items()}
     except SafetensorError as error:
         raise UserError(f"{file}: not a whole safetensors file: {error}") from None

@@ -132,8 +132,9 @@ def _diagnose(context: Context, benchmarks: Mapping[str, list[Problem]], samples
     models = {model: context.root / paths.model(model) for model in context.settings.models}
     rollouts = {model: folder for model in models if (folder := context.root / paths.ROLLOUTS / model).is_dir()}
     cache = context.work / "entropy"
+    journal = context.journal
     return diagnostics.diagnose(
-        models, benchmarks, samples, rollouts, context.settings, context.seed, context.device, cache, context.journal.say
+        models, benchmarks, samples, rollouts, context.settings, context.seed, context.device, cache, journal.say, journal.show
     )  # fmt: skip
 
 

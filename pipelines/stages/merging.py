@@ -20,7 +20,6 @@ from pipelines.evaluation.statistics import mean_interval, paired_difference
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine, tree_sha256
 from pipelines.merging import MergeConfig, merge
-from pipelines.merging.methods import COUNTING
 from pipelines.merging.search import Candidate, Choice, Part, Scores, grid, search
 from pipelines.records import Outcome, Problem
 from pipelines.stages import Context
@@ -29,8 +28,6 @@ from pipelines.verifiers import VerifierPool, require_sandbox_for
 
 NOT_GRADED = "not_graded"
 """Reason that stage `difficulty` gives for rows beyond its limit."""
-LITTLE = 1e-3
-"""An expert that changed a smaller share of the weights than this adds next to nothing to a merge."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -43,14 +40,14 @@ def run(context: Context) -> dict[str, float]:
     if settings.search:
         chosen, record = _search(context, settings, settings.search, names)
     merged = chosen.models or names
-    summary = merge(_config(context, chosen, merged), context.root / paths.MERGED, shares=True, owned=True)
+    summary = merge(_config(context, chosen, merged), context.root / paths.MERGED, owned=True)
     context.journal.say(f"{chosen.name} of {', '.join(merged)}: {summary.tensors} tensors, {summary.parameters:,} parameters")
     metrics: dict[str, float] = {"experts": len(merged), "tensors": summary.tensors, "parameters": summary.parameters}
-    for name, changed, alone in zip(merged, summary.changed, summary.alone, strict=True):
+    for name, changed, alone, kept in zip(merged, summary.changed, summary.alone, summary.kept, strict=True):
         metrics |= {f"{name}_changed_share": changed, f"{name}_alone_share": alone}
-        if changed < LITTLE:
-            hint = "lower merging.settings.epsilon or train it further" if chosen.method in COUNTING else "train it further"
-            context.notice(f"{changed:.4%} of the weights of expert '{name}' count as changed: the merge holds next to nothing of it; {hint}")
+        metrics |= {} if kept is None else {f"{name}_kept_share": kept}
+    for text in summary.notices:
+        context.notice(text)
     if record:
         write_json(context.root / paths.SEARCH, record)
         metrics |= {f"search_{key}": record["difference"][key] for key in ("mean", "low", "high")} | {"search_trials": len(record["trials"])}
@@ -144,7 +141,7 @@ class _Scorer:
         if candidate.method is None:
             folder = self.context.root / paths.model(candidate.models[0])
         else:
-            merge(_config(self.context, candidate, candidate.models or self.names), folder, owned=True)
+            merge(_config(self.context, candidate, candidate.models or self.names), folder, owned=True, empty=True)
         return generation.create(self.wanted.generation, folder, self.context.device)
 
     def _show(self, candidate: Candidate, done: int, total: int) -> None:

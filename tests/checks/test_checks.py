@@ -99,8 +99,9 @@ RECIPES = [
 MERGES = [
     ({"method": "tise"}, ".method: there is no 'tise'; did you mean 'ties'?"),
     ({"method": "slerp", "settings": {"t": 0.5}}, ".method: method 'slerp': it takes the base and one model, got 10"),
-    ({"method": "ram", "settings": {"epsilom": 1}}, ".settings: method 'ram': unknown setting 'epsilom'; did you mean 'epsilon'?"),
-    ({"method": "ram", "settings": {"epsilon": "big"}}, ".settings: method 'ram': setting 'epsilon': expected float, got 'big'"),
+    ({"method": "ram", "settings": {"changed_abov": 1}}, ".settings: method 'ram': unknown setting 'changed_abov'; did you mean 'changed_above'?"),
+    ({"method": "ram", "settings": {"changed_above": "big"}}, ".settings: method 'ram': setting 'changed_above': expected float, got 'big'"),
+    ({"method": "ram", "settings": {"epsilon": 0.003}}, ".settings: method 'ram': setting 'epsilon', a distance, has become 'changed_above'"),
     ({"method": "ties", "grid": {"dens": [1.0]}}, ": method 'ties': unknown setting 'dens'; did you mean 'density'?"),
 ]
 PUZZLES = [

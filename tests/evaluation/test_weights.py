@@ -1,5 +1,6 @@
 """Two checkpoints compared: by hand, by the invariants of the definitions, and by the Gram matrix as by the whole one."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.evaluation import weights
+from pipelines.evaluation import sampling, spectra, weights
 from pipelines.evaluation.weights import Change, Settings, change
 from pipelines.models.tensors import stored_tensors
 
@@ -33,7 +34,7 @@ def folder(path: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def seen(before: Tensor, after: Tensor, settings: Settings = STORED) -> Change:
-    return change("w", before, after, settings)
+    return change("w", before, after, settings, functools.partial(weights.leading, before, settings))
 
 
 def test_equal_checkpoints(tmp_path: Path) -> None:
@@ -116,14 +117,96 @@ def test_large_matrices_through_their_gram_matrix_are_the_same(shape: tuple[int,
     assert (transposed.left, transposed.right) == pytest.approx((gram["right"], gram["left"]), rel=1e-5)
 
 
-def test_singular_values_of_the_gram_matrix() -> None:
-    matrix = gaussian(80, 50, spectrum=2.0)
-    exact = torch.linalg.svdvals(matrix.double())
-    assert (weights.singular_values(matrix, False) - exact).abs().max() <= 1e-7 * exact[0]
-    u, s, v = weights.decompose(matrix, 10, False)
-    first, _, third = weights.decompose(matrix, 10, True)
-    assert weights.angles(u, first).max() < 1e-4 and weights.angles(v, third).max() < 1e-4
-    assert torch.linalg.vector_norm(s - exact) <= 1e-7 * exact[0]
+@pytest.mark.parametrize("spectrum", [2.0, None])
+def test_a_decomposition_by_the_gram_matrix(spectrum: float | None) -> None:
+    matrix = gaussian(80, 50, spectrum=spectrum)
+    whole, gram = (spectra.decompose(matrix, 10, exact) for exact in (50, 49))
+    assert torch.linalg.vector_norm(gram.values - whole.values) <= 1e-7 * whole.values[0]
+    assert spectra.angles(gram.left, whole.left).max() < 1e-4 and spectra.angles(gram.right, whole.right).max() < 1e-4
+    assert spectra.largest(matrix) == pytest.approx(float(whole.values[0]), rel=1e-9)
+
+
+def test_the_largest_singular_value_of_a_flat_spectrum() -> None:
+    """The edge of a random matrix's spectrum is as dense as it gets."""
+    matrix = gaussian(700, 600)
+    assert spectra.largest(matrix) == pytest.approx(float(torch.linalg.svdvals(matrix.double())[0]), rel=1e-5)
+
+
+def test_a_matrix_without_full_rank_has_orthonormal_directions() -> None:
+    low = gaussian(90, 3) @ gaussian(3, 60, seed=1)
+    found = spectra.decompose(low, 20, 0)
+    assert torch.allclose(found.left.T @ found.left, torch.eye(20, dtype=torch.float64), atol=1e-9)
+
+
+def llama(seed: int = 0, layers: int = 12, hidden: int = 48, wide: int = 96) -> dict[str, Tensor]:
+    """Matrices named as those of a llama; deeper ones are larger in scale."""
+    shapes = {"q_proj": (hidden, hidden), "k_proj": (hidden // 3, hidden), "up_proj": (wide, hidden), "down_proj": (hidden, wide)}
+    tensors = {f"layers.{i}.{kind}": gaussian(*shape, seed=100 * i + n + seed) for i in range(layers) for n, (kind, shape) in enumerate(shapes.items())}
+    return tensors | {"embed_tokens": gaussian(8 * wide, hidden, seed=seed + 1), "norm": gaussian(hidden, seed=seed + 2)}
+
+
+def trained(before: dict[str, Tensor], seed: int = 7) -> dict[str, Tensor]:
+    """Deeper layers move more, as they do."""
+    depth = {name: int(name.split(".")[1]) if "." in name else 6 for name in before}
+    return {name: w + (0.01 + 0.004 * depth[name]) * gaussian(*w.shape, seed=seed + i) for i, (name, w) in enumerate(before.items())}
+
+
+def budgeted(share: float, before: dict[str, Tensor]) -> Settings:
+    """A budget of this share of what all matrices cost."""
+    sides = [sorted(w.shape, reverse=True) for w in before.values() if w.ndim == 2]
+    whole = sum(spectra.seconds(m, n, max(1, n // 2), 0) for m, n in sides)
+    return Settings(dtype="stored", exact=0, budget=share * whole)
+
+
+def test_a_sample_tells_the_whole_within_its_error(tmp_path: Path) -> None:
+    """Twelve layers, a third of the cost: no mean is further off than three of the standard errors that it states."""
+    before = llama()
+    a, b = folder(tmp_path / "a", before), folder(tmp_path / "b", trained(before))
+    part, whole = (weights.compare(a, b, budgeted(share, before)) for share in (0.35, 1.01))
+    assert (whole["decomposed"], whole["matrices"]) == (49, 49) and 12 <= part["decomposed"] <= 25 and part["left_out"] == {}
+    assert whole["errors"] == dict.fromkeys(("drift", "left", "right", "principal"), 0.0)
+    for name, error in part["errors"].items():
+        assert 0 < error < 0.3 * whole[name] and abs(part[name] - whole[name]) <= 3 * error
+    for name in ("sparsity", "relative_update", "low", "parameters"):
+        assert part[name] == whole[name], "these are of all tensors"
+    mean = sum(one["drift"] for one in whole["tensors"] if one["drift"] is not None) / 49
+    assert whole["drift"] == pytest.approx(mean)
+    assert weights.compare(a, b, budgeted(0.35, before)) == part, "nothing of it hangs on a clock"
+
+
+def test_no_budget_is_exceeded_and_kinds_that_do_not_fit_are_named() -> None:
+    costs = {f"layers.{i}.{kind}": price for i in range(10) for kind, price in (("q", 1.0), ("up", 3.0))} | {"embed": 50.0}
+    for budget in (0.5, 4.0, 9.5, 40.0, 89.0, 90.0, 1e9):
+        choice = sampling.choose(costs, budget)
+        assert choice.seconds == pytest.approx(sum(costs[name] for name in choice.names)) and choice.seconds <= budget
+    four, all_ = sampling.choose(costs, 4.0), sampling.choose(costs, 1e9)
+    assert len(four.names) == 2 and four.left_out == {"embed": 50.0} and len(all_.names) == 21
+    assert sampling.choose(costs, 0.5).left_out == {"layers.*.q": 1.0, "layers.*.up": 3.0, "embed": 50.0}
+    sampled = sampling.choose(costs, 20.0).names
+    assert sorted(int(name.split(".")[1]) // 2 for name in sampled if name.endswith("q")) == [0, 1, 2, 3, 4], "one of each part of the depth"
+
+
+def test_the_error_of_a_stratified_sample_by_hand() -> None:
+    kinds = {"a": ["a1", "a2", "a3", "a4"], "b": ["b1", "b2"], "c": ["c1"], "d": ["d1"]}
+    # N = 7 without d. s^2 of (1, 3) is 2, which b, of one value, borrows; c is whole.
+    mean, error = sampling.mean({"a1": 1.0, "a3": 3.0, "b1": 5.0, "c1": 9.0}, kinds) or (None, None)
+    assert mean == pytest.approx(4 / 7 * 2 + 2 / 7 * 5 + 1 / 7 * 9)
+    assert error == pytest.approx(math.sqrt((4 / 7) ** 2 * 0.5 * 2 / 2 + (2 / 7) ** 2 * 0.5 * 2))
+    assert sampling.mean({"a1": 1.0}, kinds) == (1.0, None) and sampling.mean({}, kinds) is None
+    # in order 1, 3 (each for two), 5 (for two), 9: the fourth of seven
+    assert sampling.median({"a1": 1.0, "a3": 3.0, "b1": 5.0, "c1": 9.0}, kinds) == 3.0
+    assert sampling.median({"b1": 4.0, "b2": 6.0}, kinds) == 5.0 and sampling.median({}, kinds) is None
+
+
+def test_several_models_share_the_decompositions_of_their_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = llama(layers=2)
+    a = folder(tmp_path / "a", before)
+    others = [folder(tmp_path / f"b{i}", trained(before, seed)) for i, seed in enumerate((7, 70, 700))]
+    seen, decompose, steps = [], weights.decompose, []
+    monkeypatch.setattr(weights, "decompose", lambda *given: seen.append(given) or decompose(*given))
+    together = weights.compare_all(a, others, Settings(), lambda *step: steps.append(step))
+    assert len(seen) == 9 * (1 + 3) and steps == [(i, 10) for i in range(1, 11)]
+    assert together == [weights.compare(a, other) for other in others]
 
 
 def test_shards_are_read_one_tensor_at_a_time_and_mean_the_same(tmp_path: Path) -> None:

@@ -355,6 +355,9 @@ def test_diff_weights_of_two_folders(tmp_path, capsys):
     command = ["diff-weights", str(tmp_path / "before"), str(tmp_path / "after")]
     assert main([*command, "--dtype", "stored", "--out", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr().out
-    assert "unchanged        0 " in printed and "spectral drift   0.01 " in printed
+    assert "unchanged        0 " in printed and "spectral drift   0.01 " in printed and "1 of 1 matrices" in printed
     assert json.loads((tmp_path / "out.json").read_text())["tensors"][0]["drift"] == pytest.approx(0.01, abs=1e-5)
     assert main([*command, "--rank", "0"]) == 2 and "--rank must be at least 1" in capsys.readouterr().err
+    assert main([*command, "--budget", "1e-9"]) == 0
+    seen = capsys.readouterr()
+    assert "0 of 1 matrices" in seen.out and "left out" in seen.out and "w (" in seen.out and "diff-weights 1/1  tensors" in seen.err

@@ -152,7 +152,7 @@ def test_a_slice_of_a_model_is_refused_by_its_layers(folder: Path) -> None:
 
 
 def test_touchstone_form_and_out_given_once(folder: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "merge.yaml").write_text(yaml.safe_dump({"base": str(folder / "base"), "models": [str(folder / "b")], "settings": {"epsilon": 0.1}}))
+    (tmp_path / "merge.yaml").write_text(yaml.safe_dump({"base": str(folder / "base"), "models": [str(folder / "b")], "settings": {"changed_above": 0.1}}))
     command = ["merge", str(tmp_path / "merge.yaml")]
     assert main(command) == main([*command, str(tmp_path / "x"), "--out", str(tmp_path / "x")]) == 2
     assert main([*command, "--out", str(tmp_path / "x"), "--seed", "4", "--workers", "1"]) == 0
@@ -160,3 +160,20 @@ def test_touchstone_form_and_out_given_once(folder: Path, tmp_path: Path, capsys
     assert json.loads((tmp_path / "x/merge.json").read_text())["predicate"]["buildDefinition"]["externalParameters"]["seed"] == 4
     with pytest.raises(UserError, match="needs a base model"):
         MergeConfig(models=(folder / "a",)).rule_for(1)
+
+
+def test_mergekits_epsilon_stays_a_distance(folder: Path, tmp_path: Path) -> None:
+    """Where its file does not say, it is 1e-5, as in mergekit; by tensor as any other parameter."""
+
+    def read(**parameters: object) -> MergeConfig:
+        models = [{"model": str(folder / name)} for name in ("a", "b")]
+        content = {"merge_method": "ram", "models": models, "base_model": str(folder / "base"), "dtype": "float32"}
+        return read_config(content | ({"parameters": parameters} if parameters else {}), "x")
+
+    def settings(config: MergeConfig, name: str) -> dict[str, object]:
+        return config.rule_for(5)(name).keywords
+
+    assert settings(read(), "norm") == {"changed_above": 1e-5, "absolute": True}
+    by_tensor = read(epsilon=[{"filter": "mlp", "value": 0.5}])
+    assert settings(by_tensor, "layers.0.mlp.w") == {"changed_above": 0.5, "absolute": True}
+    assert settings(by_tensor, "norm") == {"changed_above": 1e-5, "absolute": True}

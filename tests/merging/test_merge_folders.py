@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flows.cli import main
 from pipelines import paths
 from pipelines.config.evaluation import MergingSettings
 from pipelines.errors import UserError
-from pipelines.merging import METHODS, MergeConfig, merge
+from pipelines.merging import METHODS, MergeConfig, MergeSummary, merge
+from pipelines.models.changes import changed
 from pipelines.progress import Journal
 from pipelines.stages import Context
 from pipelines.stages import merging as stage
@@ -61,13 +63,13 @@ def trio(root: Path, shards: int = 1) -> MergeConfig:
 
 def test_every_tensor_follows_the_rule(tmp_path: Path) -> None:
     config = trio(tmp_path)
-    summary = merge(config.model_copy(update={"method": "linear"}), tmp_path / "out", shares=True)
+    summary = merge(config.model_copy(update={"method": "linear"}), tmp_path / "out")
     merged = load_file(tmp_path / "out/model.safetensors")
     assert merged.keys() == weights(0).keys()
     for name, one in weights(1, 0.4).items():
         expected = one if name == "positions" else (one + weights(2, 0.4)[name]) / 2
         torch.testing.assert_close(merged[name], expected, rtol=0, atol=1e-6)
-    moved = {i: sum(int(((weights(i, 0.4)[k] - v).abs() > 1e-5).sum()) for k, v in weights(0).items()) for i in (1, 2)}
+    moved = {i: sum(int(changed(v, weights(i, 0.4)[k]).sum()) for k, v in weights(0).items() if v.is_floating_point()) for i in (1, 2)}
     assert summary.parameters == 7 * 6 + 36 + 36 + 6 + 5
     assert summary.changed == pytest.approx((moved[1] / summary.parameters, moved[2] / summary.parameters))
     assert 0 < summary.alone[0] < summary.changed[0]
@@ -76,8 +78,8 @@ def test_every_tensor_follows_the_rule(tmp_path: Path) -> None:
 def test_what_counts_as_a_change_is_said_by_ram_alone(tmp_path: Path) -> None:
     config = trio(tmp_path)
     plain, della, ram = (
-        merge(config.model_copy(update={"method": method, "settings": settings}), tmp_path / "out", shares=True)
-        for method, settings in (("linear", {}), ("della", {"epsilon": 0.4, "density": 0.5}), ("ram", {"epsilon": 0.4}))
+        merge(config.model_copy(update={"method": method, "settings": settings}), tmp_path / "out")
+        for method, settings in (("linear", {}), ("della", {"epsilon": 0.4, "density": 0.5}), ("ram", {"changed_above": 0.4}))
     )
     assert plain == della and all(less < all_ for less, all_ in zip(ram.changed, plain.changed, strict=True))
 
@@ -218,8 +220,8 @@ def test_overflow_of_a_narrow_dtype_names_the_tensor(tmp_path: Path) -> None:
 
 
 def test_misspelt_setting_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown setting 'epsilom'; did you mean 'epsilon'"):
-        merge(MergeConfig(base=tmp_path, models=(tmp_path,), settings={"epsilom": 1}), tmp_path / "out")
+    with pytest.raises(UserError, match="unknown setting 'changed_abov'; did you mean 'changed_above'"):
+        merge(MergeConfig(base=tmp_path, models=(tmp_path,), settings={"changed_abov": 1}), tmp_path / "out")
 
 
 def test_a_real_llama_loads_after_merging(tmp_path: Path) -> None:
@@ -245,22 +247,72 @@ def test_the_stage_merges_the_experts_that_params_name(tmp_path: Path) -> None:
     assert load_file(tmp_path / paths.MERGED / "model.safetensors")["a"].tolist() == [0.0, 1.0, 2.0, 0.0]
     assert metrics == {
         "experts": 2, "tensors": 1, "parameters": 4,
-        "math_changed_share": 0.25, "math_alone_share": 0.25, "code_changed_share": 0.25, "code_alone_share": 0.25,
+        "math_changed_share": 0.25, "math_alone_share": 0.25, "math_kept_share": 1.0,
+        "code_changed_share": 0.25, "code_alone_share": 0.25, "code_kept_share": 1.0,
     }  # fmt: skip
     assert context.notices == []
     with pytest.raises(UserError, match=r"merging.models: there is no RL stage to merge"):
         stage.run(replace(context, settings=MergingSettings(models=())))
 
 
-def test_an_expert_that_the_merge_takes_nothing_from_is_pointed_at(tmp_path: Path) -> None:
-    """Small rates move weights by less than `epsilon`: what is merged then is the base."""
+def test_an_expert_that_the_merge_takes_little_from_is_pointed_at(tmp_path: Path) -> None:
     for name, moved in (("sft", 0.0), ("math", 1e-4), ("code", 0.5)):
         save(tmp_path / paths.model(name), {"a": torch.ones(4) + moved})
-    settings = MergingSettings(models=("math", "code"), method="ram", settings={"epsilon": 0.003})
+    settings = MergingSettings(models=("math", "code"), method="ram")
     context = Context("merging", tmp_path, 0, settings, tmp_path, Journal(tmp_path / "journal.jsonl", "merging"))
-    assert stage.run(context)["math_changed_share"] == 0.0
+    metrics = stage.run(context)
+    assert (metrics["math_changed_share"], metrics["math_kept_share"], metrics["code_kept_share"]) == (0.0, 0.0, 1.0)
     (notice,) = context.notices
-    assert notice.startswith("0.0000% of the weights of expert 'math' count as changed") and "lower merging.settings.epsilon" in notice
+    assert notice.startswith("merging: the merge keeps 0.00% of the update of expert 'math'") and "`changed_above`" in notice
+    linear = replace(context, settings=settings.model_copy(update={"method": "linear"}), notices=[])
+    assert stage.run(linear)["math_kept_share"] == 1.0 and linear.notices == [], "other methods have no such threshold"
+
+
+def moved(root: Path, *steps: float, **settings: object) -> MergeSummary:
+    """The merge of models whose weights are all `step` larger than the base's ones."""
+    for name, step in zip(("base", "m1", "m2"), (0.0, *steps), strict=False):
+        shutil.rmtree(root / name, ignore_errors=True)
+        save(root / name, {"a": torch.ones(4) + step})
+    given = {"base": root / "base", "models": tuple(root / f"m{i}" for i in range(1, len(steps) + 1)), "method": "linear"} | settings
+    return merge(MergeConfig.model_validate(given), root / "out")
+
+
+def test_what_the_stored_dtype_cannot_show_is_lost_and_said(tmp_path: Path) -> None:
+    """A step of bfloat16 at 1 is 1/128."""
+    half_lost = moved(tmp_path, 1e-3, 0.5, dtype="bfloat16")
+    assert half_lost.kept == (0.0, 1.0)
+    (notice,) = half_lost.notices
+    assert "keeps 0.00% of the update of expert 'm1'" in notice and "bfloat16 stores the same as for the base" in notice
+    assert moved(tmp_path, 1e-3, 0.5).notices == ()
+    with pytest.raises(UserError, match=r"the result equals its base .*base bit for bit(.|\n)*expert 'm1'(.|\n)*expert 'm2'"):
+        moved(tmp_path, 1e-3, 2e-3, dtype="bfloat16")
+
+
+def test_a_merge_that_holds_nothing_of_its_experts_is_refused(tmp_path: Path) -> None:
+    earlier = moved(tmp_path, 0.1, 0.2, method="task_arithmetic")
+    kept = (tmp_path / "out/model.safetensors").read_bytes()
+    assert earlier.notices == ()
+    with pytest.raises(UserError, match="equals its base .* bit for bit\n.*expert 'm1'.*`changed_above` takes the rest for unchanged"):
+        moved(tmp_path, 1e-5, 1e-4, method="ram")
+    with pytest.raises(UserError, match="the settings of method 'task_arithmetic' leave nothing"):
+        moved(tmp_path, 0.1, 0.2, method="task_arithmetic", settings={"lambda": 0.0})
+    assert (tmp_path / "out/model.safetensors").read_bytes() == kept, "the earlier result stays"
+
+
+def test_experts_that_equal_the_base_merge_into_it_and_are_named(tmp_path: Path) -> None:
+    one = moved(tmp_path, 0.0, 0.1, method="ram")
+    assert one.kept == (None, 1.0) and one.notices == ("merging: expert 'm1' equals the base bit for bit: it has learnt nothing",)
+    none = moved(tmp_path, 0.0, 0.0, method="ram")
+    assert len(none.notices) == 2 and load_file(tmp_path / "out/model.safetensors")["a"].tolist() == [1.0] * 4
+
+
+def test_the_command_says_what_a_merge_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved(tmp_path, 0.0, 0.1)
+    file = tmp_path / "merge.yaml"
+    file.write_text(json.dumps({"base": str(tmp_path / "base"), "models": [str(tmp_path / "m1"), str(tmp_path / "m2")]}))
+    assert main(["merge", str(file), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{tmp_path / 'out'}: ram of 2 models") and "look at this: merging: expert 'm1' equals the base" in said.err
 
 
 def test_a_tied_head_stored_twice_stays_tied(tmp_path: Path) -> None:

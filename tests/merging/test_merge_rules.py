@@ -134,7 +134,7 @@ def reference(method, base, models, name=""):
         return t * np.mean(x, 0) + (1 - t) * b
     if method == "widen":
         return widen(b, taus)
-    masks = np.abs(taus) > 1e-5
+    masks = np.abs(taus) > 1e-3 * np.maximum(np.abs(x), np.abs(b))
     count = masks.sum(0)
     unique = (masks & (count == 1)).reshape(3, -1).sum(1)
     shared = masks.reshape(3, -1).sum(1) - unique
@@ -207,8 +207,12 @@ def test_widen_scores_the_tokens_of_an_embedding():
         ("model_stock", {}, [5, 5], [[1, 2], [1, 2]], [6, 7]),
         ("model_stock", {}, [1, 1], [[1e-5, 0], [1e-5, 0]], [1 + 1e-5, 1]),
         ("ram", {}, [0] * 3, [[0.1, 0, 0.4], [0, 0.2, 0.2]], [0.1, 0.2, 0.3]),
-        ("ram", {}, [0, 0], [[1e-6, 0.5], [0.25, 0]], [0.25, 0.5]),
-        ("ram", {"epsilon": 1e-7}, [0, 0], [[1e-6, 0.5], [0.25, 0]], [(1e-6 + 0.25) / 2, 0.5]),
+        # a change is a share of the weight, whatever its size: 9e-4 of it is none, 2e-3 is one
+        ("ram", {}, [1, 1], [[9e-4, 0.5], [0.25, 0]], [1.25, 1.5]),
+        ("ram", {}, [1e-6, 1e-6], [[9e-10, 5e-7], [2e-9, 0]], [1.002e-6, 1.5e-6]),
+        ("ram", {"changed_above": 1e-4}, [1, 1], [[9e-4, 0.5], [0.25, 0]], [1 + (9e-4 + 0.25) / 2, 1.5]),
+        ("ram", {"changed_above": 1e-5, "absolute": True}, [0, 0], [[1e-6, 0.5], [0.25, 0]], [0.25, 0.5]),
+        ("ram", {"changed_above": 1e-7, "absolute": True}, [0, 0], [[1e-6, 0.5], [0.25, 0]], [(1e-6 + 0.25) / 2, 0.5]),
         ("ram_plus", {}, [0] * 3, [[0.1, 0, 0.4], [0, 0.2, 0.2]], [0.102, 0.204, 0.3]),
         ("ramplus_tl", {}, [0] * 3, [[0.1, 0, 0.4], [0, 0.2, 0.2]], [0.102, 0.204, 0.3]),
         ("ram_plus", {"scaling": "script"}, [0] * 3, [[0.1, 0, 0.4], [0, 0.2, 0.2]], [0.11, 0.22, 0.3]),
@@ -217,7 +221,7 @@ def test_widen_scores_the_tokens_of_an_embedding():
 )
 def test_worked_numbers(method, settings, base, deltas, merged):
     start, models = experts(*deltas, base=tensor(base, dtype=torch.float32))
-    torch.testing.assert_close(merge_tensors(method, start, models, **settings), tensor(merged, dtype=torch.float32), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(merge_tensors(method, start, models, **settings), tensor(merged, dtype=torch.float32), rtol=1e-6, atol=1e-13)
 
 
 def test_model_stock_of_three_at_sixty_degrees():
@@ -242,7 +246,7 @@ def test_ram_plus_takes_the_counts_of_the_whole_model_where_it_has_them():
 def test_ram_of_equal_experts_is_the_expert_and_of_disjoint_ones_their_sum_to_the_last_bit():
     base, (expert, *_) = random_inputs()
     for copies in (1, 2, 3, 5):
-        assert torch.equal(merge_tensors("ram", base, [expert] * copies), expert)
+        assert torch.equal(merge_tensors("ram", base, [expert] * copies, changed_above=0.0), expert)
     base, models = experts([0.5, 0, 0, 0], [0, 0, -0.25, 0], [0, 0, 0, 1], base=torch.linspace(-1, 1, 4))
     assert torch.equal(merge_tensors("ram", base, models), base + tensor([0.5, 0, -0.25, 1]))
 
@@ -312,6 +316,7 @@ def test_order_statistics_are_those_of_a_sort(monkeypatch):
         ("della", {"density": 0.9}, "density - epsilon to density \\+ epsilon must lie in"),
         ("slerp", {"t": 0.5}, "takes the base and one model, got 3"),
         ("slerp", {}, "setting 't' is missing"),
+        ("ram", {"epsilon": 0.003}, "'epsilon', a distance, has become 'changed_above', a share of the weight .* with absolute: true"),
         ("nuslerp", {}, "takes two models, got 3"),
         ("ties", {"densty": 1}, "unknown setting 'densty'; did you mean 'density'"),
         ("ram_plus", {"scaling": "other"}, "setting 'scaling': expected"),

@@ -163,7 +163,12 @@ def _weights(found: Sequence[Record]) -> Html:
     seen = "bfloat16" if found[0]["dtype"] == "bfloat16" else "the stored precision"
     note = f"Seen in {seen}. Unchanged: entries that moved by less than .001 of their size. Size: of the update against the weights. Drift: of all "
     note += "singular values. Rotation: of the leading singular directions, left and right, mean and largest. Overlaps: share of the changed "
-    note += f"entries among the {100 * found[0]['alpha']:g} % principal and smallest ones; chance gives that share."
+    note += f"entries among the {100 * found[0]['alpha']:g} % principal and smallest ones; chance gives that share. "
+    note += "Unchanged, size and overlap with small ones are of all tensors; the rest of those matrices that were decomposed: "
+    note += "; ".join(f"{one['decomposed']} of {one['matrices']} of {one['model']} against {one['start']}" for one in found) + ". "
+    if any(one["decomposed"] < one["matrices"] for one in found):
+        note += "Their means are estimates with the standard error of a sample by kind and depth, stable rank a median, largest the largest seen. "
+        note += _left_out(found)
     heads = ("Update", "Unchanged", "Size", "Drift", "Rotation left", "right", "largest", "Stable rank", "On principal", "On small")
     parts: list[Html | None] = [el("p", note, class_="note"), _table(heads, [("", _moved(one)) for one in found], group=False)]
     for one in found:
@@ -173,16 +178,26 @@ def _weights(found: Sequence[Record]) -> Html:
     return join(parts)
 
 
+def _left_out(found: Sequence[Record]) -> str:
+    """The kinds of matrices that the means say nothing of."""
+    kinds = sorted({kind for one in found for kind in one["left_out"]})
+    return f"Of these kinds none fitted in evaluation.diagnostics.weights_budget: {', '.join(kinds)}." if kinds else ""
+
+
 def _moved(one: Record) -> list[str]:
     relative = one["relative_update"] if "relative_update" in one else one["update_norm"] / one["norm"] if one["norm"] else None
-    degrees = [_figure(one[name], " °") for name in ("left", "right", "largest")]
-    shares = [_figure(one[name], " %", 100) for name in ("principal", "low")]
+    sampled = one.get("decomposed", 0) < one.get("matrices", 0)
+    errors = {name: error for name, error in one.get("errors", {}).items() if sampled and error is not None}
+    degrees = [_figure(one[name], " °", 1, errors.get(name)) for name in ("left", "right", "largest")]
+    shares = [_figure(one[name], " %", 100, errors.get(name)) for name in ("principal", "low")]
     first = f"{one['model']} against {one['start']}" if "model" in one else ""
-    return [first, _figure(one["sparsity"], " %", 100), *map(_figure, (relative, one["drift"])), *degrees, _figure(one["stable_rank"]), *shares]
+    drift = _figure(one["drift"], error=errors.get("drift"))
+    return [first, _figure(one["sparsity"], " %", 100), _figure(relative), drift, *degrees, _figure(one["stable_rank"]), *shares]
 
 
-def _figure(value: float | None, unit: str = "", factor: float = 1) -> str:
-    return "–" if value is None else f"{value * factor:.3g}{unit}".replace("e-0", "e-").replace("-", "−")
+def _figure(value: float | None, unit: str = "", factor: float = 1, error: float | None = None) -> str:
+    ends = "" if error is None else f" ± {error * factor:.2g}"
+    return "–" if value is None else f"{value * factor:.3g}{ends}{unit}".replace("e-0", "e-").replace("-", "−")
 
 
 def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]], *, group: bool = True) -> Html:
