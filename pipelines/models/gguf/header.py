@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 
+SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_SETTINGS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 4_000_000
@@ -95,8 +96,8 @@ class _Reader:
             raise UserError(f"{self.path}: is not a GGUF file: it begins with {magic!r}, expected {MAGIC!r}")
         if version not in VERSIONS:
             big = struct.unpack(">I", struct.pack("<I", version))[0] in VERSIONS
-            known = " and ".join(map(str, VERSIONS))
-            raise UserError(f"{self.path}: is GGUF {'for big-endian machines' if big else f'version {version}'}; versions {known} are read, little-endian")
+            what, known = "for big-endian machines" if big else f"version {version}", " and ".join(map(str, VERSIONS))
+            raise UserError(f"{self.path}: is GGUF {what}; versions {known} are read, little-endian")
         self.at = 8
         tensors, settings = self.number("Q"), self.number("Q")
         self.bound(settings, MOST_SETTINGS, "settings")

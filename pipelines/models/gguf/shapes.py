@@ -20,12 +20,10 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig
 }  # fmt: skip
 """`general.architecture` -> the class of its config."""
-SETTINGS = frozenset(
-    """context_length embedding_length block_count feed_forward_length vocab_size attention.head_count attention.head_count_kv
-    attention.key_length attention.value_length attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base""".split()
-)
+SETTINGS = {"context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size", "rope.dimension_count", "rope.freq_base"}
+SETTINGS |= {f"attention.{name}" for name in ("head_count", "head_count_kv", "key_length", "value_length", "layer_norm_rms_epsilon")}
 """Settings `ARCHITECTURE.*` that all four have."""
-OWN = {"gemma3": frozenset({"attention.sliding_window"})}
+OWN = {"gemma3": {"attention.sliding_window"}}
 HARMLESS = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "expert_count": 0, "expert_used_count": 0, "attention.causal": True}
 """Settings that say nothing as long as they have this value."""
 GEMMA3_PATTERN, GEMMA3_LOCAL_THETA, GEMMA3_27B_LAYERS = 6, 10_000.0, 62
@@ -45,7 +43,7 @@ def read_config(header: Header) -> PreTrainedConfig:
         raise UserError(f"{header.path}: is a model of the architecture '{architecture}', which is not read from GGUF; {known} are")
     given = {key.partition(".")[2]: value for key, value in header.settings.items() if key.startswith(f"{architecture}.")}
     for key, value in given.items():
-        if key not in SETTINGS | OWN.get(architecture, frozenset()) and (key not in HARMLESS or HARMLESS[key] != value):
+        if key not in SETTINGS | OWN.get(architecture, set()) and (key not in HARMLESS or HARMLESS[key] != value):
             raise UserError(f"{header.path}: has {architecture}.{key} = {str(value)[:40]}, which is not read; without it the model would be another")
     try:
         config = CONFIGS[architecture](**_sizes(header, given), **_tokens(header))
