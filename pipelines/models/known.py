@@ -116,7 +116,7 @@ def meaning(root: Path, model: str) -> Path | KnownModel | str:
         raise UserError(f"{model}: no such file")
     if "/" not in model or not is_hub_id(model):
         known = ", ".join(known_models())
-        raise UserError(f"{model}: no such folder, no known model ({known}), and no hub id, which looks like OWNER/NAME{suggestion(model)}")
+        raise UserError(f"{model}: no such folder, and no hub id, which looks like OWNER/NAME; known models are {known}{suggestion(model)}")
     return model
 
 

@@ -8,7 +8,16 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from pipelines.models.tokenizer import train_tokenizer
 
@@ -38,7 +47,7 @@ def tiny(architecture, **changes):
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = model_class(config_class(vocab_size=len(tokenizer), **SIZES, **more | ids | changes)).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for _name, weight in model.named_parameters():
             weight.add_(torch.randn_like(weight) * (0.1 if weight.dim() == 1 else 0.05))
     return model, tokenizer
 

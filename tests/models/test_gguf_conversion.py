@@ -7,8 +7,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from ggufs import MODELS, TEXTS, WINDOW, permuted, tensors, tiny, write
 from gguf import GGMLQuantizationType
+from ggufs import MODELS, TEXTS, WINDOW, permuted, tensors, tiny, write
 from transformers import AutoModelForCausalLM
 
 from pipelines.errors import UserError
