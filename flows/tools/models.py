@@ -58,5 +58,5 @@ def _get(named: str, folder: Path | None, accepted: str | None) -> int:
     journal = Journal(Path(os.devnull), name)  # it shows, and records nothing
     with out.replacing() as temporary:
         brought = bring_in(model, temporary, accepted, show=journal.show, say=journal.say)
-    print(f"{out.path}: {brought.parameters:,} parameters in bfloat16, from the GGUF file with SHA-256 {brought.origin['digest']['sha256']}")
+    print(f"{out.path}: {brought.parameters:,} parameters in bfloat16, from the GGUF file with SHA-256 {brought.sha256}")
     return 0

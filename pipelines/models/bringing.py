@@ -18,9 +18,10 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Brought:
-    """A model that was written into a folder. parameters: weights in it."""
+    """A model that was written into a folder. sha256: of the GGUF file. parameters: weights in it."""
 
     origin: Origin
+    sha256: str
     parameters: int
 
 
@@ -43,7 +44,7 @@ def bring_in(
     facts = known | {key: converted[key] for key in ("architecture", "quantisation", "converted")}
     sha256 = model.sha256 if isinstance(model, KnownModel) else file_sha256(source)
     (folder / CARD).write_text(_card(name, sha256, facts))
-    return Brought({"uri": f"known:{name}", "digest": {"sha256": sha256}, "annotations": facts}, converted["parameters"])
+    return Brought({"uri": f"known:{name}", "digest": {"sha256": sha256}, "annotations": facts}, sha256, converted["parameters"])
 
 
 def _card(name: str, sha256: str, facts: dict[str, Any]) -> str:

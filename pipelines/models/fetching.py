@@ -91,9 +91,10 @@ def _wheels(known: KnownModel, show: Show) -> list[tuple[Path, str]]:
 
             def told(size: int, before: int = before, what: str = what) -> None:
                 nonlocal shown
-                done, shown = shown, min(before + size, known.download) // MEGABYTE
-                if shown != done:
-                    show(shown, known.download // MEGABYTE, what)
+                now = min(before + size, known.download) // MEGABYTE
+                if now != shown:
+                    shown = now
+                    show(now, known.download // MEGABYTE, what)
 
             wheel = link.file or _loaded(session, settings, link, cached(known), known.size + WRAPPING, told)
             before += wheel.stat().st_size

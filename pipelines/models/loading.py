@@ -56,7 +56,8 @@ def load_tokenizer(source: str | Path, revision: str | None = None, *, chat: boo
     """
     try:
         generic = get_tokenizer_config(source, revision=revision).get("tokenizer_class") in GENERIC
-        tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, revision=revision)
+        kind: Any = PreTrainedTokenizerFast if generic else AutoTokenizer
+        tokenizer = kind.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: its tokenizer cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if chat and tokenizer.chat_template is None:

@@ -115,6 +115,8 @@ def test_params_are_judged_before_anything_is_fetched(tmp_path, small, file):
 
 def base(root, **settings):
     """What the manifest says the stage base read."""
+    (root / paths.SPLITS["base"]).parent.mkdir(parents=True)
+    (root / paths.SPLITS["base"]).touch()
     given = {"seed": 1, "settings": BaseSettings(**settings).model_dump(mode="json")}
     summary = stage_command.run("base", root, given, "cpu")
     statement = json.loads((root / paths.manifest("base")).read_text())
