@@ -95,7 +95,7 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
             write_json(root / path, summary)
         else:
             write_plot(root / path, journal.rows())
-    told = {"accepted": context.accepted, "commits": context.commits, "endpoints": answers.summary(), "notices": context.notices, "device": device}
+    told = {"accepted": context.accepted, "origins": context.origins, "endpoints": answers.summary(), "notices": context.notices, "device": device}
     write_manifest(beginning, outputs=graph.outputs(stage), **told)
     if not keep_work:
         discard(context.resume)

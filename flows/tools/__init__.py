@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.tools import curation, diagnostics, evaluation, merging, methods, query, verification
+from flows.tools import curation, diagnostics, evaluation, merging, methods, models, query, verification
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -20,6 +20,7 @@ def register(add: Add) -> None:
     sub.add_argument("name", nargs="?", help="a row")
     sub.add_argument("--diff", nargs=2, metavar=("A", "B"), help="the slots in which two rows differ")
     sub.add_argument("--markdown", action="store_true", help="docs/METHODS.md, to standard output")
+    models.register(add)
     sub = add("query", query.query, "SQL over problems, ledgers, rollouts and samples")
     sub.add_argument("sql", nargs="?", metavar="SQL", help="one statement, which reads views and 'data://FILE'; without, the views and their columns")
     sub.add_argument("--format", choices=("table", "json"), default="table", help="json: one object a line, nothing cut")

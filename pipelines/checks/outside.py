@@ -1,4 +1,4 @@
-"""What params.yaml names outside itself: models, files of rows, scripts, packages, the device. Looked at, not loaded."""
+"""What params.yaml names outside itself: files of rows, scripts, packages, the device, and by `models.py` models. Looked at, not loaded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pipelines import extras
-from pipelines.checks import names
+from pipelines.checks import models, names
 from pipelines.config import Params
 from pipelines.config.checking import nearest
 from pipelines.config.sources import FileSource
 from pipelines.curation.judging import ASKING
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.models import packaged
+from pipelines.models.known import is_hub_id
 from pipelines.records import Outcome, Problem
 from pipelines.sources import BadRow, files
 from pipelines.verifiers import ProgramLimits, gold_response
@@ -28,9 +28,6 @@ from pipelines.verifiers.programs import harness_item
 
 LOOKED_AT = 20
 """Rows of a file that are mapped; if none of them fits, the mapping is at fault and not a row."""
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 _DEVICE = """
 import sys, torch
 from pipelines.errors import UserError
@@ -51,7 +48,7 @@ except UserError as error:
 
 
 def faults(params: Params, root: Path, device: str) -> names.Faults:
-    yield from _base(params, root)
+    yield from ((f"base.{key}", what) for key, what in models.faults(params.base, root))
     for key, source in names.sources(params).items():
         if isinstance(source, FileSource):
             yield from _rows(key, source, root)
@@ -67,9 +64,7 @@ def faults(params: Params, root: Path, device: str) -> names.Faults:
 
 def left_open(params: Params, root: Path) -> Iterator[str]:
     """What nobody can tell without the network or a long look: said with the plan."""
-    if (model := params.base.model) and not (root / model).exists():
-        commit = _cached(model, params.base.revision)
-        yield f"base.model {model}: " + (f"in the cache at {commit}" if commit else "a hub id, looked up when the stage base starts")
+    yield from models.left_open(params.base, root)
     for key, source in names.sources(params).items():
         if isinstance(source, FileSource) and source.kind == "huggingface" and not (root / source.path).exists():
             yield f"{key}.path {source.path}: a hub id, looked up when the stage sources starts"
@@ -79,85 +74,18 @@ def left_open(params: Params, root: Path) -> Iterator[str]:
                 yield f"{key}.steps {', '.join(skipped)}: skipped, for {names.TEACHER_URL} is not set"
 
 
-def _base(params: Params, root: Path) -> names.Faults:
-    model = params.base.model
-    if model is None:
-        return
-    folder = root / model
-    if folder.is_dir():
-        yield from (("base.model", f"{model}: {what}") for what in _lacks(folder))
-    elif folder.exists():
-        yield "base.model", f"{model} is a file; expected a folder with config.json, tokenizer, chat template and weights, or a hub id"
-    elif not _is_hub_id(model):
-        yield "base.model", f"{model}: no such folder, and no hub id, which looks like OWNER/NAME{_neighbour(folder)}"
-    elif os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on") and not _cached(model, params.base.revision):
-        yield "base.model", f"{model}: no such folder, not in the hub's cache, and HF_HUB_OFFLINE is set{_neighbour(folder)}"
-
-
-def _lacks(folder: Path) -> Iterator[str]:
-    """What a folder does not hold of a chat model in Hugging Face format."""
-    there = {entry.name for entry in folder.iterdir()}
-    if "config.json" not in there:
-        yield "config.json is missing"
-    else:
-        content = _json(folder / "config.json")
-        if not isinstance(content, Mapping) or not content.get("model_type"):
-            yield "config.json names no model_type"
-    if not there & set(TOKENIZERS):
-        yield f"the tokenizer is missing: none of {', '.join(TOKENIZERS)}"
-    elif not there & set(TEMPLATES) and not (_json(folder / "tokenizer_config.json") or {}).get("chat_template"):
-        yield "its tokenizer has no chat template; choose an instruction-tuned model or add chat_template.jinja"
-    if not there & set(WEIGHTS):
-        yield f"the weights are missing: neither {' nor '.join(WEIGHTS)} (pickled weights are not read)"
-    elif WEIGHTS[0] not in there:
-        shards = set((_json(folder / WEIGHTS[1]) or {}).get("weight_map", {}).values())
-        yield from (f"the weights are not whole: {shard} is missing" for shard in sorted(shards - there)[:1])
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _neighbour(path: Path) -> str:
-    """A question for the entry beside a missing path that is named much like it."""
-    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return nearest(path.name, difflib.get_close_matches(path.name, there))
-
-
-def _is_hub_id(name: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not name.startswith((".", "/", "~"))
-
-
-def _cached(model: str, revision: str | None) -> str | None:
-    """Commit at which the hub's cache on this machine holds a model, None where it does not."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model, "config.json", revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else None
-
-
 def _rows(key: str, source: FileSource, root: Path) -> names.Faults:
     """Is the file there, and do its first rows become problems that their verifier can judge?"""
     path = root / source.path
     try:
         if source.kind == "huggingface":
             extras.require("datasets", "kind huggingface")
-            if not path.exists() and _is_hub_id(source.path):
+            if not path.exists() and is_hub_id(source.path):
                 return
         found = list(islice(files.problems(source, 0, key.rpartition(".")[2], root), LOOKED_AT))
     except UserError as error:
         sentence = str(error).split("': ", 1)[-1]
-        yield f"{key}.{'fields' if sentence.startswith('fields ') else 'path'}", sentence + ("" if path.exists() else _neighbour(path))
+        yield f"{key}.{'fields' if sentence.startswith('fields ') else 'path'}", sentence + ("" if path.exists() else models.neighbour(path))
         return
     problems = [row for row in found if isinstance(row, Problem)]
     bad = [row for row in found if isinstance(row, BadRow)]
@@ -223,15 +151,16 @@ def _embeddings(params: Params, root: Path) -> names.Faults:
             except UserError as error:
                 yield at, str(error)
             misspelt = difflib.get_close_matches(model, packaged.PACKAGED, cutoff=0.8)
-            if model not in packaged.PACKAGED and not (root / model).is_dir() and (misspelt or not _is_hub_id(model)):
+            if model not in packaged.PACKAGED and not (root / model).is_dir() and (misspelt or not is_hub_id(model)):
                 known = ", ".join(packaged.PACKAGED)
                 yield at, f"'{model}' is neither a packaged model ({known}), nor a folder, nor a hub id{nearest(model, packaged.PACKAGED)}"
 
 
 def _script(key: str, path: Path) -> names.Faults:
     if not path.is_file():
-        yield key, f"'{path.name or path}' is no file; engine scripted answers from a JSON file of prompts and their responses{_neighbour(path)}"
-    elif not isinstance(_json(path), Mapping):
+        near = models.neighbour(path)
+        yield key, f"'{path.name or path}' is no file; engine scripted answers from a JSON file of prompts and their responses{near}"
+    elif not isinstance(models.json_of(path), Mapping):
         yield key, f"{path} is no JSON object of prompts and their responses"
 
 

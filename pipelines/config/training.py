@@ -79,9 +79,12 @@ class BaseSettings(Section):
     """The model that everything starts from."""
 
     model: str | None = None
-    """Folder or hub id of a Hugging Face causal language model; null trains a tiny one from scratch on the `base` split."""
+    """Folder or GGUF file, known model (`touchstone models`) or hub id of a causal language model, in this order: a folder that is called like a
+    known model is that folder. Null trains a tiny one from scratch on the `base` split."""
     revision: str | None = None
     """Hub commit or tag of `model`."""
+    accept_licence: str | None = None
+    """The licence of a known model that is not free and that you accept, by its name: `gemma`."""
     architecture: ArchitectureSettings = ArchitectureSettings()
     train: LanguageModellingSettings = LanguageModellingSettings()
     loss: Literal["document", "solution"] = "document"

@@ -40,8 +40,8 @@ BEHIND = {
     "numba": ("llvmlite",),
 }
 """Library -> others that decide what it returns."""
-NEUTRAL = frozenset({"pydantic", "yaml", "huggingface_hub"})
-"""Libraries whose version decides nothing: what they read (settings, tables, a commit of a hub) is compared itself."""
+NEUTRAL = frozenset({"pydantic", "yaml", "huggingface_hub", "requests", "packaging"})
+"""Libraries whose version decides nothing: what they read (settings, tables, a commit of a hub, a file of known digest) is compared itself."""
 
 
 class Identity(TypedDict):

@@ -7,9 +7,22 @@ Settings are plain data here: a mapping with `kind: file | huggingface` and a `p
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 KINDS = ("file", "huggingface")
+
+
+class Origin(TypedDict, total=False):
+    """What a manifest says of something from outside: where it is, the digest of what was read, and what else is known of it."""
+
+    uri: str
+    digest: dict[str, str]
+    annotations: dict[str, Any]
+
+
+def at_commit(repository: str, commit: str) -> Origin:
+    """A hub's repository as it was at a commit."""
+    return {"uri": f"hub:{repository}@{commit}", "digest": {"gitCommit": commit}}
 
 
 def named(settings: Any) -> dict[str, dict[str, Any]]:

@@ -75,15 +75,15 @@ def write_manifest(
     *,
     outputs: Iterable[Path],
     accepted: Sequence[dict[str, Any]] = (),
-    commits: Mapping[str, str] | None = None,
+    origins: Mapping[str, external.Origin] | None = None,
     endpoints: Sequence[dict[str, Any]] = (),
     notices: Sequence[str] = (),
     device: str = "cpu",
 ) -> None:
     """Write the statement of a stage that has run.
 
-    accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. commits: setting ->
-    commit of a hub's repository that the stage read. endpoints: who answered requests of the stage, with a digest of what was said
+    accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. origins: setting ->
+    what the stage read there and came from elsewhere. endpoints: who answered requests of the stage, with a digest of what was said
     (`answered.summary`). notices: what somebody should look at. device: where tensors were.
 
     Raises:
@@ -105,7 +105,7 @@ def write_manifest(
                 "internalParameters": {"code": code}
                 | ({"accepted_changes": list(accepted)} if accepted else {})
                 | ({"endpoints": list(endpoints)} if endpoints else {}),
-                "resolvedDependencies": _dependencies(beginning, commits or {}),
+                "resolvedDependencies": _dependencies(beginning, origins or {}),
             },
             "runDetails": {
                 "builder": {"id": "touchstone", "version": {"python": platform.python_version()}},
@@ -127,19 +127,22 @@ def _read(root: Path, settings: Any, inputs: Iterable[Path]) -> dict[str, Path]:
     return read | {named(root, path): path for path in external.local(root, settings).values()}
 
 
-def _dependencies(beginning: Beginning, commits: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Everything the stage read: {name, digest} of what lies on this machine, {uri, digest} of what came from a hub, by its commit."""
+def _dependencies(beginning: Beginning, origins: Mapping[str, external.Origin]) -> list[dict[str, Any]]:
+    """Everything the stage read: {name, digest} of what lies on this machine, {uri, digest} of what came from elsewhere: a hub, an index."""
     root, settings = beginning.root, beginning.given["settings"]
     keys: dict[str, list[str]] = defaultdict(list)
     for key, path in external.local(root, settings).items():
         keys[named(root, path)].append(key)
     found: list[dict[str, Any]] = []
     for name, digest in beginning.digests.items():
-        found.append({"name": name, "digest": {"sha256": digest}} | ({"annotations": {"setting": ", ".join(keys[name])}} if name in keys else {}))
+        told = {key: value for setting in keys[name] for key, value in origins.get(setting, {}).get("annotations", {}).items()}
+        entry: dict[str, Any] = {"name": name, "digest": {"sha256": digest}}
+        found.append(entry | ({"annotations": {"setting": ", ".join(keys[name]), **told}} if keys[name] else {}))
     for key, entry in external.hub(root, settings).items():
-        commit, revision = commits.get(key), entry["revision"]
-        at = {"uri": f"hub:{entry['path']}@{commit or revision or 'unpinned'}", "annotations": {"setting": key, "revision": revision}}
-        found.append(at | ({"digest": {"gitCommit": commit}} if commit else {}))
+        unknown: external.Origin = {"uri": f"hub:{entry['path']}@{entry['revision'] or 'unpinned'}"}
+        origin = origins.get(key, unknown)
+        told = {"setting": key, "revision": entry["revision"], **origin.get("annotations", {})}
+        found.append({**origin, "annotations": told})
     return found
 
 
@@ -205,3 +208,18 @@ def endpoints(statement: dict[str, Any]) -> list[dict[str, Any]]:
 def resolved(statement: dict[str, Any]) -> list[dict[str, Any]]:
     """The dependencies of a statement."""
     return statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+
+
+def digest(entry: dict[str, Any]) -> str | None:
+    """Digest of a dependency, whatever kind it is; None for what nobody asked for a commit of."""
+    return next(iter(entry.get("digest", {}).values()), None)
+
+
+def told(entry: dict[str, Any]) -> str:
+    """What is known of a dependency beside its name and digest: of which model it is, and how its weights were converted."""
+    known = entry.get("annotations", {})
+    parts = [known[key] for key in ("origin", "licence") if key in known]
+    if how := known.get("converted"):
+        by = ", ".join(f"{name} {version}" for name, version in how["by"].items())
+        parts.append(f"{', '.join(known['quantisation'])} to {how['to']} by {by}")
+    return "; ".join([*parts, *known.get("packages", ())])

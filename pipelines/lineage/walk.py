@@ -17,7 +17,7 @@ from pipelines import graph, paths
 from pipelines.errors import UserError
 from pipelines.lineage.code import RUNNING, Code, changes
 from pipelines.lineage.digests import combine, file_sha256, files_below
-from pipelines.lineage.manifests import code, endpoints, named, parameters, read_manifests, resolved
+from pipelines.lineage.manifests import code, digest, endpoints, named, parameters, read_manifests, resolved, told
 
 SHORT = 12
 """Hex digits shown to people."""
@@ -86,21 +86,21 @@ class Lineage:
 
     def tree(self, stages: list[str]) -> Iterator[str]:
         """The chain as indented lines, each stage told once."""
-        told: set[str] = set()
+        shown: set[str] = set()
 
         def visit(stage: str, depth: int) -> Iterator[str]:
             indent = "    " * depth
-            if stage in told:
+            if stage in shown:
                 yield f"{indent}{stage} (told above)"
                 return
-            told.add(stage)
+            shown.add(stage)
             statement = self.statements[stage]
             yield f"{indent}{stage}  {_origin(statement)}"
             yield from (f"{indent}  wrote {line}" for line in _written(statement))
             for entry in resolved(statement):
-                label = entry.get("name") or entry["uri"]
-                digest = next(iter(entry.get("digest", {}).values()), None)
-                yield f"{indent}  read {label}  {digest[:SHORT] if digest else 'no digest: it lives on a hub, and nobody asked for a commit'}"
+                label, found, more = entry.get("name") or entry["uri"], digest(entry), told(entry)
+                yield f"{indent}  read {label}  {found[:SHORT] if found else 'no digest: it lives on a hub, and nobody asked for a commit'}"
+                yield from [f"{indent}    {more}"] if more else []
             for entry in endpoints(statement):
                 names = " or ".join(entry["reported"]) or "a model that did not say its name"
                 yield f"{indent}  asked {entry['role']} {entry['model']}: {entry['replies']} replies of {names}  {entry['sha256'][:SHORT]}"

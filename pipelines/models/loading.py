@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
 from pipelines.errors import UserError
 from pipelines.store import replacing_folder
+
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes of tokenizers that are what their tokenizer.json says. AutoTokenizer would take the class of the model in their place where that is a
+Qwen2, and split text by its rule."""
 
 logging.disable_progress_bar()  # a stage has a bar of its own
 
@@ -50,7 +55,9 @@ def load_tokenizer(source: str | Path, revision: str | None = None, *, chat: boo
         UserError: there is none, it has no chat template, or the hub cannot be reached.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        generic = get_tokenizer_config(source, revision=revision).get("tokenizer_class") in GENERIC
+        kind: Any = PreTrainedTokenizerFast if generic else AutoTokenizer
+        tokenizer = kind.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: its tokenizer cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if chat and tokenizer.chat_template is None:

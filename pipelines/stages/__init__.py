@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import paths
+from pipelines.lineage.external import Origin
 from pipelines.progress import Journal
 
 ENTRIES = {
@@ -41,8 +42,9 @@ class Context:
 
     stage: its address, such as `rl@math`. root: the project root that `pipelines.paths` is relative to. settings: its
     section of params, resolved. work: folder of the stage outside its outputs: journal, caches. device: cpu, cuda, ... on_change: what
-    becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. commits:
-    dotted key in the settings -> commit of the hub's repository that was read there, for the manifest. notices: what somebody should look at.
+    becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. origins:
+    dotted key in the settings -> what the stage read there and came from elsewhere (a hub, an index), for the manifest. notices: what
+    somebody should look at.
     """
 
     stage: str
@@ -54,7 +56,7 @@ class Context:
     device: str = "cpu"
     on_change: Literal["refuse", "accept", "discard"] = "refuse"
     accepted: list[dict[str, Any]] = field(default_factory=list)
-    commits: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     def notice(self, text: str) -> None:

@@ -1,11 +1,16 @@
-"""base: a folder or hub id brought in as it is, or a tiny model with its own tokenizer trained on the `base` split."""
+"""base: a folder, GGUF file, known model or hub id brought in, or a tiny model with its own tokenizer trained on the `base` split."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from pipelines import paths
 from pipelines.config.training import BaseSettings
 from pipelines.errors import UserError
+from pipelines.lineage.external import at_commit
+from pipelines.models.bringing import bring_in
 from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.known import KnownModel, meaning
 from pipelines.models.loading import hub_commit, load_policy, save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
@@ -14,7 +19,7 @@ from pipelines.sft.goal import Goal, hold_out
 from pipelines.sft.train import train
 from pipelines.stages import Context
 from pipelines.stages.identity import identity
-from pipelines.store import read_problems
+from pipelines.store import read_problems, replacing_folder
 
 TOKENIZER_DOCUMENTS = 5000
 """Documents that the tokenizer is trained on; more change no merge of a small vocabulary."""
@@ -25,13 +30,7 @@ def run(context: Context) -> dict[str, float]:
     settings: BaseSettings = context.settings
     target = context.root / paths.BASE
     if settings.model is not None:
-        local = context.root / settings.model
-        commit = None if local.is_dir() else hub_commit(settings.model, settings.revision)
-        if commit:
-            context.commits["model"] = commit
-        model, tokenizer = load_policy(local if local.is_dir() else settings.model, revision=commit or settings.revision, dtype="auto")
-        save_policy(target, model, tokenizer)
-        return {"parameters": float(model.num_parameters()), "steps": 0.0}
+        return {"parameters": float(_brought_in(context, settings.model, target)), "steps": 0.0}
     problems = [problem for problem in read_problems(context.root / paths.SPLITS["base"]) if problem.solution is not None]
     if not problems:
         raise UserError("base: the `base` split holds no worked solution to train on; raise curation.splits.base or name a base.model")
@@ -57,3 +56,19 @@ def run(context: Context) -> dict[str, float]:
     save_policy(target, model, tokenizer)
     context.accepted.extend(checkpoints.accepted())
     return summary | {"parameters": float(model.num_parameters()), "too_long": float(left_out)}
+
+
+def _brought_in(context: Context, model: str, target: Path) -> int:
+    """Write the model that params name into `target`, and tell the manifest where it came from. Returns its number of parameters."""
+    named = meaning(context.root, model)
+    if isinstance(named, KnownModel) or (isinstance(named, Path) and named.is_file()):
+        with replacing_folder(target) as folder:
+            brought = bring_in(named, folder, context.settings.accept_licence, show=context.journal.show, say=context.journal.say)
+        context.origins["model"] = brought.origin
+        return brought.parameters
+    revision = context.settings.revision
+    if isinstance(named, str) and (commit := hub_commit(named, revision)):
+        context.origins["model"], revision = at_commit(named, commit), commit
+    policy, tokenizer = load_policy(named, revision=revision, dtype="auto")
+    save_policy(target, policy, tokenizer)
+    return policy.num_parameters()

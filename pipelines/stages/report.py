@@ -13,7 +13,7 @@ from pipelines import graph, paths
 from pipelines.evaluation.report import Graded, Inputs, StageNode, render
 from pipelines.evaluation.report.samples import compared
 from pipelines.lineage.digests import combine
-from pipelines.lineage.manifests import code, notices, parameters, resolved
+from pipelines.lineage.manifests import code, digest, notices, parameters, resolved, told
 from pipelines.lineage.walk import Lineage
 from pipelines.stages import Context
 from pipelines.store import read_json, replacing
@@ -80,7 +80,8 @@ def _node(lineage: Lineage, stage: str) -> StageNode:
         stage=stage,
         parents=tuple(lineage.parents(stage)),
         made={folder.as_posix(): _folder_digest(folder, files) for folder in graph.outputs(stage)},
-        read={entry.get("name") or entry["uri"]: entry.get("digest", {}).get("sha256", "") for entry in resolved(statement)},
+        read={entry.get("name") or entry["uri"]: digest(entry) or "" for entry in resolved(statement)},
+        origins={entry.get("name") or entry["uri"]: more for entry in resolved(statement) if (more := told(entry))},
         seed=given["seed"],
         settings=given["settings"],
         code=state["sha256"],

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipelines import paths, seeding
 from pipelines.config.sources import FileSource, Source, SourcesSettings
 from pipelines.errors import UserError
+from pipelines.lineage import external
 from pipelines.records import PROBLEM_SCHEMA, Dropped, Problem
 from pipelines.sources import SOURCES, BadRow
 from pipelines.sources.files import hub_commit
@@ -79,7 +80,7 @@ def run(context: Context) -> dict[str, float]:
 def _read(context: Context, account: _Account, source: Source) -> Iterator[Problem]:
     """The problems of one source, its bad rows put aside and judged at the end; of a hub's dataset at the commit that the manifest names."""
     if isinstance(source, FileSource) and (commit := hub_commit(source, account.name, context.root)):
-        context.commits[f"{'train' if account.role == 'train' else 'benchmarks'}.{account.name}"] = commit
+        context.origins[f"{'train' if account.role == 'train' else 'benchmarks'}.{account.name}"] = external.at_commit(source.path, commit)
         source = source.model_copy(update={"revision": commit})
     seed = seeding.key(context.seed, "sources", account.role, account.name)
     for row in SOURCES[source.kind](source, seed, account.name, context.root):

@@ -40,7 +40,7 @@ def root(tmp_path):
     return root
 
 
-def record(root, stage, settings, inputs, files, commits=None):
+def record(root, stage, settings, inputs, files, origins=None):
     outputs = list(
         dict.fromkeys(next(p for p in (paths.ROLLOUTS, paths.MODELS, paths.SOURCES, paths.CURATION) if name.startswith(f"{p}/")) for name in files)
     )
@@ -51,7 +51,7 @@ def record(root, stage, settings, inputs, files, commits=None):
     beginning = begin(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, modules=modules, source=root)
     for name, text in files.items():
         put(root, name, text)
-    write_manifest(beginning, outputs=folders, commits=commits)
+    write_manifest(beginning, outputs=folders, origins=origins)
 
 
 def test_the_chain_goes_back_to_the_source_file_and_holds(root):
@@ -200,7 +200,7 @@ def test_what_is_edited_while_a_stage_runs_is_not_recorded_as_having_made_it(roo
 def test_the_commit_of_a_hub_is_a_digest(root):
     commit = "0123456789abcdef0123456789abcdef01234567"
     settings = {"architecture": {}, "model": "org/name", "revision": None}
-    record(root, "base", settings, [paths.SPLITS["base"]], {"data/models/base/w": "0"}, {"model": commit})
+    record(root, "base", settings, [paths.SPLITS["base"]], {"data/models/base/w": "0"}, {"model": external.at_commit("org/name", commit)})
     (entry,) = [entry for entry in resolved(read_manifests(root)["base"]) if "uri" in entry]
     assert entry == {"uri": f"hub:org/name@{commit}", "digest": {"gitCommit": commit}, "annotations": {"setting": "model", "revision": None}}
     assert f"read hub:org/name@{commit}  {commit[:12]}" in "\n".join(Lineage(root, root).tree(["base"]))

@@ -12,7 +12,8 @@ from pipelines.evaluation.scores import experts
 @dataclass(frozen=True)
 class StageNode:
     """One stage of the graph as its manifest tells it. made: folder -> digest; read: name -> digest ("" for a hub id).
-    notices: what somebody should look at."""
+    origins: name of what it read -> where that came from and how it was converted, where there is more to say. notices: what somebody should
+    look at."""
 
     stage: str
     parents: tuple[str, ...]
@@ -23,6 +24,7 @@ class StageNode:
     code: str
     commit: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
 

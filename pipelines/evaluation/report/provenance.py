@@ -106,7 +106,7 @@ def _stage(node: StageNode) -> Html:
         el(
             "tbody",
             [
-                el("tr", el("td", how), el("td", name), el("td", el("code", digest[:16] or "on a hub", title=digest or None)))
+                el("tr", el("td", how), el("td", name, _more(node, name)), el("td", el("code", digest[:16] or "on a hub", title=digest or None)))
                 for how, name, digest in rows
             ],
         ),
@@ -120,6 +120,10 @@ def _stage(node: StageNode) -> Html:
         el("div", table, class_="scroll"),
         settings,
     )
+
+
+def _more(node: StageNode, name: str) -> Html | None:
+    return el("small", f" {node.origins[name]}") if name in node.origins else None
 
 
 def versions(nodes: Sequence[StageNode]) -> Html | None:
