@@ -104,9 +104,11 @@ def _weights(header: Header, config: Any) -> Any:
     """The model in bfloat16, every one of its weights from the file and a finite number."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig, modeling_gguf_pytorch_utils
+    from transformers.utils import logging
 
     source = header.path
-    modeling_gguf_pytorch_utils.tqdm = lambda rows, **_: rows  # a command has a line of its own
+    logging.disable_progress_bar()  # a command has a line of its own
+    modeling_gguf_pytorch_utils.tqdm = lambda rows, **_: rows  # which that does not reach
     settings = {"gguf_file": source.name, "config": config, "dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.parent, output_loading_info=True, **settings)
