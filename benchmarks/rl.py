@@ -1,13 +1,16 @@
-"""How fast is a step of RL, and where does its time go: `python -m benchmarks.rl [--steps 12] [--skip-trl]`.
+"""How fast is a step of RL, and where does its time go: `python -m benchmarks.rl [--model smollm2-135m-instruct] [--steps 12] [--skip-trl]`.
 
-Both sides get the same policy (the embedded model after a short cold start on word problems), prompts, group size, length limit, optimiser
-and reward (the verifier `exact`), and run in processes of their own on the same cores, in turn:
+Both sides get the same policy (the embedded model after a short cold start on word problems; or a known model after one on those of
+data/examples; or, named as a folder, one that has had it), prompts, group size, length limit, optimiser and reward, and run in processes of their
+own on the same cores, in turn:
 
     Hugging Face generate    the same batch sampled by `generate` and by the torch engine: tokens a second
-    TRL's GRPOTrainer        release 1.16, in a virtual environment that this benchmark makes: trained tokens a second, largest resident set
+    TRL's GRPOTrainer        release 1.16, in a virtual environment that this benchmark makes: trained tokens a second, largest resident set,
+                             mean reward of the first and last third of the steps, minutes
 
-then the phases of a step, and what group size and length do to both rates. Trained tokens are response tokens that an update saw; the first
-steps warm up and do not count. The two sides take turns, three times; the median counts.
+then the phases of a step, and, for the embedded model, what group size and length do to both rates. Trained tokens are response tokens that an
+update saw; the first steps warm up and do not count. The two sides take turns, three times; the median counts. Where the CPU computes in bfloat16,
+a known model's sides do too (`--precision float32` says otherwise).
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,42 +36,84 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 TRL = ("trl==1.16.0", "torch==2.13.0", "transformers==5.19.0", "datasets", "accelerate", "pydantic", "pyyaml", "numpy", "pyarrow")
-PROMPTS, GROUP, LENGTH, LR = 16, 8, 64, 3e-4
 WARM_UP = 2
 ROUNDS = 3
 GROWTH = [(4, 64), (8, 64), (16, 64), (32, 64), (8, 32), (8, 128), (8, 256)]
+PHASES = ("generate", "verify", "score", "update", "other")
+EXAMPLES = ROOT / "data" / "examples"
+COLD_START = 300
+"""Worked solutions of each of two files that a known model learns first."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both sides do. micro: rows of one forward pass. prompt: PromptSettings as a mapping."""
+
+    prompts: int = 16
+    group: int = 8
+    length: int = 64
+    micro: int = 64
+    lr: float = 3e-4
+    precision: str = "float32"
+    prompt: dict[str, Any] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Responses of one step."""
+        return self.prompts * self.group
+
+
+PRETRAINED = Case(
+    prompts=8, micro=16, lr=2e-5, prompt={"system": "Solve the problem. End with #### and the answer.", "response": "{solution}\n#### {answer}"}
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rl", description=__doc__)
+    parser.add_argument("--model", help="a known model, or a folder in Hugging Face format that has had a cold start; the embedded one without")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of a named model's training and sampling")
     parser.add_argument("--steps", type=int, default=12, help="steps of RL on each side")
     parser.add_argument("--skip-trl", action="store_true", help="do not install and run TRL")
     parser.add_argument("--environment", type=Path, default=ROOT / ".touchstone" / "trl", help="where TRL's virtual environment is or is made")
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--shape", type=int, nargs=2, default=(GROUP, LENGTH), metavar=("GROUP", "LENGTH"), help=argparse.SUPPRESS)
+    parser.add_argument("--shape", type=int, nargs=2, metavar=("GROUP", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        side, folder = options.one
-        print(json.dumps(SIDES[side](Path(folder), options.steps, *options.shape)))
+        side, folder = options.one[0], Path(options.one[1])
+        case = Case(**json.loads((folder / "case.json").read_text()))
+        if options.shape:
+            case = replace(case, group=options.shape[0], length=options.shape[1])
+        print(json.dumps(SIDES[side](folder, options.steps, case)))
         return
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        prepare(folder)
+        case = prepared(folder, options.model, options.precision)
+        (folder / "case.json").write_text(json.dumps(asdict(case)))
+        figures["case"] = asdict(case) | {"model": options.model}
         figures["generate"] = beside(folder, options.steps, (sys.executable, "engine"), (sys.executable, "library"))
-        print(f"generation of {PROMPTS} x {GROUP} responses, Hugging Face generate: {told(figures['generate'])}")
+        batch = f"{case.prompts} x {case.group} responses in {case.precision}"
+        print(f"generation of {batch}, Hugging Face generate: {told(figures['generate'])}", flush=True)
         python = sys.executable if options.skip_trl else str(environment(options.environment))
         figures["train"] = beside(folder, options.steps, (sys.executable, "touchstone"), (python, "touchstone" if options.skip_trl else "trl"))
         other = "the loop again" if options.skip_trl else "TRL 1.16"
-        print(f"training, {other}: {told(figures['train'])}; a step {shown(figures['train']['ours']['phases'])}")
-        print(f"{'group':>6}{'length':>8}{'generated/s':>13}{'trained/s':>11}{'GB':>7}  phases")
-        figures["growth"] = []
-        for group, length in GROWTH:
-            row = measured(sys.executable, "touchstone", folder, max(4, options.steps // 2), group, length)
-            figures["growth"].append({"group": group, "length": length} | row)
-            rates = f"{row['generated_per_second']:>13,.0f}{row['tokens_per_second']:>11,.0f}"
-            print(f"{group:>6}{length:>8}{rates}{row['gigabytes']:>7.2f}  {shown(row['phases'])}")
+        print(f"training, {other}: {told(figures['train'])}", flush=True)
+        for name, side in (("touchstone", "ours"), (other, "theirs")):
+            row = figures["train"][side]
+            print(f"  {name}: reward {row['reward'][0]:.3f} -> {row['reward'][1]:.3f} in {row['minutes']:.1f} min; a step {shown(row['phases'])}")
+        if options.model is None:
+            figures["growth"] = list(growth(folder, options.steps))
     print(json.dumps(figures))
+
+
+def growth(folder: Path, steps: int) -> Iterator[dict[str, Any]]:
+    """What group size and length do to the rates."""
+    print(f"{'group':>6}{'length':>8}{'generated/s':>13}{'trained/s':>11}{'GB':>7}  phases")
+    for group, length in GROWTH:
+        row = measured(sys.executable, "touchstone", folder, max(4, steps // 2), (group, length))
+        rates = f"{row['generated_per_second']:>13,.0f}{row['tokens_per_second']:>11,.0f}"
+        print(f"{group:>6}{length:>8}{rates}{row['gigabytes']:>7.2f}  {shown(row['phases'])}", flush=True)
+        yield {"group": group, "length": length} | row
 
 
 def beside(folder: Path, steps: int, ours: tuple[str, str], theirs: tuple[str, str]) -> dict[str, Any]:
@@ -86,9 +134,11 @@ def shown(phases: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.1%}" for name, share in phases.items())
 
 
-def measured(python: str, side: str, folder: Path, steps: int, group: int = GROUP, length: int = LENGTH) -> dict[str, Any]:
+def measured(python: str, side: str, folder: Path, steps: int, shape: tuple[int, int] | None = None) -> dict[str, Any]:
     """One side in a process of its own, with its largest resident set (children included)."""
-    command = [python, "-m", "benchmarks.rl", "--one", side, str(folder), "--steps", str(steps), "--shape", str(group), str(length)]
+    command = [python, "-m", "benchmarks.rl", "--one", side, str(folder), "--steps", str(steps)]
+    if shape:
+        command += ["--shape", *map(str, shape)]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=said, text=True)
         watched, most = psutil.Process(process.pid), 0
@@ -117,31 +167,92 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def prepare(folder: Path) -> None:
-    """The policy, the problems and what both sides read."""
+def prepared(folder: Path, model: str | None, precision: str) -> Case:
+    """Write the policy and the problems that both sides read, and say what they do."""
+    if model is None:
+        embedded(folder)
+        return Case()
+    from pipelines.models.loading import load_policy, save_policy
+    from pipelines.models.precision import chosen
+    from pipelines.store import write_problems
+
+    case = replace(PRETRAINED, precision=chosen("cpu", precision))  # type: ignore[arg-type]
+    if Path(model).is_dir():
+        save_policy(folder / "model", *load_policy(model))
+    else:
+        cold_started(folder, model, case)
+    write_problems(folder / "problems.parquet", list(examples("mawps_train"))[:512])
+    return case
+
+
+def examples(name: str) -> Iterator[Any]:
+    """Problems of a file of data/examples."""
+    from pipelines.config.sources import FileSource
+    from pipelines.sources import files
+
+    fields = {"prompt": "question", "answer": "answer", "solution": "steps", "source_id": "id"}
+    has = json.loads((EXAMPLES / f"{name}.jsonl").open().readline())
+    source = FileSource(kind="file", path=f"{name}.jsonl", fields={key: value for key, value in fields.items() if value in has}, licence="MIT")
+    yield from files.problems(source, 1, name, EXAMPLES)
+
+
+def cold_started(folder: Path, model: str, case: Case) -> None:
+    """A known model after one pass over worked solutions, as overlays/smollm2.yaml does it."""
+    from pipelines.config.common import OptimiserSettings, PromptSettings
+    from pipelines.config.training import LanguageModellingSettings
+    from pipelines.models.bringing import bring_in
+    from pipelines.models.known import known_model
+    from pipelines.models.loading import load_policy, save_policy
+    from pipelines.sft.examples import chat_examples
+
+    (folder / "base").mkdir()
+    bring_in(known_model(model), folder / "base", None)
+    policy, tokenizer = load_policy(folder / "base")
+    worked = [problem for name in ("gsm8k_short", "svamp_train") for problem in list(examples(name))[:COLD_START] if problem.solution]
+    rows, _ = chat_examples(tokenizer, worked, 256, PromptSettings(**(case.prompt or {})))
+    supervised(folder, policy, rows, LanguageModellingSettings(batch_size=16, micro_batch=8, precision="auto", optimiser=OptimiserSettings(lr=1e-4)))
+    save_policy(folder / "model", policy, tokenizer)
+
+
+def embedded(folder: Path) -> None:
+    """The embedded model after a short cold start, with problems of its kind."""
     from pipelines.config.common import OptimiserSettings
     from pipelines.config.sources import ArithmeticSource
     from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
-    from pipelines.models.checkpoints import Checkpoints
     from pipelines.models.loading import save_policy
     from pipelines.models.tiny import tiny_model
     from pipelines.models.tokenizer import train_tokenizer
-    from pipelines.progress import Journal
     from pipelines.sft.examples import chat_examples, document
-    from pipelines.sft.train import train
     from pipelines.sources.arithmetic import problems as arithmetic
     from pipelines.store import write_problems
 
     problems = list(arithmetic(ArithmeticSource(kind="arithmetic", count=3000, levels={1: 1, 2: 1, 3: 1}), 1, "stories", Path()))
+    exact = [replace(problem, verifier="exact", verifier_args="{}") for problem in problems[:512]]
     tokenizer = train_tokenizer([document(problem) for problem in problems], 768)
     model = tiny_model(ArchitectureSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, vocab_size=768, context=512), tokenizer, 1)
-    examples, _ = chat_examples(tokenizer, problems, 256)
-    settings = LanguageModellingSettings(epochs=1.0, batch_size=32, optimiser=OptimiserSettings(name="muon", lr=3e-3))
-    with open(os.devnull, "w") as nowhere:
-        journal = Journal(folder / "journal.jsonl", "sft", nowhere)
-        train(model, examples, settings, seed=1, purpose="bench", journal=journal, checkpoints=Checkpoints(folder / "sft", {}))
+    rows, _ = chat_examples(tokenizer, problems, 256)
+    supervised(folder, model, rows, LanguageModellingSettings(batch_size=32, optimiser=OptimiserSettings(name="muon", lr=3e-3)))
     save_policy(folder / "model", model, tokenizer)
-    write_problems(folder / "problems.parquet", problems[:512])
+    write_problems(folder / "problems.parquet", exact)
+
+
+def supervised(folder: Path, policy: Any, rows: list[Any], settings: Any) -> None:
+    """One cold start."""
+    from pipelines.models.checkpoints import Checkpoints
+    from pipelines.sft.train import train
+
+    with journal(folder / "cold start", "sft") as kept:
+        train(policy, rows, settings, seed=1, purpose="bench", journal=kept, checkpoints=Checkpoints(folder / "cold start" / "c", {}))
+
+
+@contextmanager
+def journal(folder: Path, name: str) -> Iterator[Any]:
+    """A journal that shows nothing."""
+    from pipelines.progress import Journal
+
+    folder.mkdir()
+    with open(os.devnull, "w") as nowhere:
+        yield Journal(folder / "journal.jsonl", name, nowhere)
 
 
 def read(folder: Path) -> tuple[Any, Any, list[Any]]:
@@ -151,38 +262,46 @@ def read(folder: Path) -> tuple[Any, Any, list[Any]]:
     return (*load_policy(folder / "model"), read_problems(folder / "problems.parquet"))
 
 
-def engine(folder: Path, steps: int, group: int, length: int) -> dict[str, float]:
-    """The torch engine: tokens a second of sampling one batch, the median of `steps` times."""
+def sampling(case: Case) -> Any:
     from pipelines.config.common import GenerationSettings
+
+    settings = {"max_new_tokens": case.length, "precision": case.precision, "prompt": case.prompt or {}}
+    return GenerationSettings.model_validate(settings)
+
+
+def engine(folder: Path, steps: int, case: Case) -> dict[str, float]:
+    """The torch engine: tokens a second of sampling one batch, the median of `steps` times."""
     from pipelines.generation import TorchGenerator, respond
 
     policy, tokenizer, problems = read(folder)
-    generator = TorchGenerator(policy, tokenizer, GenerationSettings(max_new_tokens=length))
+    generator = TorchGenerator(policy, tokenizer, sampling(case))
     speeds = []
     for step in range(steps):
         start = time.perf_counter()
-        groups = respond(generator, problems[:PROMPTS], group, (step,))
+        groups = respond(generator, problems[: case.prompts], case.group, (step,))
         speeds.append(sum(len(sample.token_ids) for samples in groups for sample in samples) / (time.perf_counter() - start))
     return {"tokens_per_second": statistics.median(speeds)}
 
 
-def library(folder: Path, steps: int, group: int, length: int) -> dict[str, float]:
-    """Hugging Face `generate` on the same batch."""
+def library(folder: Path, steps: int, case: Case) -> dict[str, float]:
+    """Hugging Face `generate` on the same batch, in the same precision: a bfloat16 model where that is asked for."""
     import torch
 
     from pipelines.prompting import prompt_ids
 
     policy, tokenizer, problems = read(folder)
-    prompts = [prompt_ids(tokenizer, problem) for problem in problems[:PROMPTS]]
+    policy.to(getattr(torch, case.precision))
+    prompts = [prompt_ids(tokenizer, problem, sampling(case).prompt) for problem in problems[: case.prompts]]
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[*[pad] * (longest - len(prompt)), *prompt] for prompt in prompts])
     mask = torch.tensor([[*[0] * (longest - len(prompt)), *[1] * len(prompt)] for prompt in prompts])
+    drawn = {"do_sample": True, "top_k": 0, "num_return_sequences": case.group, "pad_token_id": pad}
     speeds = []
     for step in range(steps):
         torch.manual_seed(step)
         start = time.perf_counter()
-        out = policy.generate(ids, attention_mask=mask, max_new_tokens=length, do_sample=True, top_k=0, num_return_sequences=group, pad_token_id=pad)
+        out = policy.generate(ids, attention_mask=mask, max_new_tokens=case.length, **drawn)
         seconds = time.perf_counter() - start
         answers = out[:, longest:]
         ended = (answers == tokenizer.eos_token_id).int()
@@ -191,38 +310,44 @@ def library(folder: Path, steps: int, group: int, length: int) -> dict[str, floa
     return {"tokens_per_second": statistics.median(speeds)}
 
 
-def touchstone(folder: Path, steps: int, group: int, length: int) -> dict[str, Any]:
+def touchstone(folder: Path, steps: int, case: Case) -> dict[str, Any]:
     """The loop of this project."""
-    from dataclasses import replace
-
-    from pipelines.config.common import GenerationSettings, OptimiserSettings
+    from pipelines.config.common import OptimiserSettings
     from pipelines.config.rl import RlStage
     from pipelines.models.checkpoints import Checkpoints
-    from pipelines.progress import Journal
     from pipelines.rl.recipe import recipe
     from pipelines.rl.train import train
 
     policy, tokenizer, problems = read(folder)
-    settings = RlStage(
-        init="sft", reference="sft", domains=("math",), steps=steps, prompts_per_step=PROMPTS, group_size=group, recipe="grpo",
-        checkpoint_every=10**6, generation=GenerationSettings(max_new_tokens=length),
-        optimiser=OptimiserSettings(lr=LR, schedule="constant", warmup=0.0, weight_decay=0.0),
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as temporary, open(os.devnull, "w") as nowhere:
-        journal = Journal(Path(temporary) / "journal.jsonl", "rl", nowhere)
-        exact = [replace(problem, verifier="exact", verifier_args="{}") for problem in problems]
+    settings = RlStage.model_validate({
+        "init": "sft", "reference": "sft", "domains": ["math"], "steps": steps, "prompts_per_step": case.prompts, "group_size": case.group,
+        "micro_batch": case.micro, "precision": case.precision, "checkpoint_every": 10**6, "checkpoint_minutes": 10**6, "generation": sampling(case),
+        "optimiser": OptimiserSettings(lr=case.lr, schedule="constant", warmup=0.0, weight_decay=0.0),
+    })  # fmt: skip
+    with tempfile.TemporaryDirectory() as temporary, journal(Path(temporary) / "rl", "rl") as kept:
         train(
-            policy, tokenizer, exact, recipe("grpo"), settings, stage="rl@bench", seed=1, journal=journal,
+            policy, tokenizer, problems, recipe("grpo"), settings, stage="rl@bench", seed=1, journal=kept,
             checkpoints=Checkpoints(Path(temporary) / "c", {}), rollout_folder=Path(temporary) / "rollouts",
         )  # fmt: skip
-        rows = journal.rows()[WARM_UP:]
-    phases = {name: sum(row[f"seconds_{name}"] for row in rows) for name in ("generate", "verify", "score", "update", "other")}
-    total, tokens = sum(phases.values()), sum(row["length"] for row in rows) * PROMPTS * group
-    shares = {name: seconds / total for name, seconds in phases.items()}
-    return {"tokens_per_second": tokens / total, "generated_per_second": tokens / phases["generate"], "phases": shares}
+        rows = kept.rows()[WARM_UP:]
+    phases = {name: sum(row[f"seconds_{name}"] for row in rows) for name in PHASES}
+    tokens = sum(row["length"] for row in rows) * case.rows
+    return account(tokens, phases, [row["reward"] for row in rows])
 
 
-def trl(folder: Path, steps: int, group: int, length: int) -> dict[str, Any]:
+def account(tokens: float, phases: dict[str, float], rewards: list[float]) -> dict[str, Any]:
+    """Rates, shares of the phases, and the mean reward of the first and last third of the steps."""
+    total, third = sum(phases.values()), max(1, len(rewards) // 3)
+    return {
+        "tokens_per_second": tokens / total,
+        "generated_per_second": tokens / phases["generate"],
+        "phases": {name: seconds / total for name, seconds in phases.items()},
+        "reward": [statistics.fmean(rewards[:third]), statistics.fmean(rewards[-third:])],
+        "minutes": total / 60,
+    }
+
+
+def trl(folder: Path, steps: int, case: Case) -> dict[str, Any]:
     """TRL's trainer; runs in its own environment."""
     import torch
     from datasets import Dataset
@@ -231,37 +356,67 @@ def trl(folder: Path, steps: int, group: int, length: int) -> dict[str, Any]:
 
     from pipelines import prompting
     from pipelines.store import read_problems
-    from pipelines.verifiers.answers import verify_exact
-    from pipelines.verifiers.text import final_text
+    from pipelines.verifiers import VerifierPool
 
     problems = {problem.problem_id: problem for problem in read_problems(folder / "problems.parquet")}
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    pool = VerifierPool()
+    clock: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
     def reward(prompts: list[str], completions: list[str], name: list[str], **_: Any) -> list[float]:
-        return [float(verify_exact(problems[key], final_text(text) or "").correct) for key, text in zip(name, completions, strict=True)]  # type: ignore[union-attr]
+        return [float(verdict.correct) for verdict in pool.verify_batch([(problems[key], text) for key, text in zip(name, completions, strict=True)])]
 
-    rows = [{"prompt": tokenizer.decode(prompting.prompt_ids(tokenizer, problem)), "name": key} for key, problem in problems.items()]
-    times: list[float] = []
+    class Timed(GRPOTrainer):
+        """Its phases by the clock."""
+
+        def _generate(self, *arguments: Any, **named: Any) -> Any:
+            with lap("generate"):
+                return super()._generate(*arguments, **named)
+
+        def _calculate_rewards(self, *arguments: Any, **named: Any) -> Any:
+            with lap("verify"):
+                return super()._calculate_rewards(*arguments, **named)
+
+        def _generate_and_score_completions(self, *arguments: Any, **named: Any) -> Any:
+            before = clock["generate"] + clock["verify"]
+            with lap("score"):
+                made = super()._generate_and_score_completions(*arguments, **named)
+            clock["score"] -= clock["generate"] + clock["verify"] - before
+            return made
+
+    @contextmanager
+    def lap(phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        clock[phase] += time.perf_counter() - start
+
+    rows = [{"prompt": tokenizer.decode(prompting.prompt_ids(tokenizer, p, sampling(case).prompt)), "name": key} for key, p in problems.items()]
+    steps_seen: list[tuple[float, dict[str, float]]] = []
     lengths: list[float] = []
+    rewards: list[float] = []
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
+            steps_seen.append((time.perf_counter(), dict(clock)))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "completions/mean_length" in logs:
                 lengths.append(logs["completions/mean_length"])
+                rewards.append(logs["reward"])
 
     with tempfile.TemporaryDirectory() as temporary:
         config = GRPOConfig(
-            output_dir=temporary, use_cpu=True, bf16=False, report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, seed=1,
-            per_device_train_batch_size=PROMPTS * group, num_generations=group, max_completion_length=length, temperature=1.0, beta=0.0,
-            learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.0, max_steps=steps, gradient_checkpointing=False, loss_type="grpo",
+            output_dir=temporary, use_cpu=True, bf16=case.precision == "bfloat16", report_to=[], logging_steps=1, save_strategy="no",
+            disable_tqdm=True, seed=1, per_device_train_batch_size=min(case.micro, case.rows), num_generations=case.group,
+            gradient_accumulation_steps=max(1, case.rows // case.micro), max_completion_length=case.length, temperature=1.0, beta=0.0,
+            learning_rate=case.lr, lr_scheduler_type="constant", weight_decay=0.0, max_steps=steps, gradient_checkpointing=False, loss_type="grpo",
         )  # fmt: skip
-        GRPOTrainer(model, reward, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Watch()]).train()
-    seconds = times[-1] - times[WARM_UP - 1]
-    return {"tokens_per_second": sum(lengths[WARM_UP : len(times)]) * PROMPTS * group / seconds}
+        Timed(model, reward, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Watch()]).train()
+    (start, before), (end, after) = steps_seen[WARM_UP - 1], steps_seen[-1]
+    phases = {name: after[name] - before[name] for name in PHASES}
+    phases["update"] = end - start - sum(phases.values())
+    return account(sum(lengths[WARM_UP : len(steps_seen)]) * case.rows, phases, rewards[WARM_UP : len(steps_seen)])
 
 
 SIDES = {"engine": engine, "library": library, "touchstone": touchstone, "trl": trl}
