@@ -167,10 +167,13 @@ def _script(key: str, path: Path) -> names.Faults:
 def _devices(params: Params, device: str) -> names.Faults:
     """Only where more than the CPU in float32 is asked for: it takes the seconds that torch takes to load."""
     asked: dict[str, tuple[str, int]] = {f"rl.stages.{name}": (stage.precision, stage.processes) for name, stage in params.rl.stages.items()}
-    asked |= {key: (generation.precision, 1) for key, generation in names.generations(params).items()}
-    asked |= {"base.train": (params.base.train.precision, 1), "sft.train": (params.sft.train.precision, 1)}
     if device == "cpu":
         asked = {key: each for key, each in asked.items() if each[0] == "bfloat16"}
+    elif not asked:
+        asked["TOUCHSTONE_DEVICE"] = "float32", 1
+    others = {key: generation.precision for key, generation in names.generations(params).items()}
+    others |= {"base.train": params.base.train.precision, "sft.train": params.sft.train.precision}
+    asked |= {key: (precision, 1) for key, precision in others.items() if precision == "bfloat16"}
     code, home = [sys.executable, "-c", _DEVICE, device], Path(__file__).parents[2]
     for precision, processes in dict.fromkeys(asked.values()):
         done = subprocess.run([*code, precision, str(processes)], cwd=home, capture_output=True, text=True, check=False)

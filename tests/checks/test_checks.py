@@ -282,8 +282,11 @@ def test_a_step_that_may_be_skipped_is_no_fault_and_the_plan_says_it(tmp_path, m
 def test_a_device_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_DEVICE", "cuda")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    lines = told(tmp_path)
-    assert lines == [f"rl.stages.{name}: the device 'cuda' of TOUCHSTONE_DEVICE is not on this machine" for name in ("code", "math")]
+    said = "the device 'cuda' of TOUCHSTONE_DEVICE is not on this machine"
+    assert told(tmp_path) == [f"rl.stages.{name}: {said}" for name in ("code", "math")]
+    half = {"sft__train__precision": "bfloat16", "difficulty__generation__precision": "auto", "evaluation__generation__precision": "bfloat16"}
+    keys = ("evaluation.generation", "rl.stages.code", "rl.stages.math", "sft.train")
+    assert sorted(told(tmp_path, **half)) == [f"{key}: {said}" for key in keys]
 
 
 def test_the_settings_of_verifiers_are_those_that_they_read():
