@@ -1,5 +1,7 @@
 """`touchstone configure`: an overlay merged into params.yaml, comments kept, nothing written when the result does not hold."""
 
+from pathlib import Path
+
 import mini_project
 import pytest
 import yaml
@@ -86,3 +88,16 @@ def test_the_overlays_that_come_with_the_project_fit(overlay, tmp_path):
     assert overlays.apply(params, overlay, mini_project.REPOSITORY)
     assert overlays.apply(params, overlay, mini_project.REPOSITORY) == [], "twice is once"
     yaml.safe_load(params.read_text())
+
+
+def test_the_overlay_of_a_real_model_holds_in_a_clone_alone(tmp_path):
+    root = Path(overlays.__file__).parents[1]
+    params = tmp_path / "params.yaml"
+    params.write_text((root / "params.yaml").read_text())
+    overlays.apply(params, root / "overlays" / "smollm2.yaml", root)
+    held = load(params)
+    assert held.base.model == "smollm2-135m-instruct" and set(held.rl.stages) == {"math"}
+    prompts = {held.sft.prompt, held.difficulty.generation.prompt, held.rl.stages["math"].generation.prompt, held.evaluation.generation.prompt}
+    assert len(prompts) == 1  # one policy, one prompt
+    assert all(Path(source.path).parent == Path("data/examples") for source in (*held.sources.train.values(), *held.sources.benchmarks.values()))
+    assert "_dev" not in params.read_text()
