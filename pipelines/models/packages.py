@@ -24,12 +24,13 @@ from requests.adapters import HTTPAdapter
 
 from pipelines.errors import UserError
 
-INDEX = "https://pypi.org/simple"
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
 PAGE = 64 << 20
 """Most bytes of an index's page that are read."""
 TIMEOUT = 60.0
 """Seconds without an answer, unless pip's settings say otherwise."""
+DEFAULT = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+"""What pip asks where nothing is set; no command of pip's tells."""
 SCOPES = ("global", "install", "download", ":env:")
 """Sections of pip's settings; each counts before those on its left."""
 
@@ -92,21 +93,26 @@ def pip_settings() -> Settings:
     Raises:
         IndexTrouble: pip is not installed here.
     """
-    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise IndexTrouble("pip, whose settings say where packages lie, is not installed in this environment (python -m ensurepip)")
+    told = _pip("-m", "pip", "config", "list")
     found: dict[str, dict[str, str]] = {scope: {} for scope in SCOPES}
-    for line in done.stdout.splitlines():
+    for line in told.splitlines():
         key, _, value = line.partition("=")
         scope, _, name = key.rpartition(".")
         if scope in found:
             found[scope][name] = str(ast.literal_eval(value))
     given = {name: value for scope in SCOPES for name, value in found[scope].items()}
     lacking = given.get("no-index", "").lower() in ("1", "true", "yes", "on")
-    indexes = () if lacking else (given.get("index-url", INDEX), *given.get("extra-index-url", "").split())
+    indexes = () if lacking else (given.get("index-url") or _pip("-c", DEFAULT).strip(), *given.get("extra-index-url", "").split())
     pages, trusted = (tuple(given.get(name, "").split()) for name in ("find-links", "trusted-host"))
     timeout = float(given.get("timeout") or given.get("default-timeout") or TIMEOUT)
     return Settings(indexes, pages, trusted, given.get("cert") or True, given.get("client-cert"), given.get("proxy"), timeout)
+
+
+def _pip(*asked: str) -> str:
+    done = subprocess.run([sys.executable, *asked], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise IndexTrouble("pip, whose settings say where packages lie, is not installed in this environment (python -m ensurepip)")
+    return done.stdout
 
 
 def wheel_link(session: requests.Session, settings: Settings, package: str) -> Link:

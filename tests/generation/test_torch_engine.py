@@ -8,11 +8,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipelines.config.common import GenerationSettings
 from pipelines.config.sources import ArithmeticSource
-from pipelines.config.training import ArchitectureSettings
+from pipelines.config.training import ArchitectureSettings, LoraSettings
 from pipelines.errors import UserError
 from pipelines.generation import Request, TorchGenerator, respond
 from pipelines.generation.torch_engine import pick
 from pipelines.models import precision
+from pipelines.models.adapters import add_adapters, plain_weights
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.sft.examples import document
@@ -146,6 +147,22 @@ def test_bfloat16_samples_are_those_of_a_copy_that_follows_the_weights(monkeypat
     engine.push(policy, 1)
     assert furthest() < 0.05
     assert all(parameter.dtype == torch.float32 for parameter in policy.parameters())
+
+
+def test_bfloat16_samples_of_adapters_are_those_of_the_merged_weights(monkeypatch):
+    monkeypatch.setattr(precision, "_has_units", lambda kind: True)
+    settings = GenerationSettings(max_new_tokens=12, precision="bfloat16")
+    adapted, merged = model(), model()
+    add_adapters(adapted, LoraSettings(rank=2), 1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    merged.load_state_dict(plain_weights(adapted))
+    ours, theirs = (respond(TorchGenerator(policy, TOKENIZER, settings), PROBLEMS[:6], 3, ("a",)) for policy in (adapted, merged))
+    assert ours == theirs
+    before = respond(TorchGenerator(model(), TOKENIZER, settings), PROBLEMS[:6], 3, ("a",))
+    assert ours != before
 
 
 def test_bfloat16_is_refused_where_it_cannot_be(monkeypatch):
