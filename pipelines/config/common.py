@@ -64,7 +64,9 @@ class Shot(Section):
     """A solved example, shown as turns before the problem."""
 
     user: str
+    """Its problem, which takes the place of {problem}."""
     assistant: str
+    """Its answer, as it should be written."""
 
 
 class PromptSettings(Section):

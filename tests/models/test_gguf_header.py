@@ -94,7 +94,7 @@ def test_a_part_of_a_split_file(tmp_path):
 def test_a_file_that_is_cut_anywhere_is_refused(tmp_path, file):
     content = file.read_bytes()
     for length in [*range(0, 2000, 97), len(content) // 2, len(content) - 40]:
-        refused(tmp_path, content[:length])
+        assert "truncated" in (said := refused(tmp_path, content[:length])) or "damaged" in said or "is not a GGUF file" in said
 
 
 def test_damaged_bytes_give_a_head_or_a_sentence_and_nothing_else(tmp_path, file):
