@@ -1,4 +1,4 @@
-"""From a batch with advantages to new weights: optimiser steps over whole groups, in micro-batches of rows of like length.
+"""From a batch with advantages to new weights: optimiser steps over whole groups, in micro-batches.
 
 Denominators are of the whole optimiser step, over all ranks, so neither the size of a micro-batch nor the number of processes
 changes a loss.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.config.rl import RlStage
 from pipelines.models.optimisation import keep_batch, update
+from pipelines.models.packing import SHARING, pack
 from pipelines.models.sharding import spread
 from pipelines.rl import inputs, ranks
 from pipelines.rl.batch import LIVE, Batch, present
@@ -125,7 +126,7 @@ class _Part:
         live = functools.partial(inputs.live, self.actor, self.settings, inputs=self.recipe.slots["inputs"])
         number = 0
         for rows, graph in zip(_moving(self.recipe, self.batch), (contextlib.nullcontext, torch.no_grad), strict=True):
-            micros = _micro_batches(self.recipe, self.batch, rows, self.score_BT, self.settings.micro_batch)
+            micros = _micro_batches(self.recipe, self.batch, rows, self.ids_BT, self.score_BT, self.settings.micro_batch)
             missing = ranks.most(len(micros)) - len(micros)
             for micro in micros:
                 width = int(self.score_BT[micro].nonzero()[:, 1].max()) + 1
@@ -161,17 +162,37 @@ def _moving(recipe: Recipe, part: Batch) -> tuple[Tensor, Tensor]:
     return (rows & moves).nonzero()[:, 0], (rows & ~moves).nonzero()[:, 0]
 
 
-def _micro_batches(recipe: Recipe, part: Batch, rows: Tensor, score_BT: Tensor, size: int) -> list[Tensor]:
-    """Of `rows`, the indices of each micro-batch: those of like length, or whole groups where the loss couples them."""
+def _micro_batches(recipe: Recipe, part: Batch, rows: Tensor, ids_BT: Tensor, score_BT: Tensor, size: int) -> list[Tensor]:
+    """Of `rows`, the indices of each micro-batch: those of like length, or whole groups where the loss couples them, or groups one after another
+    where so many fewer tokens run, since a micro-batch runs each prompt once."""
     if not len(rows):
         return []
-    buckets = group_buckets(part.group_B[rows], score_BT[rows], size) if recipe.grouped else length_buckets(score_BT[rows], size)
-    return [rows[bucket] for bucket in buckets]
+    group_B, scored_BT = part.group_B[rows], score_BT[rows]
+    if recipe.grouped:
+        return [rows[bucket] for bucket in group_buckets(group_B, scored_BT, size)]
+    by_length, by_group = length_buckets(scored_BT, size), prompt_buckets(group_B, scored_BT, size)
+    saves = laid_down(ids_BT[rows], scored_BT, by_group) * SHARING <= laid_down(ids_BT[rows], scored_BT, by_length)
+    return [rows[bucket] for bucket in (by_group if saves else by_length)]
 
 
 def length_buckets(score_BT: Tensor, micro_batch: int) -> list[Tensor]:
     """Row indices of each micro-batch: responses of like length together, so that attention meets little padding."""
     return list(_stretch(score_BT).argsort(stable=True).split(micro_batch))
+
+
+def prompt_buckets(group_B: Tensor, score_BT: Tensor, micro_batch: int) -> list[Tensor]:
+    """Row indices of each micro-batch: one group after another, those of like longest row together."""
+    stretch_B = _stretch(score_BT)
+    longest_B = torch.zeros_like(stretch_B)
+    _, group_B = group_B.unique(return_inverse=True)
+    longest_B = longest_B.scatter_reduce(0, group_B, stretch_B, "amax")[group_B]
+    order = group_B.argsort(stable=True)
+    return list(order[longest_B[order].argsort(stable=True)].split(micro_batch))
+
+
+def laid_down(ids_BT: Tensor, score_BT: Tensor, buckets: Sequence[Tensor]) -> int:
+    """Tokens that these micro-batches run."""
+    return sum(len(pack(ids_BT[bucket], score_BT[bucket]).ids_N) for bucket in buckets)
 
 
 def _stretch(score_BT: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pipelines.rl import RECIPES
 from pipelines.rl.account import training
 from pipelines.rl.data import draw, judged, tensors
 from pipelines.rl.train import minibatches
-from pipelines.rl.update import group_buckets, length_buckets
+from pipelines.rl.update import group_buckets, laid_down, length_buckets, prompt_buckets
 from pipelines.store import read_rollouts
 
 STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
@@ -101,6 +101,13 @@ def test_minibatches_keep_groups_whole_and_buckets_keep_every_row():
     pairs, ends = torch.tensor([5, 7, 5, 7, 9]), torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0]]).bool()
     assert [b.tolist() for b in group_buckets(pairs, ends, 4)] == [[4, 1, 3], [0, 2]]  # whole groups, the short ones first
     assert [b.tolist() for b in group_buckets(pairs, ends, 1)] == [[4], [1, 3], [0, 2]]
+    assert [b.tolist() for b in prompt_buckets(pairs, ends, 2)] == [[4, 1], [3, 0], [2]]  # group 7 before 5, which has the longest row
+    prompts = torch.tensor([[1] * 9, [2] * 9, [1] * 9, [2] * 9])
+    answers = torch.tensor([[0] * 7 + [1, 0], [0] * 7 + [1, 0], [0] * 7 + [1, 1], [0] * 7 + [1, 1]]).bool()
+    of = torch.tensor([0, 1, 0, 1])
+    # by length, no two rows of a micro-batch share their 7 tokens; by group each micro-batch runs one prompt. The last scored token never runs
+    assert laid_down(prompts, answers, length_buckets(answers, 2)) == 7 + 7 + 8 + 8
+    assert laid_down(prompts, answers, prompt_buckets(of, answers, 2)) == 7 + 8 + 7 + 8 - 2 * 7
 
 
 @pytest.mark.parametrize("row", ["grpo", "dapo"])
