@@ -27,6 +27,8 @@ def register(add: Add) -> None:
     sub = add("verify", verification.verify, "judge rows {gold or problem fields, prediction, verifier} of a JSONL file")
     sub.add_argument("input", type=Path, metavar="IN.jsonl")
     sub.add_argument("--out", type=Path, required=True, metavar="OUT.jsonl", help="one verdict per row, in order")
+    held = "refuse (exit 1) verdicts that may agree with `expected` less often than this: the lower end of the 95 % interval counts"
+    sub.add_argument("--agreement", type=float, metavar="SHARE", help=held)
     sub = add("curate", curation.curate, "run the steps of curation over files of problems, every dropped row with its reason")
     sub.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="JSONL or Parquet; rows with `prompt` (or question, problem) and `answer`")
     sub.add_argument("--against", type=Path, action="append", default=[], metavar="B", help="a benchmark to decontaminate against; may be repeated")

@@ -1,19 +1,25 @@
-"""`touchstone models`: the table of known models. `touchstone models get NAME|FILE.gguf [DIR]`: one of them as a folder in Hugging Face format."""
+"""`touchstone models`: the table of known models. `touchstone models get NAME|FILE.gguf [DIR]`: one of them as a folder in Hugging Face format.
+`touchstone models serve NAME|FILE.gguf`: one of them behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
 def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    sub = add("models", models, "the table of known models, for base.model; `get` makes the folder of one, or of a GGUF file")
-    sub.add_argument("action", nargs="?", choices=("list", "get"), default="list")
+    sub = add("models", models, "the table of known models, for base.model; `get` makes the folder of one, or of a GGUF file, `serve` an endpoint")
+    sub.add_argument("action", nargs="?", choices=("list", "get", "serve"), default="list")
     sub.add_argument("model", nargs="?", metavar="NAME|FILE.gguf", help="a row of the table, or a GGUF file")
     sub.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="the folder to write (the name of the model)")
+    sub.add_argument("--port", type=int, default=8080, help="serve: the port, on this machine alone; 0 takes a free one (8080)")
+    sub.add_argument("--slots", type=int, default=8, help="serve: requests answered at once (8)")
+    sub.add_argument("--context", type=int, default=2048, help="serve: tokens of one request with its answer (2048)")
     sub.add_argument("--accept-licence", metavar="NAME", help="accept a licence that is not free, by its name")
 
 
@@ -23,7 +29,9 @@ def models(options: argparse.Namespace) -> int:
     if options.action == "list":
         return _table()
     if options.model is None:
-        raise UserError("models get: name a known model (`touchstone models` lists them) or a file *.gguf")
+        raise UserError(f"models {options.action}: name a known model (`touchstone models` lists them) or a file *.gguf")
+    if options.action == "serve":
+        return _serve(options)
     return _get(options.model, options.folder, options.accept_licence)
 
 
@@ -59,4 +67,26 @@ def _get(named: str, folder: Path | None, accepted: str | None) -> int:
     with out.replacing() as temporary:
         brought = bring_in(model, temporary, accepted, show=journal.show, say=journal.say)
     print(f"{out.path}: {brought.parameters:,} parameters in bfloat16, from the GGUF file with SHA-256 {brought.sha256}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    from pipelines.chat import TEACHER_KEY, TEACHER_URL
+    from pipelines.models.fetching import fetch
+    from pipelines.models.gguf.header import SUFFIX
+    from pipelines.models.known import known_model
+    from pipelines.models.serving import Serving, served
+    from pipelines.progress import Journal
+
+    named = options.model
+    name = Path(named).stem if named.endswith(SUFFIX) else named
+    journal = Journal(Path(os.devnull), name)
+    file = Path(named) if named.endswith(SUFFIX) else fetch(known_model(named), options.accept_licence, journal.show)
+    key = os.environ.get(TEACHER_KEY)
+    with served(file, name, Serving(options.port, options.slots, options.context, key)) as url:
+        asks = f"; it asks for the key in {TEACHER_KEY}" if key else ""
+        print(f"{name} answers at {url} until Ctrl-C{asks}. For a stage: export {TEACHER_URL}={url}", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
     return 0

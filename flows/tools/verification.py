@@ -30,6 +30,8 @@ def verify(options: argparse.Namespace) -> int:
     from pipelines.verifiers import VerifierPool, enforced
 
     output_file(options.out, [options.input])
+    if options.agreement is not None and not 0 <= options.agreement <= 1:
+        raise UserError(f"--agreement: {options.agreement:g} is no share from 0 to 1")
     outcomes: Counter[str] = Counter()
     confusion: Counter[tuple[str, str]] = Counter()
     programs = False
@@ -50,9 +52,34 @@ def verify(options: argparse.Namespace) -> int:
     print(f"{outcomes.total():,} rows: " + ", ".join(f"{name} {count:,}" for name, count in sorted(outcomes.items())))
     for (expected, outcome), count in sorted(confusion.items()):
         print(f"  expected {expected}, judged {outcome}: {count:,}")
+    refused = _refused(confusion, options.agreement)
     if programs and outcomes[Outcome.INFRASTRUCTURE.value] == 0:
         print("  programs ran with " + "; ".join(f"{what} {how}" for what, how in enforced().items()))
-    return 0
+    return refused
+
+
+def _refused(confusion: Counter[tuple[str, str]], least: float | None) -> int:
+    """Tell how often verdicts agree with what was expected on whether a response is correct. Returns 1 where they may agree less than they must.
+
+    Rows without a verdict on the response count on neither side.
+
+    Raises:
+        UserError: they must agree, and no row says what is expected.
+    """
+    from pipelines.evaluation.statistics import wilson
+
+    held = {pair: count for pair, count in confusion.items() if pair[1] not in (MALFORMED, Outcome.INFRASTRUCTURE)}
+    judged = sum(held.values())
+    if least is not None and not judged:
+        raise UserError("--agreement: no judged row says under `expected` what its verdict should be")
+    if not judged:
+        return 0
+    agreed = sum(count for (expected, outcome), count in held.items() if (expected == Outcome.CORRECT) == (outcome == Outcome.CORRECT))
+    low, high = wilson(agreed, judged)
+    bad = least is not None and low < least
+    bound = "" if least is None else f"; {'REFUSED' if bad else 'accepted'}: the lower end must be at least {least:.3f}"
+    print(f"agreement on whether a response is correct: {agreed / judged:.3f} [{low:.3f}, {high:.3f}] of {judged:,} verdicts{bound}")
+    return int(bad)
 
 
 def _progress(rows: int, spoke: float) -> float:

@@ -42,7 +42,7 @@ def _under(given: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 Step = Literal[
     "normalise", "filters", "exact_dedup", "near_dedup", "semantic_dedup", "decontaminate", "audit",
-    "reformulate", "consensus", "grade", "select", "mix",
+    "reformulate", "consensus", "grade", "solve", "select", "mix",
 ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ class SemanticDuplicateSettings(Section):
 
 
 class EndpointSettings(Section):
-    """The OpenAI-compatible endpoint of `reformulate`, `consensus` and `grade`. Address and key come from TOUCHSTONE_TEACHER_URL and
+    """The OpenAI-compatible endpoint of `reformulate`, `consensus`, `grade` and `solve`. Address and key come from TOUCHSTONE_TEACHER_URL and
     TOUCHSTONE_TEACHER_KEY; which model answered, and a digest of what it said, are in the stage's manifest."""
 
     model: str = "default"
@@ -170,6 +170,22 @@ class GradingSettings(Section):
     """Ratings per row, averaged."""
     band: Span[Annotated[float, Field(ge=1, le=10)]] = (1.0, 10.0)
     """Rows with a mean rating in this closed interval stay."""
+
+
+class SolvingSettings(Section):
+    """Worked solutions by a model for rows without one, kept where the row's own verifier takes their answer (rejection sampling, as in
+    arXiv 2308.01825)."""
+
+    tries: Positive = 2
+    """Answers a row gets at most; who has a right one is not asked again."""
+    prompt: str = "{prompt}\n\nSolve it step by step, a short line for each step. End with a line that holds #### and the final answer alone."
+    """The question; {prompt} is the problem's. What stands before the last #### of a right answer becomes the solution."""
+
+    @model_validator(mode="after")
+    def _asks(self) -> SolvingSettings:
+        if "{prompt}" not in self.prompt:
+            raise ValueError("prompt: {prompt} is missing, where the problem stands")
+        return self
 
 
 class SelectionSettings(Section):
@@ -211,6 +227,7 @@ class CurationSettings(Preset):
     endpoint: EndpointSettings = EndpointSettings()
     consensus: ConsensusSettings = ConsensusSettings()
     grading: GradingSettings = GradingSettings()
+    solving: SolvingSettings = SolvingSettings()
     selection: SelectionSettings = SelectionSettings()
     mix: MixSettings | None = None
     """Required by the step mix."""

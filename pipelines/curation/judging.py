@@ -4,6 +4,7 @@ skipped, and the ledger tells it.
     reformulate  a multiple-choice problem becomes an open one, checked by form, by the gold option and by a second look (Big-Math, arXiv 2502.17387)
     consensus    the model's own solutions must agree with the gold answer (AceReason, arXiv 2505.16400; DeepMath, arXiv 2504.11456)
     grade        the mean of several ratings of difficulty, from 1 to 10 in half steps (DeepMath)
+    solve        rows without a worked solution get the model's, where their verifier takes its answer (rejection sampling, arXiv 2308.01825)
 
 What a model says is data: it is read as JSON or as a number and otherwise refused.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +46,7 @@ RATE = (
     "Rate how hard this problem is, from 1 (a first exercise) to 10 (the hardest of an international olympiad), in steps of 0.5. "
     "Answer with the number within \\boxed{{}}.\n\n{prompt}"
 )
-ASKING = ("reformulate", "consensus", "grade")
+ASKING = ("reformulate", "consensus", "grade", "solve")
 """Steps of this module."""
 VOTED = ("math", "exact", "choice")
 """Verifiers whose gold is one short answer, which can be voted on."""
@@ -132,6 +133,30 @@ def grade(rows: Rows, inputs: Inputs) -> Apply:
     return Decided(goes, becomes)
 
 
+def solve(rows: Rows, inputs: Inputs) -> Apply:
+    """Give rows without a worked solution one of the model's; none goes, and who has no right one in `tries` stays without.
+
+    Raises:
+        Skipped: there is no endpoint, which the settings allow.
+        UserError: not one request was answered.
+    """
+    client, settings = _client(inputs), inputs.settings.solving
+    becomes: dict[int, Problem] = {}
+    for chosen in _chosen(rows, lambda problem: problem.solution is None and problem.verifier in VOTED):
+        for attempt in range(settings.tries):
+            left = [(row, problem) for row, problem in chosen if row not in becomes]
+            if not left:
+                break
+            questions = [settings.prompt.replace("{prompt}", problem.prompt) for _, problem in left]
+            written = [(reply.text or "").rpartition("</think>")[2] for reply in _ask(client, inputs, questions, {"seed": attempt})]
+            verdicts = verifiers.verify_batch([(problem, text) for (_, problem), text in zip(left, written, strict=True)])
+            for (row, problem), text, verdict in zip(left, written, verdicts, strict=True):
+                working, mark, _ = text.rpartition("####")
+                if verdict.correct and mark and working.strip():
+                    becomes[row] = replace(problem, solution=working.strip())
+    return Decided({}, becomes)
+
+
 def _client(inputs: Inputs) -> ChatClient:
     if inputs.client is None:
         raise Skipped(f"{TEACHER_URL} is not set, and curation.endpoint.missing is skip")
@@ -159,10 +184,12 @@ def _chosen(rows: Rows, wanted: Callable[[Problem], bool] = bool) -> Iterator[li
             yield chosen
 
 
-def _ask(client: ChatClient, inputs: Inputs, questions: Sequence[str]) -> list[Reply]:
+def _ask(client: ChatClient, inputs: Inputs, questions: Sequence[str], options: Mapping[str, Any] | None = None) -> list[Reply]:
+    """options: further fields of each request."""
     endpoint = inputs.settings.endpoint
     conversations: list[Messages] = [[{"role": "user", "content": question}] for question in questions]
-    replies = client.complete_all(conversations, temperature=endpoint.temperature, max_tokens=endpoint.max_tokens)
+    more = [options or {}] * len(conversations)
+    replies = client.complete_all(conversations, temperature=endpoint.temperature, max_tokens=endpoint.max_tokens, options=more)
     if replies and all(reply.text is None for reply in replies):
         raise UserError(f"curation: the endpoint answered none of {len(replies)} requests; the first failed with: {replies[0].error}")
     return replies

@@ -22,7 +22,7 @@ from pipelines.curation.decontamination import decontaminate
 from pipelines.curation.deduplication import exact_dedup
 from pipelines.curation.engines import engine
 from pipelines.curation.filters import filters
-from pipelines.curation.judging import consensus, grade, reformulate, refuse_without_endpoint
+from pipelines.curation.judging import consensus, grade, reformulate, refuse_without_endpoint, solve
 from pipelines.curation.near_duplicates import near_dedup
 from pipelines.curation.normalise import normalise
 from pipelines.curation.selection import mix, select
@@ -43,6 +43,7 @@ STEPS: dict[str, Step] = {
     "reformulate": reformulate,
     "consensus": consensus,
     "grade": grade,
+    "solve": solve,
     "select": select,
     "mix": mix,
 }

@@ -120,7 +120,35 @@ def test_grades_are_averaged_and_banded() -> None:
     }
 
 
-@pytest.mark.parametrize("step", ["reformulate", "consensus", "grade"])
+def test_rows_without_a_solution_get_the_first_right_one() -> None:
+    """A right one must end with ####: what stands before is the solution. Thinking is none of it; who has a solution is not asked."""
+    said = {
+        "first": ["<think>\nIs it 5?\n</think>\n2 + 2 = 4\n#### 4"],
+        "second": ["2 + 2 = 5\n#### 5", "2 + 2 = 4\nso\n#### 4.0"],
+        "third": ["#### 4", "the answer is 4"],
+        "fourth": ["2 + 2 = 5\n#### 5", "2 + 2 = 3\n#### 3"],
+    }
+    rows = [row(f"{name} one") for name in said] + [row("known one", solution="by heart"), row("code one", verifier="code", domain="code")]
+
+    def reply(prompt: str, number: int) -> Answer:
+        name = prompt.split(maxsplit=1)[0]
+        return Answer(said[name].pop(0))
+
+    with serve(reply) as endpoint:
+        kept, dropped = alone("solve", rows, client=client(endpoint.url), solving={"tries": 2})
+    assert dropped == [] and len(endpoint.requests) == 1 + 2 + 2 + 2 and all("####" in r["messages"][0]["content"] for r in endpoint.requests)
+    assert {problem.prompt: problem.solution for problem in kept} == {
+        "first one": "2 + 2 = 4", "second one": "2 + 2 = 4\nso", "third one": None, "fourth one": None, "known one": "by heart", "code one": None,
+    }  # fmt: skip
+    assert sorted({r["seed"] for r in endpoint.requests}) == [0, 1]
+
+
+def test_a_question_must_hold_the_problem() -> None:
+    with pytest.raises(ValueError, match=r"solving.*\n.*\{prompt\} is missing"):
+        CurationSettings.model_validate({"solving": {"prompt": "Solve it."}})
+
+
+@pytest.mark.parametrize("step", ["reformulate", "consensus", "grade", "solve"])
 def test_without_an_endpoint_a_step_fails_before_the_others_or_is_skipped_where_params_say_so(step: str) -> None:
     settings: dict[str, object] = {"steps": ["normalise", step]}
     with pytest.raises(UserError, match=f"curation: {step}: asks the OpenAI-compatible endpoint that TOUCHSTONE_TEACHER_URL names"):

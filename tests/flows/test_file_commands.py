@@ -53,6 +53,22 @@ def test_verify_judges_every_row_in_order_and_prints_the_confusion(tmp_path, cap
 
 
 @pytest.mark.skipif(bool(probe()), reason=probe())
+def test_verdicts_that_may_agree_too_seldom_with_what_is_expected_are_refused(tmp_path, capsys):
+    """8 of 10 agree: Wilson's interval is [.490, .943], worked by hand. A row that nothing is said of, and a malformed one, do not count."""
+    right, wrong = {"gold": "4", "prediction": "\\boxed{4}"}, {"gold": "4", "prediction": "\\boxed{5}"}
+    rows = [right | {"expected": "correct"}] * 6 + [wrong | {"expected": "wrong"}, wrong | {"expected": "unparsable"}]
+    rows += [right | {"expected": "wrong"}, wrong | {"expected": "correct"}, {"gold": "4", "expected": "correct"}, right]
+    source = write(tmp_path / "in.jsonl", rows)
+    asked = ["verify", source, "--out", str(tmp_path / "out.jsonl"), "--agreement"]
+    assert main([*asked, "0.49"]) == 0
+    assert "agreement on whether a response is correct: 0.800 [0.490, 0.943] of 10 verdicts; accepted" in capsys.readouterr().out
+    assert main([*asked, "0.5"]) == 1
+    assert "REFUSED: the lower end must be at least 0.500" in capsys.readouterr().out
+    assert main([*asked, "80"]) == 2 and "80 is no share" in capsys.readouterr().err
+    assert main(["verify", write(tmp_path / "none.jsonl", [right]), "--out", str(tmp_path / "out.jsonl"), "--agreement", "0.5"]) == 2
+    assert "no judged row says under `expected`" in capsys.readouterr().err
+
+
 def test_verify_says_what_held_the_programs_in(tmp_path, capsys):
     row = {"answer": "", "verifier": "code", "verifier_args": {"asserts": ["assert f(1) == 2"]}, "prediction": "```python\ndef f(x): return x + 1\n```"}
     assert main(["verify", write(tmp_path / "in.jsonl", [row]), "--out", str(tmp_path / "out.jsonl")]) == 0
