@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,15 +33,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import psutil
 
+from benchmarks.environments import environment
+from benchmarks.policies import PROMPT, cold_started, embedded, examples, journal
+
 ROOT = Path(__file__).parents[1]
-TRL = ("trl==1.16.0", "torch==2.13.0", "transformers==5.19.0", "datasets", "accelerate", "pydantic", "pyyaml", "numpy", "pyarrow")
+TRL = ("trl==1.16.0", "torch==2.13.0", "transformers==5.19.0", "datasets", "accelerate", "pydantic", "pyyaml", "numpy", "pyarrow", "psutil")
 WARM_UP = 2
 ROUNDS = 3
 GROWTH = [(4, 64), (8, 64), (16, 64), (32, 64), (8, 32), (8, 128), (8, 256)]
 PHASES = ("generate", "verify", "score", "update", "other")
-EXAMPLES = ROOT / "data" / "examples"
-COLD_START = 300
-"""Worked solutions of each of two files that a known model learns first."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,7 @@ class Case:
         return self.prompts * self.group
 
 
-PRETRAINED = Case(
-    prompts=8, micro=16, lr=2e-5, prompt={"system": "Solve the problem. End with #### and the answer.", "response": "{solution}\n#### {answer}"}
-)  # fmt: skip
+PRETRAINED = Case(prompts=8, lr=2e-5, prompt=PROMPT)
 
 
 def main() -> None:
@@ -94,7 +91,7 @@ def main() -> None:
         figures["generate"] = beside(folder, options.steps, (sys.executable, "engine"), (sys.executable, "library"))
         batch = f"{case.prompts} x {case.group} responses in {case.precision}"
         print(f"generation of {batch}, Hugging Face generate: {told(figures['generate'])}", flush=True)
-        python = sys.executable if options.skip_trl else str(environment(options.environment))
+        python = sys.executable if options.skip_trl else str(environment(options.environment, TRL))
         figures["train"] = beside(folder, options.steps, (sys.executable, "touchstone"), (python, "touchstone" if options.skip_trl else "trl"))
         other = "the loop again" if options.skip_trl else "TRL 1.16"
         print(f"training, {other}: {told(figures['train'])}", flush=True)
@@ -156,17 +153,6 @@ def measured(python: str, side: str, folder: Path, steps: int, shape: tuple[int,
     return json.loads(out[-1]) | {"gigabytes": most / 1e9}
 
 
-def environment(folder: Path) -> Path:
-    """A virtual environment with TRL, made once. Pip takes its index from its own settings."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        print(f"installing TRL in {folder}", flush=True)
-        venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *TRL, "psutil"], check=True)
-        (folder / "ready").touch()
-    return python
-
-
 def prepared(folder: Path, model: str | None, precision: str) -> Case:
     """Write the policy and the problems that both sides read, and say what they do."""
     if model is None:
@@ -180,79 +166,9 @@ def prepared(folder: Path, model: str | None, precision: str) -> Case:
     if Path(model).is_dir():
         save_policy(folder / "model", *load_policy(model))
     else:
-        cold_started(folder, model, case)
+        cold_started(folder, model)
     write_problems(folder / "problems.parquet", list(examples("mawps_train"))[:512])
     return case
-
-
-def examples(name: str) -> Iterator[Any]:
-    """Problems of a file of data/examples."""
-    from pipelines.config.sources import FileSource
-    from pipelines.sources import files
-
-    fields = {"prompt": "question", "answer": "answer", "solution": "steps", "source_id": "id"}
-    has = json.loads((EXAMPLES / f"{name}.jsonl").open().readline())
-    source = FileSource(kind="file", path=f"{name}.jsonl", fields={key: value for key, value in fields.items() if value in has}, licence="MIT")
-    yield from files.problems(source, 1, name, EXAMPLES)
-
-
-def cold_started(folder: Path, model: str, case: Case) -> None:
-    """A known model after one pass over worked solutions, as overlays/smollm2.yaml does it."""
-    from pipelines.config.common import OptimiserSettings, PromptSettings
-    from pipelines.config.training import LanguageModellingSettings
-    from pipelines.models.bringing import bring_in
-    from pipelines.models.known import known_model
-    from pipelines.models.loading import load_policy, save_policy
-    from pipelines.sft.examples import chat_examples
-
-    (folder / "base").mkdir()
-    bring_in(known_model(model), folder / "base", None)
-    policy, tokenizer = load_policy(folder / "base")
-    worked = [problem for name in ("gsm8k_short", "svamp_train") for problem in list(examples(name))[:COLD_START] if problem.solution]
-    rows, _ = chat_examples(tokenizer, worked, 256, PromptSettings(**(case.prompt or {})))
-    supervised(folder, policy, rows, LanguageModellingSettings(batch_size=16, micro_batch=8, precision="auto", optimiser=OptimiserSettings(lr=1e-4)))
-    save_policy(folder / "model", policy, tokenizer)
-
-
-def embedded(folder: Path) -> None:
-    """The embedded model after a short cold start, with problems of its kind."""
-    from pipelines.config.common import OptimiserSettings
-    from pipelines.config.sources import ArithmeticSource
-    from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
-    from pipelines.models.loading import save_policy
-    from pipelines.models.tiny import tiny_model
-    from pipelines.models.tokenizer import train_tokenizer
-    from pipelines.sft.examples import chat_examples, document
-    from pipelines.sources.arithmetic import problems as arithmetic
-    from pipelines.store import write_problems
-
-    problems = list(arithmetic(ArithmeticSource(kind="arithmetic", count=3000, levels={1: 1, 2: 1, 3: 1}), 1, "stories", Path()))
-    exact = [replace(problem, verifier="exact", verifier_args="{}") for problem in problems[:512]]
-    tokenizer = train_tokenizer([document(problem) for problem in problems], 768)
-    model = tiny_model(ArchitectureSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, vocab_size=768, context=512), tokenizer, 1)
-    rows, _ = chat_examples(tokenizer, problems, 256)
-    supervised(folder, model, rows, LanguageModellingSettings(batch_size=32, optimiser=OptimiserSettings(name="muon", lr=3e-3)))
-    save_policy(folder / "model", model, tokenizer)
-    write_problems(folder / "problems.parquet", exact)
-
-
-def supervised(folder: Path, policy: Any, rows: list[Any], settings: Any) -> None:
-    """One cold start."""
-    from pipelines.models.checkpoints import Checkpoints
-    from pipelines.sft.train import train
-
-    with journal(folder / "cold start", "sft") as kept:
-        train(policy, rows, settings, seed=1, purpose="bench", journal=kept, checkpoints=Checkpoints(folder / "cold start" / "c", {}))
-
-
-@contextmanager
-def journal(folder: Path, name: str) -> Iterator[Any]:
-    """A journal that shows nothing."""
-    from pipelines.progress import Journal
-
-    folder.mkdir()
-    with open(os.devnull, "w") as nowhere:
-        yield Journal(folder / "journal.jsonl", name, nowhere)
 
 
 def read(folder: Path) -> tuple[Any, Any, list[Any]]:

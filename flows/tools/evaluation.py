@@ -8,11 +8,14 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.tools import rows
 from pipelines import paths
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.config.common import GenerationSettings
 
 SAMPLES = "samples.parquet"
 SCORES = "scores.json"
@@ -33,15 +36,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answer-type", help="answer type of rows that name none (expression)")
     parser.add_argument("--samples", type=int, default=8, help="responses per problem (8)")
     parser.add_argument("--k", type=int, action="append", help="k of pass@k; may be repeated (1 and the number of samples)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest response (512)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (1.0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus mass (1.0)")
+    parser.add_argument("--params", type=Path, metavar="params.yaml", help="sample as evaluation.generation of this file says, prompt included")
+    parser.add_argument("--system", metavar="TEXT", help="system message (the one that asks for a boxed answer)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest response (512)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (1.0)")
+    parser.add_argument("--top-p", type=float, help="nucleus mass (1.0)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "auto"], help="of engine torch (float32)")
     parser.add_argument(
-        "--engine", choices=["torch", "vllm", "vllm_server", "server"], default="torch",
+        "--engine", choices=["torch", "vllm", "vllm_server", "server"],
         help="what samples (torch); `server` asks the endpoint in TOUCHSTONE_GENERATION_URL and takes the tokenizer alone from MODEL",
     )  # fmt: skip
     parser.add_argument("--served-model", default="", metavar="NAME", help="the model's name at the endpoint of --engine server")
-    parser.add_argument("--batch-size", type=int, default=256, help="responses that decode together; changes memory and speed, not results (256)")
+    parser.add_argument("--batch-size", type=int, help="responses that decode together; changes memory and speed, not results (256)")
     parser.add_argument("--limit", type=int, help="first problems only")
     parser.add_argument("--cluster-by", metavar="LABEL", help="label of the topics that say which problems belong together (passage)")
     parser.add_argument("--seed", type=int, default=0)
@@ -60,8 +66,6 @@ def comparing(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     from pipelines import generation
-    from pipelines.config import check
-    from pipelines.config.common import GenerationSettings
     from pipelines.evaluation import lm_eval
     from pipelines.evaluation.benchmarks import collect, parts_of
     from pipelines.evaluation.scores import score_benchmark
@@ -73,10 +77,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from pipelines.verifiers import VerifierPool, require_sandbox_for
 
     out = OutputFolder(options.out, [options.model, options.benchmark]) if options.out else None
-    given = {"engine": options.engine, "max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size}
-    given |= {"temperature": options.temperature, "top_p": options.top_p}
-    given |= {"server": {"model": options.served_model}} if options.served_model else {}
-    settings = check(GenerationSettings, given, "evaluate")
+    settings = _generation(options)
     ks = sorted({1, *(options.k or [options.samples])})
     if options.samples < 1 or ks[0] < 1 or ks[-1] > options.samples:
         raise UserError(f"evaluate: --samples and --k must be at least 1 and no k above the samples, got {options.samples} samples and k {ks}")
@@ -98,8 +99,8 @@ def evaluate(options: argparse.Namespace) -> int:
         if out:
             with out.replacing() as folder:
                 write_table(folder / SAMPLES, table)
-                about = {"model": str(options.model), "benchmark": str(options.benchmark), "seed": options.seed, **given}
-                write_json(folder / SCORES, {**about, **scored})
+                about = {"model": str(options.model), "benchmark": str(options.benchmark), "seed": options.seed}
+                write_json(folder / SCORES, {**about, **settings.model_dump(mode="json"), **scored})
                 found = {name: scored["models"]["model"]}
                 lm_eval.write(folder / "lm_eval", str(options.model), {name: table}, found, settings, options.samples, options.seed)
     print(f"{options.model} on {name}: {scored['problems']} problems, {options.samples} samples each")
@@ -107,6 +108,21 @@ def evaluate(options: argparse.Namespace) -> int:
     print("\n".join(_lines(scored["models"]["model"])))
     print(f"  always answering the most common gold: {scored['constant_answer']['share']:.4f}")
     return 0
+
+
+def _generation(options: argparse.Namespace) -> GenerationSettings:
+    """How to sample: the options, over what a file of params says or else over this command's defaults."""
+    from pipelines.config import check, load
+    from pipelines.config.common import GenerationSettings
+
+    start = load(options.params).evaluation.generation.model_dump() if options.params else {"max_new_tokens": 512}
+    names = ("engine", "max_new_tokens", "temperature", "top_p", "precision", "batch_size")
+    given = start | {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.system is not None:
+        given["prompt"] = {**start.get("prompt", {}), "system": options.system}
+    if options.served_model:
+        given["server"] = {**start.get("server", {}), "model": options.served_model}
+    return check(GenerationSettings, given, "evaluate")
 
 
 def _source(options: argparse.Namespace) -> dict[str, Any]:

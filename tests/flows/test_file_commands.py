@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from chat_endpoint import Answer, serve
 from datasets import Dataset
 from safetensors.torch import save_file
@@ -175,12 +176,28 @@ def test_evaluate_a_folder_of_weights(here, weights, capsys):
     assert "--map takes FIELD=COLUMN, such as prompt=question, got 'question'" in capsys.readouterr().err
 
 
+def test_evaluate_samples_as_params_and_options_say(here, weights):
+    """The options count before the file."""
+    params = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+    params["evaluation"]["generation"] = {"max_new_tokens": 7, "temperature": 0.5, "prompt": {"system": "Be short.", "user": "Q: {problem}"}}
+    (here / "params.yaml").write_text(yaml.safe_dump(params))
+    bench = write(here / "bench.jsonl", [{"question": "Mia has 3 pears. How many?", "answer": 3}])
+    command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "1", "--out", "out", "--params", "params.yaml", "--temperature", "0"]
+    for more, system in (([], "Be short."), (["--system", "Be long."], "Be long.")):
+        assert main([*command, *more]) == 0
+        about = json.loads((here / "out" / "scores.json").read_text())
+        assert (about["max_new_tokens"], about["temperature"], about["top_p"], about["precision"]) == (7, 0.0, 1.0, "float32")
+        assert (about["prompt"]["system"], about["prompt"]["user"]) == (system, "Q: {problem}")
+    assert main([*command, "--top-p", "0"]) == 2
+
+
 def test_evaluate_a_hosted_model(here, weights, monkeypatch):
     bench = write(here / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in (3, 4)])
     with serve(lambda prompt, number: Answer("\\boxed{3}")) as endpoint:
         monkeypatch.setenv("TOUCHSTONE_GENERATION_URL", endpoint.url)
         command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "2", "--max-new-tokens", "4", "--out", "out"]
-        assert main([*command, "--engine", "server", "--served-model", "big"]) == 0
+        assert main([*command, "--engine", "server", "--served-model", "big", "--system", "Be short."]) == 0
+    assert all(request["messages"][0] == {"role": "system", "content": "Be short."} for request in endpoint.requests)
     assert {request["model"] for request in endpoint.requests} == {"big"} and len(endpoint.requests) == 4
     assert json.loads((here / "out" / "scores.json").read_text())["models"]["model"]["pass_at_k"]["1"]["mean"] == 0.5
 
