@@ -3,7 +3,7 @@
 The same model in float32, the GSM8K problems of data/examples/gsm8k_test.jsonl, the same system message, greedy, the same longest response; each side
 in a process of its own on the same cores, lm-evaluation-harness 0.4.13 in a virtual environment that this benchmark makes, with a task for the file
 that takes what stands behind `####`, as its GSM8K does. Printed: seconds of the whole command, how many responses are equal letter by letter, how
-many verdicts differ, and each difference with both responses.
+many verdicts differ, and each difference with both responses; the figures as one JSON object last.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def main() -> None:
     scores = [sum(side[question][1] for question in questions) for side in (ours, theirs)]
     print(f"right: touchstone {scores[0]}, harness {scores[1]} of {len(questions)}; verdicts that differ: {len(different)}; equal responses: {equal}")
     print(f"seconds of the command: touchstone {seconds:.1f}, harness {their_seconds:.1f}, {their_seconds / seconds:.1f} times")
+    figures = {"problems": len(questions), "right": scores, "different": len(different), "equal": equal, "seconds": [seconds, their_seconds]}
+    print(json.dumps({"model": options.model, "cold_start": options.cold_start, **figures}))
 
 
 def prepared(folder: Path, model: str, cold: bool) -> Path:
