@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.extras import require
@@ -34,8 +36,7 @@ def served(file: Path, name: str, how: Serving) -> Iterator[str]:
     """
     require("xllamacpp", "serving a GGUF file")
     read_header(file)
-    import xllamacpp
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # its names are found when it is imported
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
     params.model_alias = {name}
