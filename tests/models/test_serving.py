@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -51,13 +52,17 @@ def test_it_answers_as_the_converted_folder_does_and_only_to_the_key(file, tmp_p
 def test_the_command_serves_until_it_is_interrupted(file):
     command = [sys.executable, "-m", "flows.cli", "models", "serve", str(file), "--port", "0", "--slots", "1", "--context", "128"]
     environment = os.environ | {"TOUCHSTONE_TEACHER_KEY": "secret"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job, as the tests may be one, ignores Ctrl-C
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeds) as process:
         said = process.stdout.readline()
         assert said.startswith("tiny answers at http://127.0.0.1:") and "asks for the key in TOUCHSTONE_TEACHER_KEY" in said and "secret" not in said
         url = said.split()[3]
         assert ChatClient(url, "tiny", "secret").complete(MESSAGES, temperature=0.0, max_tokens=2).text is not None
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        try:
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 0 and errors == ""
 
 
