@@ -6,7 +6,7 @@ skipped, and the ledger tells it.
     grade        the mean of several ratings of difficulty, from 1 to 10 in half steps (DeepMath)
     solve        rows without a worked solution get the model's, where their verifier takes its answer (rejection sampling, arXiv 2308.01825)
 
-What a model says is data: it is read as JSON or as a number and otherwise refused.
+What a model says is data: it is read as JSON or as a number, or its answer is judged by the rules, and otherwise refused.
 """
 
 from __future__ import annotations
@@ -140,21 +140,27 @@ def solve(rows: Rows, inputs: Inputs) -> Apply:
         Skipped: there is no endpoint, which the settings allow.
         UserError: not one request was answered.
     """
-    client, settings = _client(inputs), inputs.settings.solving
-    becomes: dict[int, Problem] = {}
-    for chosen in _chosen(rows, lambda problem: problem.solution is None and problem.verifier in VOTED):
-        for attempt in range(settings.tries):
-            left = [(row, problem) for row, problem in chosen if row not in becomes]
-            if not left:
-                break
-            questions = [settings.prompt.replace("{prompt}", problem.prompt) for _, problem in left]
-            written = [(reply.text or "").rpartition("</think>")[2] for reply in _ask(client, inputs, questions, {"seed": attempt})]
-            verdicts = verifiers.verify_batch([(problem, text) for (_, problem), text in zip(left, written, strict=True)])
-            for (row, problem), text, verdict in zip(left, written, verdicts, strict=True):
-                working, mark, _ = text.rpartition("####")
-                if verdict.correct and mark and working.strip():
-                    becomes[row] = replace(problem, solution=working.strip())
-    return Decided({}, becomes)
+    client = _client(inputs)
+    chosen = _chosen(rows, lambda problem: problem.solution is None and problem.verifier in VOTED)
+    return Decided({}, {row: problem for batch in chosen for row, problem in _solved(client, inputs, batch)})
+
+
+def _solved(client: ChatClient, inputs: Inputs, batch: Sequence[tuple[int, Problem]]) -> Iterator[tuple[int, Problem]]:
+    """The rows that get a right solution, with it. Only a first round without any answer is the endpoint's fault; later it may be the rows'."""
+    settings, left = inputs.settings.solving, list(batch)
+    for attempt in range(settings.tries):
+        questions = [settings.prompt.replace("{prompt}", problem.prompt) for _, problem in left]
+        replies = (_replies if attempt else _ask)(client, inputs, questions, {"seed": attempt})
+        written = [(reply.text or "").rpartition("</think>")[2] for reply in replies]
+        verdicts = verifiers.verify_batch([(problem, text) for (_, problem), text in zip(left, written, strict=True)])
+        unsolved = []
+        for (row, problem), text, verdict in zip(left, written, verdicts, strict=True):
+            working, mark, _ = text.rpartition("####")
+            if verdict.correct and mark and working.strip():
+                yield row, replace(problem, solution=working.strip())
+            else:
+                unsolved.append((row, problem))
+        left = unsolved
 
 
 def _client(inputs: Inputs) -> ChatClient:
@@ -185,14 +191,22 @@ def _chosen(rows: Rows, wanted: Callable[[Problem], bool] = bool) -> Iterator[li
 
 
 def _ask(client: ChatClient, inputs: Inputs, questions: Sequence[str], options: Mapping[str, Any] | None = None) -> list[Reply]:
-    """options: further fields of each request."""
-    endpoint = inputs.settings.endpoint
-    conversations: list[Messages] = [[{"role": "user", "content": question}] for question in questions]
-    more = [options or {}] * len(conversations)
-    replies = client.complete_all(conversations, temperature=endpoint.temperature, max_tokens=endpoint.max_tokens, options=more)
+    """One reply to each question. options: further fields of each request.
+
+    Raises:
+        UserError: not one was answered.
+    """
+    replies = _replies(client, inputs, questions, options)
     if replies and all(reply.text is None for reply in replies):
         raise UserError(f"curation: the endpoint answered none of {len(replies)} requests; the first failed with: {replies[0].error}")
     return replies
+
+
+def _replies(client: ChatClient, inputs: Inputs, questions: Sequence[str], options: Mapping[str, Any] | None = None) -> list[Reply]:
+    endpoint = inputs.settings.endpoint
+    conversations: list[Messages] = [[{"role": "user", "content": question}] for question in questions]
+    more = [options or {}] * len(conversations)
+    return client.complete_all(conversations, temperature=endpoint.temperature, max_tokens=endpoint.max_tokens, options=more)
 
 
 def _polled(

@@ -164,7 +164,7 @@ def _moving(recipe: Recipe, part: Batch) -> tuple[Tensor, Tensor]:
 
 def _micro_batches(recipe: Recipe, part: Batch, rows: Tensor, ids_BT: Tensor, score_BT: Tensor, size: int) -> list[Tensor]:
     """Of `rows`, the indices of each micro-batch: those of like length, or whole groups where the loss couples them, or groups one after another
-    where so many fewer tokens run, since a micro-batch runs each prompt once."""
+    where `SHARING` times fewer tokens run, since a micro-batch runs each prompt once."""
     if not len(rows):
         return []
     group_B, scored_BT = part.group_B[rows], score_BT[rows]

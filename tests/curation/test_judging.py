@@ -143,6 +143,13 @@ def test_rows_without_a_solution_get_the_first_right_one() -> None:
     assert sorted({r["seed"] for r in endpoint.requests}) == [0, 1]
 
 
+def test_a_row_that_is_never_answered_ends_nothing() -> None:
+    """After the first round it is the only one left, and every request of the second fails."""
+    with serve(lambda prompt, number: Answer(status=400) if prompt.startswith("bad") else Answer("2 + 2 = 4\n#### 4")) as endpoint:
+        kept, dropped = alone("solve", [row("bad one"), row("good one")], client=client(endpoint.url), solving={"tries": 2})
+    assert dropped == [] and {problem.prompt: problem.solution for problem in kept} == {"bad one": None, "good one": "2 + 2 = 4"}
+
+
 def test_a_question_must_hold_the_problem() -> None:
     with pytest.raises(ValueError, match=r"solving.*\n.*\{prompt\} is missing"):
         CurationSettings.model_validate({"solving": {"prompt": "Solve it."}})
