@@ -41,10 +41,12 @@ from pipelines.models.loading import load_policy
 from pipelines.models.optimisation import make_optimiser
 from pipelines.progress import Journal
 from pipelines.records import Problem
-from pipelines.rl import RECIPES, inputs, online, route, with_advantages
+from pipelines.rl import RECIPES, online, route, with_advantages
 from pipelines.rl.account import training
 from pipelines.rl.data import Clock, judged, rollouts
-from pipelines.rl.train import frozen_roles, make_actor, make_step, minibatches, train
+from pipelines.rl.roles import roles_of
+from pipelines.rl.score import fill
+from pipelines.rl.train import make_actor, make_step, minibatches, train
 from pipelines.rl.update import optimise
 from pipelines.store import read_problems
 from pipelines.verifiers import VerifierPool
@@ -139,7 +141,7 @@ class Bench:
             self.row(needed)
         reference = self.trained[REFERENCE[name]] if name in REFERENCE else self.sft
         sources = {"reference": reference, "init": self.sft}
-        return {role: copy.deepcopy(sources[source]) for role, source in frozen_roles(RECIPES[name]).items() if source != "copy"}
+        return {name: copy.deepcopy(sources[role.source]) for name, role in roles_of(RECIPES[name]).items() if role.source != "copy"}
 
     def row(self, name: str) -> dict[str, Any]:
         """Train the row and answer the benchmark, once."""
@@ -201,7 +203,7 @@ class Bench:
         clock = Clock()
         kept = training(judged(made))
         now = make_step(actor, recipe, settings, kept, by_id, history, {}, (1, "cost"), 1)
-        batch = with_advantages(recipe, route(recipe, inputs.fill(recipe, now)))
+        batch = with_advantages(recipe, route(recipe, fill(recipe, now)))
         clock.lap("score")
         groups = minibatches(kept, settings.minibatches)
         with tempfile.TemporaryDirectory() as folder:

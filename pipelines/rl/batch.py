@@ -1,34 +1,33 @@
-"""The tensors that objectives read, as one record.
+"""Rollouts as tensors: a small core that is always there, and named extras that methods read (`tensors.py` declares each).
 
 B sequences (all groups flattened), T padded response length, H hidden size, K as said. A name's suffix is its shape; a
 tensor (B, T) says something of each token and is read only where the mask is 1. All are detached; what carries gradient
-(`LIVE`) stands beside the batch. A method reads few of them: its functions' positional parameters are these names, and
-the loop fills in those and no others (`pipelines/rl/inputs`).
+stands beside the batch.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-LIVE = {
-    "logp_BT": "log-probability of each token under the policy that is trained, nats",
-    "entropy_BT": "entropy of the policy at each token, nats",
-    "nucleus_entropy_BT": "entropy of the policy restricted to its top-p tokens, renormalised",
-    "vocab_mean_BT": "mean over the vocabulary of the policy's log-probabilities",
-    "value_BT": "the value head's estimate before each token",
-    "student_topk_BTK": "policy's log-probability of the tokens `topk_BTK`",
-    "special_B": "log-probability of a reserved token right after the response",
-}
-"""What one forward pass of the policy can give, with gradient."""
+CORE = ("mask_BT", "reward_B", "group_B", "logp_old_BT")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Batch:
-    """Rollouts of one or more optimiser steps, or some rows of them. The first four are always there."""
+    """Rollouts of one or more optimiser steps, or some rows of them.
+
+    Extras are given by name, read by `batch["logp_ref_BT"]` (or as an attribute) and asked for by `get` and `in`.
+
+    Raises:
+        ValueError: a tensor whose name says so has not one row per rollout.
+        KeyError: an extra is read that is not there.
+    """
 
     mask_BT: Tensor
     """1 on trainable response tokens (end-of-turn included), else 0."""
@@ -38,128 +37,54 @@ class Batch:
     """Prompt id of each row, int: the same for all rows of a group and no others, on whichever process they stand."""
     logp_old_BT: Tensor
     """Proximal policy: the training engine before the update."""
-    logp_roll_BT: Tensor | None = None
-    """Behaviour policy: the generation engine when it sampled the token."""
-    logp_ref_BT: Tensor | None = None
-    """Frozen reference policy."""
-    truncated_B: Tensor | None = None
-    """Response reached the length limit, bool."""
-    advantage_BT: Tensor | None = None
-    """Filled by `advantages`."""
-    step: Tensor | None = None
-    """Number of this step, from 1: a scalar."""
-    response_limit: Tensor | None = None
-    """Longest response that generation allows, tokens: a scalar."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
-    correct_B: Tensor | None = None
-    """Verdict is `correct`, bool; without it, reward_B > 0."""
-    format_B: Tensor | None = None
-    """Response had the form asked for, bool."""
-    consistency_B: Tensor | None = None
-    """Working and answer agree, in [0, 1]."""
-    confidence_B: Tensor | None = None
-    """Confidence that the response states, in [0, 1]; nan where it states none."""
-    candidates_B: Tensor | None = None
-    """Number of answers the response offers."""
-    rank_B: Tensor | None = None
-    """Place of the first right one among them, from 1; 0 where none is."""
-    level_B: Tensor | None = None
-    """Preference level, 1 the best."""
-    diversity_B: Tensor | None = None
-    """How unlike its correct siblings a response is, in [0, 1]."""
-    baseline_B: Tensor | None = None
-    """Expected reward of the prompt under the reference policy."""
-    components_BK: Tensor | None = None
-    """Reward by part (format, correctness, ...)."""
-    component_weight_K: Tensor | None = None
-    """Weight of each part, mean 1."""
-    reprompt_B: Tensor | None = None
-    """A teacher that has seen a solution could score the row, bool."""
-    share_BT: Tensor | None = None
-    """Equal ids on tokens that siblings share as a prefix, int."""
-    step_BT: Tensor | None = None
-    """Step of reasoning that the token belongs to, from 0, int."""
-    potential_BK: Tensor | None = None
-    """Potential after each of K steps, nan past the last."""
-    step_value_BK: Tensor | None = None
-    """Probability of a correct end before each of K steps, nan past the last."""
-
-    logp_sft_BT: Tensor | None = None
-    """The SFT policy."""
-    logp_dpo_BT: Tensor | None = None
-    """A policy trained on preferences, whose log-ratio to the SFT policy is a reward."""
-    logp_prev_BT: Tensor | None = None
-    """The policy one step ago."""
-    logp_tempered_BT: Tensor | None = None
-    """The reference, flattened for responses of low reward."""
-    logp_proxy_BT: Tensor | None = None
-    """The policy before the update without its least likely tokens; very negative where the token is one."""
-    logp_expert_BT: Tensor | None = None
-    """Log-probability of the prompt's expert solution, aligned by position; 0 past its end."""
-    entropy_old_BT: Tensor | None = None
-    """Entropy before the update."""
-    value_old_BT: Tensor | None = None
-    """Value estimates before the update."""
-    vocab_mean_old_BT: Tensor | None = None
-    """`vocab_mean_BT` before the update."""
-    special_old_B: Tensor | None = None
-    """`special_B` before the update."""
-    hidden_old_BTH: Tensor | None = None
-    """What the language-model head sees where it predicts the token, before the update."""
-    topk_BTK: Tensor | None = None
-    """The K likeliest tokens before the update, int."""
-    teacher_topk_BTK: Tensor | None = None
-    """The teacher's log-probability of them."""
-
-    entropy_anchor: Tensor | None = None
-    """Entropy statistic held from the first step: a scalar."""
-    special_anchor: Tensor | None = None
-    """Expected log-probability of the reserved token under the reference: a scalar."""
-
-    kl_scale: Tensor | None = None
-    """Factor on the coefficients of KL terms to the reference, which `kl_control` moves: a scalar."""
-
-    return_BT: Tensor | None = None
-    component_advantage_BK: Tensor | None = None
-    coefficient_B: Tensor | None = None
-    weight_BT: Tensor | None = None
-    rate_B: Tensor | None = None
-    balance_B: Tensor | None = None
-    diversity_weight_B: Tensor | None = None
-    low_BT: Tensor | None = None
-    distil_weight_BT: Tensor | None = None
-    pairs: Tensor | None = None
-    level_pairs: Tensor | None = None
-    responses: Tensor | None = None
-    steps: Tensor | None = None
-    prompts: Tensor | None = None
-    mismatch_mean: Tensor | None = None
-    entropy_sum: Tensor | None = None
-    peak_sum: Tensor | None = None
-    peak_count: Tensor | None = None
-    """These come from a whole batch (`advantages`, `weigh`, `aggregates`), so that its slices add up to it."""
-
-    def __post_init__(self) -> None:
-        lengths = {name: len(tensor) for name, tensor in self.tensors().items() if is_by_row(name)}
-        if any(length != len(self.reward_B) for length in lengths.values()):
+    def __init__(self, *, mask_BT: Tensor, reward_B: Tensor, group_B: Tensor, logp_old_BT: Tensor, **extras: Tensor | None) -> None:
+        core = {"mask_BT": mask_BT, "reward_B": reward_B, "group_B": group_B, "logp_old_BT": logp_old_BT}
+        if "extras" in extras:
+            raise TypeError("a batch takes its tensors by name: `batch.having(name=tensor)` changes some")
+        there = {name: tensor for name, tensor in extras.items() if tensor is not None}
+        for name, value in (*core.items(), ("extras", there)):
+            object.__setattr__(self, name, value)
+        lengths = {name: len(tensor) for name, tensor in {**core, **there}.items() if is_by_row(name)}
+        if any(length != len(reward_B) for length in lengths.values()):
             raise ValueError(f"the tensors of a batch must have one row per rollout, got {lengths}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return getattr(self, name) if name in CORE else self.extras[name]
+
+    def __getattr__(self, name: str) -> Tensor:
+        extras: Mapping[str, Tensor] = self.__dict__.get("extras", {})
+        if name in extras:
+            return extras[name]
+        raise AttributeError(f"the batch has no tensor {name}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in CORE or name in self.extras
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor, None where it is not there."""
+        return self.tensors().get(name)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is there, by name."""
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return {**{name: getattr(self, name) for name in CORE}, **self.extras}
+
+    def having(self, **tensors: Tensor | None) -> Batch:
+        """The batch with these tensors in place of its own; None takes one away."""
+        given: dict[str, Any] = {**self.tensors(), **tensors}
+        return Batch(**given)
 
     def rows(self, index: Tensor) -> Batch:
         """The rows at `index`. Of a batch that has been weighed the slices' losses add up to its own."""
-        return replace(self, **{name: tensor[index] for name, tensor in self.tensors().items() if is_by_row(name)})
+        return self.having(**{name: tensor[index] for name, tensor in self.tensors().items() if is_by_row(name)})
 
     def narrow(self, width: int) -> Batch:
         """The first `width` token positions; the rest must be masked."""
-        return replace(self, **{name: tensor[:, :width] for name, tensor in self.tensors().items() if _TOKENS.search(name)})
+        return self.having(**{name: tensor[:, :width] for name, tensor in self.tensors().items() if _TOKENS.search(name)})
 
 
 _ROWS, _TOKENS = re.compile(r"_B[A-Z]*$"), re.compile(r"_BT[A-Z]*$")
-TENSORS = (*LIVE, *(field.name for field in fields(Batch)))
-"""Every name a method may ask for, beside what objective.py makes on the way."""
 
 
 def is_by_row(name: str) -> bool:

@@ -65,9 +65,9 @@ def _tokens(rollouts: Iterable[Rollout]) -> int:
 
 def _advantages(batch: Batch) -> dict[str, float]:
     """Over the tokens of all ranks."""
-    if batch.advantage_BT is None:
+    if "advantage_BT" not in batch:
         return {}
-    advantage = batch.advantage_BT[batch.mask_BT.bool()]
+    advantage = batch["advantage_BT"][batch.mask_BT.bool()]
     powers = {"sum": advantage, "square": advantage**2, "abs": advantage.abs()}
     sums = ranks.total({"n": len(advantage)} | {name: float(value.sum()) for name, value in powers.items()})
     tokens = max(sums["n"], 1.0)

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines import methods
-from pipelines.rl.batch import TENSORS, Batch
-from pipelines.rl.ranks import over_ranks, tensors_over_ranks
+from pipelines.rl.batch import Batch
+from pipelines.rl.gathering import over_ranks, tensors_over_ranks
 from pipelines.rl.recipe import Bound, Recipe, inputs_of
-from pipelines.rl.slots.regularisers import aggregate_entropy, entropy_anchor, peak_entropy
+from pipelines.rl.tensors import TENSORS, When
 
 
 class Tensors(dict[str, Tensor]):
@@ -36,6 +34,12 @@ class Tensors(dict[str, Tensor]):
         if unknown := sorted(set(live or ()) - set(TENSORS)):
             raise ValueError(f"no method reads {', '.join(unknown)}")
         self.update(live or {})
+        if live:
+            self.update({name: self.call(recipe.derived[name]) for name in recipe.having(When.ROWS) if self._has(recipe.derived[name])})
+
+    def _has(self, function: Bound) -> bool:
+        """Whether all is there that the function must be given."""
+        return all(name in self for name, needed in inputs_of(function) if needed)
 
     def __missing__(self, name: str) -> Tensor:
         raise ValueError(f"recipe '{self._recipe}' needs the tensor {name}, which the batch lacks")
@@ -56,7 +60,7 @@ def routes(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
     if not functions:
         return {}
     read = {"mask_BT", "reward_B", "group_B", "logp_old_BT", "correct_B", *(name for keep in functions.values() for name, _ in inputs_of(keep))}
-    slim = replace(batch, **dict.fromkeys(batch.tensors().keys() - read))
+    slim = batch.having(**dict.fromkeys(batch.tensors().keys() - read))
 
     def of_all(whole: Batch) -> dict[str, Tensor]:
         tensors = Tensors(recipe, whole)
@@ -70,14 +74,12 @@ def masked(batch: Batch, kept: Mapping[str, Tensor]) -> Batch:
     mask_BT = batch.mask_BT
     for keep_B in kept.values():
         mask_BT = mask_BT * keep_B[:, None].to(mask_BT)
-    return replace(batch, mask_BT=mask_BT)
+    return batch.having(mask_BT=mask_BT)
 
 
 def advantages(recipe: Recipe, batch: Batch) -> Tensor:
     """advantage_BT, detached; 0 where the mask is 0. Needs whole groups, and every row that a batch statistic covers."""
-    made = with_advantages(recipe, replace(batch, advantage_BT=None)).advantage_BT
-    assert made is not None
-    return made
+    return with_advantages(recipe, batch.having(advantage_BT=None))["advantage_BT"]
 
 
 def _advantages(recipe: Recipe, tensors: Tensors) -> tuple[Tensor, Tensor]:
@@ -111,10 +113,10 @@ def _with_advantages(recipe: Recipe, batch: Batch) -> Batch:
     if "return_BT" in recipe.needs:
         more["return_BT"] = (credited_BT + tensors["value_old_BT"]).detach()
     if recipe.by_component:
-        parts = [_of_response(recipe, replace(batch, reward_B=reward_B)) for reward_B in tensors["components_BK"].unbind(-1)]
+        parts = [_of_response(recipe, batch.having(reward_B=reward_B)) for reward_B in tensors["components_BK"].unbind(-1)]
         more["component_advantage_BK"] = torch.stack(parts, -1)
-    given = {} if batch.advantage_BT is not None else {"advantage_BT": advantage_BT.detach()}
-    return replace(batch, **given, **more)
+    given = {} if "advantage_BT" in batch else {"advantage_BT": advantage_BT.detach()}
+    return batch.having(**given, **more)
 
 
 def _of_response(recipe: Recipe, batch: Batch) -> Tensor:
@@ -126,7 +128,7 @@ def _of_response(recipe: Recipe, batch: Batch) -> Tensor:
 
 def weigh(recipe: Recipe, batch: Batch) -> Batch:
     """The batch of one optimiser step with all that its slices need to know of it."""
-    if any(name in recipe.needs and getattr(batch, name) is None for name in ("advantage_BT", "return_BT", "component_advantage_BK")):
+    if any(name in recipe.needs and name not in batch for name in ("advantage_BT", "return_BT", "component_advantage_BK")):
         batch = with_advantages(recipe, batch)
     return over_ranks(functools.partial(_weigh, recipe), batch)
 
@@ -135,18 +137,24 @@ def _weigh(recipe: Recipe, batch: Batch) -> Batch:
     tensors = Tensors(recipe, batch)
     made: dict[str, Tensor] = {}
     if recipe.shrinks:
-        old = Tensors(recipe, batch, {"logp_BT": batch.logp_old_BT} | ({} if batch.entropy_old_BT is None else {"entropy_BT": batch.entropy_old_BT}))
+        old = Tensors(recipe, batch, _as_live(batch))
         old["kept_BT"] = _product(old, recipe.lists["token_mask"]) * (_mismatch(old, recipe.corrections) > 0)
         tensors["mask_BT"] = made["mask_BT"] = old.call(recipe.single["denominator"])
-    for name, function in recipe.statistics.items():
-        tensors[name] = made[name] = tensors.call(function)
+    for name in recipe.having(When.WHOLE):
+        if name in recipe.derived:
+            tensors[name] = made[name] = tensors.call(recipe.derived[name])
     if "mismatch_mean" in recipe.needs:
         weight = _mismatch(Tensors(recipe, batch), recipe.corrections)
         made["mismatch_mean"] = (weight * tensors["mask_BT"]).sum() / tensors["mask_BT"].sum().clamp(min=1)
     if recipe.lists["token_weight"]:
         made["weight_BT"] = _product(tensors, recipe.lists["token_weight"])
     made["coefficient_B"] = tensors.call(recipe.single["aggregation"])
-    return replace(batch, **made)
+    return batch.having(**made)
+
+
+def _as_live(batch: Batch) -> dict[str, Tensor]:
+    """What the policy said before the update, under the names of what it says in it."""
+    return {declared.live: batch[name] for name, declared in TENSORS.items() if declared.live and name in batch}
 
 
 def objective(recipe: Recipe, batch: Batch, logp_BT: Tensor, live: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -159,8 +167,8 @@ def objective(recipe: Recipe, batch: Batch, logp_BT: Tensor, live: Mapping[str, 
     Raises:
         ValueError: a tensor that the recipe needs is missing.
     """
-    if batch.coefficient_B is None:
-        if batch.advantage_BT is None and recipe.reads_advantage:
+    if "coefficient_B" not in batch:
+        if "advantage_BT" not in batch and recipe.reads_advantage:
             raise ValueError("batch.advantage_BT is empty: call advantages(recipe, batch) on the whole batch first")
         batch = weigh(recipe, batch)
     tensors = Tensors(recipe, batch, {"logp_BT": logp_BT, **(live or {})})
@@ -231,17 +239,15 @@ def _clipping(recipe: Recipe, tensors: Tensors) -> dict[str, float]:
 
 
 def aggregates(recipe: Recipe, batch: Batch, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This slice's share of the batch sums that the recipe's regularisers are no linear function of (`recipe.aggregates`).
+    """This slice's share of the batch sums that the recipe's regularisers are no linear function of.
 
     Added up over the slices and set on the batch before `objective`, they make its slices add up too.
     """
     tensors = Tensors(recipe, batch, live)
-    made: dict[str, Tensor] = {}
-    if "entropy_sum" in recipe.aggregates:
-        made["entropy_sum"] = aggregate_entropy(tensors["entropy_BT"], tensors["mask_BT"], tensors["coefficient_B"]).detach()
-    if "peak_sum" in recipe.aggregates:
-        settings = next(value for value in recipe.slots["regularisers"] if value["name"] == "entropy_anchor")
-        quantile = settings.get("quantile", methods.settings_of(entropy_anchor)["quantile"].default)
-        total, count = peak_entropy(tensors["nucleus_entropy_BT"], tensors["mask_BT"], quantile=quantile)
-        made |= {"peak_sum": total.detach(), "peak_count": count}
-    return made
+    return {name: tensors.call(recipe.derived[name]).detach() for name in recipe.having(When.SUM)}
+
+
+def of_aggregates(recipe: Recipe, batch: Batch) -> dict[str, float]:
+    """What the recipe reads of those sums, once they stand in the batch."""
+    tensors = Tensors(recipe, batch)
+    return {name: float(tensors.call(recipe.derived[name])) for name in recipe.having(When.OF_SUMS)}

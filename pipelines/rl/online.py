@@ -52,11 +52,10 @@ class History:
 
 @dataclass
 class Recomposition:
-    """What a `recompose` function may use. more(round) draws and answers as many further problems as the step has, in groups of new ids;
-    `guide` generates from a frozen policy named by the stage's `reference`.
+    """What a `recompose` function may use. more(round) draws and answers as many further problems as the step has, in groups of new ids.
 
     Such a function gets all rollouts of the step and gives them back: those that train no more with their reason (`account.drop`), and what
-    it adds.
+    it adds. A further positional parameter that is called as a role (roles.py) is a generator of that policy.
     """
 
     step: int
@@ -65,7 +64,6 @@ class Recomposition:
     history: History
     pool: VerifierPool
     more: Callable[[int], list[Rollout]]
-    guide: Generator | None
 
 
 def drop_high_pass(outcomes: dict[str, list[bool]], problem: Problem, *, at_least: float = 0.9) -> bool:
@@ -90,12 +88,12 @@ def replay(rollouts: list[Rollout], at: Recomposition, *, probability: float = 0
     return out
 
 
-def inject(rollouts: list[Rollout], at: Recomposition, *, at_most: float = 0.25, tries: int = 4) -> list[Rollout]:
+def inject(rollouts: list[Rollout], at: Recomposition, guide: Generator, *, at_most: float = 0.25, tries: int = 4) -> list[Rollout]:
     """NPO (arXiv 2604.20733): in a group whose pass rate is at most `at_most`, one failed rollout gives way to a verified right one of a
     later checkpoint, if `tries` samples of it hold one."""
     groups = _groups(training(rollouts))
     hard = {g: group for g, group in groups.items() if sum(r.outcome == Outcome.CORRECT for r in group) <= at_most * len(group)}
-    guided = dict(zip(hard, _ask_guide(list(hard.values()), at, tries), strict=True))
+    guided = dict(zip(hard, _ask_guide(list(hard.values()), at, guide, tries), strict=True))
     out = [rollout for rollout in rollouts if rollout.dropped or rollout.group_id not in hard]
     for group_id, group in hard.items():
         wrong = next((r for r in group if r.outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
@@ -106,12 +104,11 @@ def inject(rollouts: list[Rollout], at: Recomposition, *, at_most: float = 0.25,
     return out
 
 
-def _ask_guide(groups: Sequence[list[Rollout]], at: Recomposition, tries: int) -> list[list[Rollout]]:
+def _ask_guide(groups: Sequence[list[Rollout]], at: Recomposition, guide: Generator, tries: int) -> list[list[Rollout]]:
     """`tries` judged responses of the guide to the problem of each of these groups, numbered on from it; every process answers its share."""
-    assert at.guide is not None
     mine = groups[ranks.rank() :: ranks.world()]
     problems = [at.problems[group[0].problem_id] for group in mine]
-    samples = respond(at.guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in mine])
+    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in mine])
     verdicts = iter(at.pool.verify_batch([(p, s.text) for p, some in zip(problems, samples, strict=True) for s in some]))
     answers = [
         [

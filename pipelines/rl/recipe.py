@@ -13,28 +13,23 @@ import yaml
 
 from pipelines import methods
 from pipelines.errors import UserError
-from pipelines.rl.batch import TENSORS
-from pipelines.rl.inputs import INPUTS
-from pipelines.rl.objectives import GROUPED, PER_TOKEN
+from pipelines.rl.objectives import OBJECTIVES
 from pipelines.rl.online import RECOMPOSE, TASKS
-from pipelines.rl.slots import LISTS, SINGLE
-from pipelines.rl.statistics import STATISTICS
+from pipelines.rl.slots import SLOTS, Slot, clip
+from pipelines.rl.tensors import SETTABLE, TENSORS, When
 
 Bound = Callable[..., Any]
 
-ONLINE: dict[str, dict[str, Callable[..., Any]]] = {"tasks": TASKS, "recompose": RECOMPOSE}
+ONLINE = {"tasks": Slot(TASKS, several=True), "recompose": Slot(RECOMPOSE, several=True)}
 """Slots of the loop beside the objective: which problems are drawn, what becomes of a batch of rollouts."""
+DERIVED = (When.WHOLE, When.ROWS, When.SUM, When.OF_SUMS)
+"""Tensors that are functions of others."""
 RENAMED = {
     "sapo": "the name of two methods: Soft Adaptive Policy Optimization is the row 'soft_adaptive_po', and the swarm sampling of "
     "'Sharing is Caring' (arXiv 2509.08721) has no row"
 }
 """Names that rows had, and what became of them."""
 PROSE = ("paper", "formula", "fidelity", "assumed", "code_variant")
-AGGREGATES = ("entropy_sum", "peak_sum", "peak_count")
-EARLY = ("routing", "reward", "token_reward", "center", "scale", "modify", "credit", "token_modify", "token_weight", "aggregation")
-"""Slots that see the batch before the update."""
-ENTAILS = {"student_topk_BTK": "topk_BTK", "teacher_topk_BTK": "topk_BTK"}
-"""Tensor -> another that it cannot be had without."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,8 @@ class Recipe:
     """A published method as the value of each slot.
 
     slots: slot -> {name, settings...}, or a tuple of such for slots that hold a list; `inputs` maps the name of a tensor to the
-    settings of how it is had. fidelity: `published`, or `reconstructed` with what was `assumed`. code_variant: where the authors'
-    code differs from the paper, the setting for it.
+    settings of how it is had. derived: tensor -> its function, of those that are had of others. fidelity: `published`, or `reconstructed`
+    with what was `assumed`. code_variant: where the authors' code differs from the paper, the setting for it.
     """
 
     name: str
@@ -55,7 +50,7 @@ class Recipe:
     slots: Mapping[str, Any]
     single: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
     lists: Mapping[str, tuple[Bound, ...]] = field(default_factory=dict, compare=False, repr=False)
-    statistics: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
+    derived: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def policy_gradient(self) -> bool:
@@ -75,7 +70,13 @@ class Recipe:
     @property
     def grouped(self) -> bool:
         """Whether a micro-batch must hold whole groups."""
-        return self.slots["objective"]["name"] in GROUPED
+        objective = OBJECTIVES.get(self.slots["objective"]["name"])
+        return objective is not None and objective.whole_groups
+
+    @property
+    def per_token(self) -> bool:
+        """Whether there is a loss per token."""
+        return self.policy_gradient or OBJECTIVES[self.slots["objective"]["name"]].per_token
 
     @property
     def shrinks(self) -> bool:
@@ -85,10 +86,7 @@ class Recipe:
     @property
     def relative_clip(self) -> tuple[float, float] | None:
         """(low, high) of a clip to [1 - low, 1 + high] beyond which a token has no gradient, if the recipe has such a one."""
-        if self.slots["clip"]["name"] not in ("ppo", "ppo_low_probability", "masked_score"):
-            return None
-        bounds = inspect.signature(self.single["clip"]).parameters
-        return bounds["low"].default, bounds["high"].default
+        return clip.bounds(self.single["clip"])
 
     @property
     def corrections(self) -> tuple[Bound, ...]:
@@ -102,28 +100,28 @@ class Recipe:
         functions = [f for slot, f in self.single.items() if slot not in (*skipped, "objective")]
         functions += [] if self.policy_gradient else [self.single["objective"]]
         functions += [f for slot, fs in self.lists.items() if slot not in ONLINE for f in fs]
-        read = _union((*functions, *self.statistics.values()))
-        for name in [*self.slots["inputs"], *(ENTAILS[name] for name in read if name in ENTAILS)]:
-            read[name] = True
+        read = _union(functions) | dict.fromkeys(self.slots["inputs"], True)
         if self.lists["mismatch"]:
             read["logp_roll_BT"] = True
         if self.by_component:
             read["component_advantage_BK"] = True
-        return {name: needed for name, needed in read.items() if name in TENSORS}
+        return _with_what_they_take(read)
 
     @functools.cached_property
     def before(self) -> frozenset[str]:
-        """What is needed before the update: what advantages and statistics of the batch read."""
-        functions = [*self.statistics.values(), *(f for slot, fs in self.lists.items() if slot in EARLY for f in fs)]
-        functions += [f for slot, f in self.single.items() if slot in EARLY]
+        """What is needed before the update: what advantages and statistics of the batch read, and what only a pass before it can give."""
+        statistics = [f for name, f in self.derived.items() if TENSORS[name].when is When.WHOLE]
+        functions = [*statistics, *(f for slot, fs in self.lists.items() if slot in SLOTS and SLOTS[slot].early for f in fs)]
+        functions += [f for slot, f in self.single.items() if SLOTS[slot].early]
         if self.shrinks or "mismatch_mean" in self.needs:
             functions += [*self.lists["mismatch"], *self.lists["token_mask"]]
         early = {name for name, needed in _union(functions).items() if needed}
-        if {"gap_BT"} & early:
+        if "gap_BT" in early:
             early.add("logp_old_BT")
         if self.shrinks:
-            early |= {old for live, old in (("logp_BT", "logp_old_BT"), ("entropy_BT", "entropy_old_BT")) if live in early}
-        return frozenset(early | (self.needs & {"logp_proxy_BT", "topk_BTK", "hidden_old_BTH"}))
+            early |= {old for old, declared in TENSORS.items() if declared.when is When.BEFORE and declared.live in early}
+        early |= {name for name in self.needs if TENSORS[name].when is When.BEFORE and TENSORS[name].live is None}
+        return frozenset(early)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -134,10 +132,32 @@ class Recipe:
     def reads_advantage(self) -> bool:
         return self.policy_gradient or "advantage_BT" in self.needs
 
-    @property
-    def aggregates(self) -> tuple[str, ...]:
-        """Sums over the batch under the current policy that a regulariser is no linear function of."""
-        return tuple(name for name in AGGREGATES if name in self.read)
+    def having(self, *when: When) -> tuple[str, ...]:
+        """The tensors that the recipe reads and that are had so."""
+        return tuple(name for name in TENSORS if name in self.read and TENSORS[name].when in when)
+
+    def setting(self, tensor: str, name: str) -> Any:
+        """What the recipe, or its function's default, says of how the tensor is had."""
+        return self.slots["inputs"].get(tensor, {}).get(name, methods.settings_of(SETTABLE[tensor])[name].default)
+
+
+def _with_what_they_take(read: Mapping[str, bool]) -> dict[str, bool]:
+    """Tensors with those that they are had of, in turn. Of a whole batch only what must be there is taken."""
+    closed: dict[str, bool] = {}
+    waiting = dict(read)
+    while waiting:
+        name, needed = waiting.popitem()
+        if name not in TENSORS or (closed.get(name, False) >= needed and name in closed):
+            continue
+        closed[name] = closed.get(name, False) or needed
+        declared = TENSORS[name]
+        also = dict.fromkeys(declared.with_, True) | ({declared.held_of: True} if declared.held_of else {})
+        if declared.when in DERIVED and (needed or declared.when is not When.WHOLE):
+            assert declared.compute is not None
+            also |= dict(inputs_of(declared.compute))
+        for other, must in also.items():
+            waiting[other] = waiting.get(other, False) or must
+    return closed
 
 
 def _union(functions: Iterable[Bound]) -> dict[str, bool]:
@@ -192,23 +212,17 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         assumed=row.get("assumed", ""),
         code_variant=row.get("code_variant", ""),
         slots=slots,
-        single={slot: _bind(slot, family, slots[slot]) for slot, family in SINGLE.items()},
-        lists={slot: tuple(_bind(slot, family, value) for value in slots[slot]) for slot, family in {**LISTS, **ONLINE}.items()},
+        single={name: _bind(name, slot, slots[name]) for name, slot in SLOTS.items() if not slot.several},
+        lists={name: tuple(_bind(name, slot, value) for value in slots[name]) for name, slot in {**SLOTS, **ONLINE}.items() if slot.several},
     )
     for slot in ("mismatch", "token_mask", "token_weight"):
-        if slots[slot] and slots["objective"]["name"] not in PER_TOKEN:
+        if slots[slot] and not bare.per_token:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
     for tensor, settings in slots["inputs"].items():
-        methods.bind("inputs", {**STATISTICS, **INPUTS}, tensor, settings)
-    return _with_statistics(bare, slots["inputs"])
-
-
-def _with_statistics(row: Recipe, inputs: Mapping[str, Any]) -> Recipe:
-    """The recipe with what it needs of the whole batch, and what that needs in turn."""
-    while missing := [name for name in STATISTICS if name in row.needs and name not in row.statistics]:
-        found = {name: methods.bind("inputs", STATISTICS, name, inputs.get(name)) for name in missing}
-        row = replace(row, statistics={**row.statistics, **found})
-    return row
+        methods.bind("inputs", SETTABLE, tensor, settings)
+    of_others = [name for name in bare.having(*DERIVED) if bare.read[name] or TENSORS[name].when is not When.WHOLE]
+    functions = {name: TENSORS[name].compute for name in of_others}
+    return replace(bare, derived={name: methods.bind("inputs", functions, name, slots["inputs"].get(name)) for name in of_others})  # type: ignore[arg-type]
 
 
 def _checked(slot: str, value: Any) -> Any:
@@ -216,7 +230,7 @@ def _checked(slot: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"recipe slot 'inputs': expected a mapping from tensors to settings, such as {{low_BT: {{share: 0.01}}}}, got {value!r}")
         return dict(value)
-    if slot in SINGLE:
+    if slot in SLOTS and not SLOTS[slot].several:
         return _named(slot, value)
     values = [value] if isinstance(value, Mapping) else value
     if not isinstance(values, (list, tuple)):
@@ -230,5 +244,5 @@ def _named(slot: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _bind(slot: str, family: Mapping[str, Bound], value: Mapping[str, Any]) -> Bound:
-    return methods.bind(slot, family, value["name"], {key: setting for key, setting in value.items() if key != "name"})
+def _bind(name: str, slot: Slot, value: Mapping[str, Any]) -> Bound:
+    return methods.bind(name, slot.functions, value["name"], {key: setting for key, setting in value.items() if key != "name"})

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import methods
-from pipelines.rl.batch import LIVE
-from pipelines.rl.inputs import INPUTS
-from pipelines.rl.inputs.facts import FACTS
-from pipelines.rl.inputs.scores import BEFORE, BESIDE
 from pipelines.rl.recipe import ONLINE, Recipe, names, recipe
-from pipelines.rl.slots import LISTS, SINGLE
+from pipelines.rl.slots import SLOTS
+from pipelines.rl.tensors import TENSORS, When
 
 ALWAYS = ("mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "logp_BT", "response_limit", "step")
 """What every run has."""
@@ -28,7 +25,7 @@ Written by `touchstone methods --markdown`; a test fails when this file and the 
     {default}
 
 `reads` names what it needs beside rewards, log-probabilities and masks; the loop computes that and no more (see
-[batch.py](../pipelines/rl/batch.py)); **bold** is what costs another forward pass. `fidelity`: *published* where every rule and
+[tensors.py](../pipelines/rl/tensors.py)); **bold** is what costs another forward pass. `fidelity`: *published* where every rule and
 constant is the paper's or its code's, *reconstructed* where one was open or stands in for another (the notes say which). `test`: the row
 against hand-computed numbers; besides, every row is held to `tests/rl/test_rl_invariances.py` (slicing, order, padding, masked rows, empty
 masks, finite differences), each kind of function to derivatives written by hand (`test_rl_derivatives.py`), and trained in
@@ -40,16 +37,14 @@ masks, finite differences), each kind of function to derivatives written by hand
 
 
 def reads(row: Recipe) -> list[str]:
-    """The tensors, beyond what every run has, that someone must supply: the loop does, by `pipelines.rl.inputs`."""
-    supplied = {*INPUTS, *BEFORE, *BESIDE, *LIVE}
-    return sorted(name for name in row.needs if name in supplied and name not in ALWAYS)
+    """The tensors, beyond what every run has, that someone must supply: the loop does, by `pipelines.rl.score`."""
+    return sorted(name for name in row.having(When.READ, When.BEFORE, When.LIVE) if row.read[name] and name not in ALWAYS)
 
 
 def another_forward(row: Recipe) -> set[str]:
     """Which of them cost a forward pass beside the update's own."""
-    free = {*FACTS, *LIVE, "step_BT", "reprompt_B"}
-    before = set(row.before) & {*BEFORE, *BESIDE}
-    return {name for name in reads(row) if name not in free and (name not in (*BEFORE, *BESIDE) or name in before)}
+    asked = {name: TENSORS[name] for name in reads(row)}
+    return {name for name, d in asked.items() if (name in row.before if d.when is When.BEFORE else d.when is When.READ and not d.free)}
 
 
 def value(slot: Any) -> str:
@@ -72,7 +67,7 @@ def describe(row: Recipe) -> str:
     lines = [row.name, f"  {row.paper}", f"  {row.formula}", f"  fidelity: {row.fidelity}"]
     lines += [f"  assumed: {row.assumed}"] if row.assumed else []
     lines += [f"  code variant: {row.code_variant}"] if row.code_variant else []
-    lines += [f"  {slot}: {value(content)}" for slot, content in row.slots.items() if content or slot in SINGLE]
+    lines += [f"  {slot}: {value(content)}" for slot, content in row.slots.items() if content or _single(slot)]
     return "\n".join([*lines, f"  reads: {', '.join(reads(row)) or 'rewards and log-probabilities alone'}"])
 
 
@@ -87,7 +82,7 @@ def worked_examples(folder: Path) -> dict[str, str]:
 def markdown(tests: Path) -> str:
     """docs/METHODS.md; `tests` is the folder of the worked examples."""
     rows, default, tested = [recipe(name) for name in names()], recipe("grpo"), worked_examples(tests)
-    text = [HEADER.format(default="\n    ".join(f"{slot}: {value(content)}" for slot, content in default.slots.items() if content or slot in SINGLE))]
+    text = [HEADER.format(default="\n    ".join(f"{slot}: {value(content)}" for slot, content in default.slots.items() if content or _single(slot)))]
     for row in rows:
         changed = "; ".join(f"{slot} {theirs}" for slot, _, theirs in differences(default, row)) or "the default row"
         heavy = another_forward(row)
@@ -98,10 +93,14 @@ def markdown(tests: Path) -> str:
         text.append(f"\n**{row.name}**: {row.formula}\n")
         text += [f"\n- {label}: {note}\n" for label, note in (("assumed", row.assumed), ("code variant", row.code_variant)) if note]
     text.append("\n## What may stand in a slot\n")
-    for slot, family in {**SINGLE, **LISTS, **ONLINE}.items():
-        text.append(f"\n**{slot}**{' (a list)' if slot in LISTS or slot in ONLINE else ''}\n\n")
-        text += [f"- `{name}`{_settings(function)}: {_summary(function)}\n" for name, function in family.items()]
+    for name, slot in sorted({**SLOTS, **ONLINE}.items(), key=lambda pair: pair[1].several):
+        text.append(f"\n**{name}**{' (a list)' if slot.several else ''}\n\n")
+        text += [f"- `{function}`{_settings(f)}: {_summary(f)}\n" for function, f in slot.functions.items()]
     return "".join(text)
+
+
+def _single(slot: str) -> bool:
+    return slot in SLOTS and not SLOTS[slot].several
 
 
 def _cite(paper: str) -> str:

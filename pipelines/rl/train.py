@@ -1,7 +1,7 @@
 """THE LOOP: sample problems -> generate groups -> verify -> reward -> advantage -> update -> log -> checkpoint.
 
 The loop knows no algorithm: a recipe's slots decide what a reward, an advantage and a loss are (objective.py), and name the
-tensors that they read; `inputs.fill` gets those and no others. Everything random is keyed by (seed, stage, step), so a
+tensors that they read; `score.fill` gets those and no others. Everything random is keyed by (seed, stage, step), so a
 checkpoint of weights, optimiser and step resumes exactly. Several processes run the same loop, each on its share of the groups.
 """
 
@@ -11,13 +11,12 @@ import copy
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from pipelines import methods
 from pipelines.config.rl import KlControl, RlStage
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import TorchGenerator
@@ -29,37 +28,22 @@ from pipelines.models.optimisation import make_optimiser, schedule
 from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
 from pipelines.records import Problem, Rollout
-from pipelines.rl import inputs, online, ranks
+from pipelines.rl import online, ranks
 from pipelines.rl.account import ROUTED, STALE, leave_out, place, training
 from pipelines.rl.batch import Batch, present
 from pipelines.rl.data import Clock, fresh, judged, tensors
-from pipelines.rl.inputs import Actor, Step
-from pipelines.rl.inputs.scores import FROZEN_ROLE
-from pipelines.rl.inputs.teacher import teacher_topk
+from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.journal import report, summary
 from pipelines.rl.objective import masked, routes, with_advantages
-from pipelines.rl.recipe import Recipe
+from pipelines.rl.recipe import Recipe, inputs_of
+from pipelines.rl.roles import ROLES, roles_of
 from pipelines.rl.sampling import Sampler, engine_of
+from pipelines.rl.score import fill
+from pipelines.rl.tensors import TENSORS
 from pipelines.rl.update import optimise
 from pipelines.rl.validation import Validation, hold_out
 from pipelines.store import forget_torn, write_rollouts
 from pipelines.verifiers import VerifierPool
-
-HELD = ("entropy_anchor", "special_anchor")
-"""Statistics of the first step that later steps compare with."""
-
-
-COPIES = ("prev", "teacher", "behaviour")
-"""Parts of the state that are copies of the policy, of another step."""
-
-
-def frozen_roles(recipe: Recipe) -> dict[str, str]:
-    """Policies beside the trained one: role -> where from: `init`, `reference` (what the stage names), or `copy` (follows the policy)."""
-    source = {"ref": "reference", "sft": "init", "dpo": "reference", "guide": "reference", "prev": "copy", "teacher": "copy"}
-    roles = {role for name, role in FROZEN_ROLE.items() if name in recipe.needs}
-    if any(value["name"] == "inject" for value in recipe.slots["recompose"]):
-        roles.add("guide")
-    return {role: source[role] for role in sorted(roles)}
 
 
 @dataclass
@@ -86,7 +70,7 @@ def train(
 ) -> Trained:
     """Train `policy` in place, from its newest checkpoint if there is one.
 
-    `frozen` holds the policies of `frozen_roles` that do not follow the trained one.
+    `frozen` holds the policies of `roles_of` that do not follow the trained one.
     """
     problems, held_out = hold_out(problems, settings.validation, (seed, stage))
     actor = make_actor(policy, tokenizer, recipe, settings, frozen or {})
@@ -95,11 +79,11 @@ def train(
         shard(policy)
     optimiser = make_optimiser(policy, settings.optimiser)
     held = Numbers()
-    moving = [role for role, source in frozen_roles(recipe).items() if source == "copy" or (role == "ref" and settings.reset_reference)]
+    moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and settings.reset_reference)]
     history = online.History(rollout_folder)
     generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")
     eligible = functools.partial(_eligible, recipe, history) if recipe.lists["tasks"] else None
-    guide = TorchGenerator(actor.frozen["guide"], tokenizer, settings.generation) if "guide" in actor.frozen else None
+    speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
     by_id = {problem.problem_id: problem for problem in problems}
     validation = Validation(settings.validation, held_out, checkpoints, held) if settings.validation else None
     with (
@@ -117,7 +101,8 @@ def train(
             rollouts = sampler.take(step, clock)
             for change in recipe.lists["recompose"]:
                 more = functools.partial(sampler.draw, step, clock)
-                rollouts = change(rollouts, online.Recomposition(step, (seed, stage), by_id, history, pool, more, guide))
+                others = [speaking[name] for name, _ in inputs_of(change) if name in speaking]
+                rollouts = change(rollouts, online.Recomposition(step, (seed, stage), by_id, history, pool, more), *others)
             history.add(step, rollouts)
             if step < settings.steps:
                 sampler.ahead(step + 1)
@@ -125,21 +110,19 @@ def train(
             groups = minibatches(training(rollouts), settings.minibatches)
             now = make_step(actor, recipe, settings, share_of(training(rollouts), groups), by_id, history, held, (seed, stage), step)
             with gathered(policy):
-                filled = inputs.fill(recipe, now)
+                filled = fill(recipe, now)
                 kept = routes(recipe, filled)
                 batch = with_advantages(recipe, masked(filled, kept))
             rollouts = leave_out(rollouts, left_out(now.rollouts, filled, kept))
-            for name in HELD:
-                if name not in held and (value := getattr(batch, name)) is not None:
-                    held[name] = float(value)
-            if "prev" in actor.frozen:
-                actor.frozen["prev"].load_state_dict(weights(policy), strict=False)  # a value head is no part of it
+            hold(held, {name: float(batch[name]) for name, declared in TENSORS.items() if declared.held and name in batch})
+            follow(actor, recipe, "scored")
             clock.lap("score")
             share = schedule(settings.optimiser, step, settings.steps)
             figures = optimise(actor, optimiser, recipe, settings, share, now.ids_BT, now.score_BT, batch, groups, checkpoints.folder)
-            if "peak_entropy" in figures:
-                held.setdefault("entropy_anchor", figures["peak_entropy"])
-            follow(actor, recipe, settings, step)
+            hold(held, {name: figures[declared.held_of] for name, declared in TENSORS.items() if declared.held_of in figures})
+            follow(actor, recipe, "updated")
+            if step in settings.reset_reference and "ref" in actor.frozen:
+                actor.frozen["ref"].load_state_dict(plain_weights(policy, everywhere=True))
             if settings.kl_control:
                 figures["kl_scale"] = held.get("kl_scale", 1.0)
                 held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
@@ -180,7 +163,7 @@ def _resume(
 
     def afresh(part: str) -> None:
         journal.say(f"the checkpoint has no {part} for these settings: it starts afresh")
-        if part in COPIES:
+        if part == "behaviour" or (part in ROLES and ROLES[part].source == "copy"):
             state[part].load_state_dict(weights(policy), strict=False)
 
     step = checkpoints.restore(policy, optimiser, state, afresh)
@@ -230,13 +213,13 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: RlStage, f
         policy.gradient_checkpointing_enable()
     policy.eval()  # no dropout: the behaviour and the training policy are one
     models = {}
-    for role, source in frozen_roles(recipe).items():
-        if source == "copy":
-            models[role] = copy.deepcopy(policy).eval().requires_grad_(False)
-        elif role not in frozen:
-            raise UserError(f"recipe '{recipe.name}' needs a policy as '{role}': name it under `{source}`")
+    for name, role in roles_of(recipe).items():
+        if role.source == "copy":
+            models[name] = copy.deepcopy(policy).eval().requires_grad_(False)
+        elif name not in frozen:
+            raise UserError(f"recipe '{recipe.name}' needs a policy as '{name}': name it under `{role.source}`")
         else:
-            models[role] = frozen[role]
+            models[name] = frozen[name]
     if "value_BT" in recipe.needs:
         policy.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device)
         torch.nn.init.zeros_(policy.value_head.weight)
@@ -244,16 +227,17 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: RlStage, f
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
 
 
-def follow(actor: Actor, recipe: Recipe, settings: RlStage, step: int) -> None:
-    """After the update: the teacher moves towards the policy, and the reference is reset to it where it is time."""
-    if "teacher" in actor.frozen:
-        rate = recipe.slots["inputs"].get("teacher_topk_BTK", {}).get("rate", methods.settings_of(teacher_topk)["rate"].default)
-        with torch.no_grad():
-            ours = weights(actor.policy)
-            for name, theirs in actor.frozen["teacher"].named_parameters():
-                theirs.lerp_(ours[name], rate)
-    if step in settings.reset_reference and "ref" in actor.frozen:
-        actor.frozen["ref"].load_state_dict(plain_weights(actor.policy, everywhere=True))
+def hold(held: Numbers, figures: Mapping[str, float]) -> None:
+    """Keep what the first step showed, for later ones to compare with."""
+    for name, value in figures.items():
+        held.setdefault(name, value)
+
+
+def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"]) -> None:
+    """Policies beside the trained one move as their roles say."""
+    for name, role in roles_of(recipe).items():
+        if (how := role.scored if moment == "scored" else role.updated) is not None:
+            how(actor.frozen[name], weights(actor.policy), recipe)
 
 
 def kl_factor(control: KlControl, kl: float) -> float:
@@ -274,10 +258,10 @@ def make_step(
 ) -> Step:
     """What the step knows, as tensors."""
     ids_BT, score_BT, batch = tensors(kept, actor.policy.device, step, settings.generation.max_new_tokens, settings.max_staleness)
-    names = [name for name in (*HELD, "kl_scale") if name in held and name in recipe.read]
+    names = [name for name, declared in TENSORS.items() if declared.held and name in held and name in recipe.read]
     anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in names}
     rows = [by_id[r.problem_id] for r in kept]
-    return Step(step, actor, settings, seed, rows, kept, ids_BT, score_BT, replace(batch, **anchors), history.rewards_by_part)
+    return Step(step, actor, settings, seed, rows, kept, ids_BT, score_BT, batch.having(**anchors), history.rewards_by_part)
 
 
 def _eligible(recipe: Recipe, history: online.History, problem: Problem) -> bool:

@@ -20,11 +20,13 @@ from pipelines.config.rl import RlStage
 from pipelines.models.optimisation import keep_batch, update
 from pipelines.models.packing import SHARING, pack
 from pipelines.models.sharding import spread
-from pipelines.rl import inputs, ranks
-from pipelines.rl.batch import LIVE, Batch, present
-from pipelines.rl.inputs import Actor
-from pipelines.rl.objective import aggregates, objective, weigh
+from pipelines.rl import ranks, score
+from pipelines.rl.batch import Batch, present
+from pipelines.rl.gathering import add_up
+from pipelines.rl.inputs.step import Actor
+from pipelines.rl.objective import aggregates, objective, of_aggregates, weigh
 from pipelines.rl.recipe import Recipe
+from pipelines.rl.tensors import TENSORS, When
 
 BY_TOKEN = ("ratio", "clipped", "entropy", "kl_reference", "mismatch_k1", "mismatch_k3", "mismatch_outside")
 """Figures that are sums over tokens."""
@@ -52,7 +54,8 @@ def optimise(
     updates = len(groups) * settings.epochs
     sums: dict[str, float] = defaultdict(float, dict.fromkeys((*BY_TOKEN, "tokens", "loss"), 0.0))
     largest = {"mismatch_max": 0.0}
-    norm = peak = 0.0
+    norm = 0.0
+    held: dict[str, float] = defaultdict(float)
     parts = [_Part.of(actor, recipe, settings, ids_BT, score_BT, batch, some) for some in groups]
     if not settings.on_policy:
         with torch.no_grad():
@@ -60,12 +63,12 @@ def optimise(
         spread(actor.policy)
     for number in range(updates):
         part = parts[number % len(parts)]
-        if recipe.aggregates:
+        if sums_of_batch := recipe.having(When.SUM):
             with torch.no_grad():
                 totals = [aggregates(recipe, piece, live) for piece, live in part.forward()]
-            part = replace(part, batch=replace(part.batch, **ranks.add_up(recipe.aggregates, totals, part.batch.mask_BT)))
-            if part.batch.peak_sum is not None and part.batch.peak_count is not None:
-                peak += float(part.batch.peak_sum / part.batch.peak_count.clamp(min=1)) / updates
+            part = replace(part, batch=part.batch.having(**add_up(sums_of_batch, totals, part.batch.mask_BT)))
+            for name, value in of_aggregates(recipe, part.batch).items():
+                held[name] += value / updates
         before = sums["loss"]
         for piece, live in part.forward():
             entropy, logp_BT = live["entropy_BT"].detach(), live.pop("logp_BT")
@@ -73,7 +76,7 @@ def optimise(
             if loss.requires_grad:
                 loss.backward()
             figures |= {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())}
-            before_BT = logp_BT.detach() if inputs.anchored_to_behaviour(recipe, settings) else piece.logp_old_BT
+            before_BT = logp_BT.detach() if score.anchored_to_behaviour(recipe, settings) else piece.logp_old_BT
             apart, furthest = gaps(piece, before_BT)
             for name, value in (figures | apart).items():
                 sums[name] += value
@@ -86,8 +89,8 @@ def optimise(
         norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm, whole, functools.partial(part.keep, folder)) / updates
     sums, largest = ranks.total(sums), ranks.largest(largest)
     tokens = max(sums["tokens"], 1.0)
-    means = {name: sums[name] / tokens for name in BY_TOKEN if name != "kl_reference" or batch.logp_ref_BT is not None}
-    return means | largest | {"loss": sums["loss"] / updates, "grad_norm": norm} | ({"peak_entropy": peak} if "peak_sum" in recipe.aggregates else {})
+    means = {name: sums[name] / tokens for name in BY_TOKEN if name != "kl_reference" or "logp_ref_BT" in batch}
+    return means | largest | {"loss": sums["loss"] / updates, "grad_norm": norm} | held
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,10 @@ class _Part:
         Rows whose loss has no gradient, for want of an advantage, run without one: they count in the figures alone. Sharded weights need
         every rank at every pass, so a rank that has fewer runs the `idle` row, to no effect.
         """
-        names = {name for name in LIVE if name in self.recipe.needs} | {new for old, new in inputs.OLD_OF.items() if old in self.recipe.needs}
-        live = functools.partial(inputs.live, self.actor, self.settings, inputs=self.recipe.slots["inputs"])
+        needs = {name: TENSORS[name] for name in self.recipe.needs}
+        names = {name for name, declared in needs.items() if declared.when is When.LIVE} | {d.live for d in needs.values() if d.live}
+        live = functools.partial(score.live, self.actor, self.settings, inputs=self.recipe.slots["inputs"])
+        beside = {other for declared in needs.values() if declared.when is When.LIVE for other in declared.with_}
         number = 0
         for rows, graph in zip(_moving(self.recipe, self.batch), (contextlib.nullcontext, torch.no_grad), strict=True):
             micros = _micro_batches(self.recipe, self.batch, rows, self.ids_BT, self.score_BT, self.settings.micro_batch)
@@ -131,10 +136,10 @@ class _Part:
             for micro in micros:
                 width = int(self.score_BT[micro].nonzero()[:, 1].max()) + 1
                 piece = self.batch.rows(micro).narrow(width)
-                along = {} if piece.topk_BTK is None else {"topk_BTK": piece.topk_BTK}
+                along = {name: piece[name] for name in beside if name in piece}
                 with graph():
                     made = live(names | {"logp_BT"}, ids_BT=self.ids_BT[micro, :width], score_BT=self.score_BT[micro, :width], along=along)
-                yield replace(piece, **(self.old_of(made) if self.old is None else self.old[number])), made
+                yield piece.having(**(self.old_of(made) if self.old is None else self.old[number])), made
                 number += 1
             for _ in range(missing):
                 with graph():
@@ -144,21 +149,21 @@ class _Part:
 
     def old_of(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the policy says of a slice, as what an unchanged one said before the update."""
-        kept = {"logp_old_BT"} if inputs.anchored_to_behaviour(self.recipe, self.settings) else set()
-        return {old: live[new].detach() for old, new in inputs.OLD_OF.items() if old not in kept and new in live}
+        kept = {"logp_old_BT"} if score.anchored_to_behaviour(self.recipe, self.settings) else set()
+        return {old: live[d.live].detach() for old, d in TENSORS.items() if d.live and old not in kept and d.live in live}
 
     def keep(self, folder: Path) -> Path:
         """Write the rows to a file in `folder`."""
-        name = f"not-finite-{int(self.batch.step or 0):08d}" + (f"-rank-{ranks.rank()}" if ranks.world() > 1 else "")
+        name = f"not-finite-{int(self.batch['step']):08d}" + (f"-rank-{ranks.rank()}" if ranks.world() > 1 else "")
         return keep_batch(folder / f"{name}.pt", {"ids_BT": self.ids_BT, "score_BT": self.score_BT, **self.batch.tensors()})
 
 
 def _moving(recipe: Recipe, part: Batch) -> tuple[Tensor, Tensor]:
     """Indices of the rows that train: (those whose loss may have a gradient, those whose advantage is 0 where nothing else has one)."""
     rows = present(part.mask_BT)
-    if not recipe.follows_advantage or part.advantage_BT is None:
+    if not recipe.follows_advantage or "advantage_BT" not in part:
         return rows.nonzero()[:, 0], rows.new_zeros(0, dtype=torch.long)
-    moves = ((part.advantage_BT * part.mask_BT) != 0).any(1)
+    moves = ((part["advantage_BT"] * part.mask_BT) != 0).any(1)
     return (rows & moves).nonzero()[:, 0], (rows & ~moves).nonzero()[:, 0]
 
 
@@ -217,15 +222,14 @@ def gaps(piece: Batch, before_BT: Tensor) -> tuple[dict[str, float], float]:
     """Sums over tokens of how far the generation engine is from the training engine, d = log pi - log mu with pi = `before_BT`, and the policy
     from its reference (estimator k3, Schulman 2020); and the largest |d|."""
     mask = piece.mask_BT.bool()
-    assert piece.logp_roll_BT is not None
-    d = (before_BT - piece.logp_roll_BT)[mask]
+    d = (before_BT - piece["logp_roll_BT"])[mask]
     ratio = d.exp()
     made = {
         "mismatch_k1": float(-d.sum()),
         "mismatch_k3": float((ratio - 1 - d).sum()),
         "mismatch_outside": float(((ratio < 0.5) | (ratio > 2)).sum()),
     }
-    if piece.logp_ref_BT is not None:
-        away = (piece.logp_ref_BT - before_BT)[mask]
+    if "logp_ref_BT" in piece:
+        away = (piece["logp_ref_BT"] - before_BT)[mask]
         made["kl_reference"] = float((away.exp() - 1 - away).sum())
     return made, float(d.abs().max()) if len(d) else 0.0

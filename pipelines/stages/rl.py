@@ -14,7 +14,8 @@ from pipelines.records import Problem
 from pipelines.rl import ranks
 from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe, recipe
-from pipelines.rl.train import frozen_roles, train
+from pipelines.rl.roles import roles_of
+from pipelines.rl.train import train
 from pipelines.stages import Context
 from pipelines.stages.identity import identity
 from pipelines.store import read_problems, replacing_folder
@@ -49,9 +50,9 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
     reference = context.root / paths.model(settings.reference)
     sources_of = {"init": init, "reference": reference}
     frozen = {
-        role: load_policy(sources_of[source], device)[0].eval().requires_grad_(False)
-        for role, source in frozen_roles(chosen).items()
-        if source != "copy"
+        name: load_policy(sources_of[role.source], device)[0].eval().requires_grad_(False)
+        for name, role in roles_of(chosen).items()
+        if role.source != "copy"
     }
     first = ranks.rank() == 0
     checkpoints = Checkpoints(

@@ -1,12 +1,12 @@
 """Batches for tests: the specification's fixtures, and random ragged ones that hold every tensor any recipe reads."""
 
-from dataclasses import replace
 
 import torch
 
 from pipelines.rl import Batch, Recipe, aggregates, objective, route, weigh
-from pipelines.rl.batch import LIVE, is_by_row
-from pipelines.rl.ranks import add_up
+from pipelines.rl.batch import is_by_row
+from pipelines.rl.gathering import add_up
+from pipelines.rl.tensors import When, of
 
 REWARDS = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0])
 """F-adv: prompt P1 with rewards [1,0,0,0], prompt P2 with [1,1,1,0]."""
@@ -74,7 +74,7 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         "logp_BT": logp, "entropy_BT": torch.rand(rows, width, **double), "nucleus_entropy_BT": torch.rand(rows, width, **double),
         "vocab_mean_BT": normal(rows, width), "value_BT": normal(rows, width), "student_topk_BTK": topk[..., :k], "special_B": normal(rows) - 20,
     }  # fmt: skip
-    assert set(live) == set(LIVE)
+    assert set(live) == of(When.LIVE).keys()
     return made, live
 
 
@@ -88,9 +88,9 @@ def loss_and_gradients(recipe: Recipe, made: Batch, live, slices=None):
     made = weigh(recipe, made)
     here = leaves(live)
     index = slices if slices is not None else [torch.arange(len(made.reward_B))]
-    if recipe.aggregates and slices is not None:
+    if recipe.having(When.SUM) and slices is not None:
         totals = [aggregates(recipe, made.rows(rows), {n: v[rows] for n, v in live.items()}) for rows in index]
-        made = replace(made, **add_up(recipe.aggregates, totals, made.mask_BT))
+        made = made.having(**add_up(recipe.having(When.SUM), totals, made.mask_BT))
     total = 0.0
     for rows in index:
         part = {name: value[rows] for name, value in here.items()}
@@ -113,7 +113,7 @@ def widened(made: Batch, live, extra: int):
             return value
         return torch.cat([value, torch.zeros(value.shape[0], extra, *value.shape[2:], dtype=value.dtype)], 1)
 
-    return replace(made, **{n: pad(n, v) for n, v in made.tensors().items()}), {n: pad(n, v) for n, v in live.items()}
+    return made.having(**{n: pad(n, v) for n, v in made.tensors().items()}), {n: pad(n, v) for n, v in live.items()}
 
 
 def with_masked_rows(made: Batch, live, count: int):
@@ -127,4 +127,4 @@ def with_masked_rows(made: Batch, live, count: int):
         return torch.cat([value, torch.zeros_like(more) if name == "mask_BT" else more + 1000 if name in ("group_B", "share_BT") else more])
 
     grown = {name: grow(name, value, getattr(others, name)) for name, value in made.tensors().items()}
-    return replace(made, **grown), {name: grow(name, value, other_live[name]) for name, value in live.items()}
+    return made.having(**grown), {name: grow(name, value, other_live[name]) for name, value in live.items()}

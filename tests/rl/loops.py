@@ -14,7 +14,8 @@ from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.rl import recipe
-from pipelines.rl.train import frozen_roles, train
+from pipelines.rl.roles import roles_of
+from pipelines.rl.train import train
 from pipelines.sft import train as supervised
 from pipelines.sft.examples import chat_examples, document
 from pipelines.sources.arithmetic import problems as arithmetic
@@ -71,6 +72,6 @@ def trained(folder: Path, model, stop_at: int | None = None, row: str = "grpo", 
 def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **changes):
     """Weights, journal and rollout files of a run that starts from `weights`."""
     model = policy_of(weights)
-    frozen = {role: policy_of(weights) for role, source in frozen_roles(recipe(row)).items() if source != "copy"}
+    frozen = {name: policy_of(weights) for name, role in roles_of(recipe(row)).items() if role.source != "copy"}
     _, rows = trained(folder, model, stop_at, row, frozen, **changes)
     return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}

@@ -5,7 +5,6 @@ through the code under test.
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,7 +179,7 @@ def test_entropy_terms():
 
 def test_peak_entropy_moves_its_peaks_alone():
     """coefficient (mean over peaks - anchor)^2: the quantile that chooses the peaks has no gradient."""
-    row = plain(clip={"name": "score"}, regularisers=[{"name": "entropy_anchor", "coefficient": 0.3, "quantile": 0.5}])
+    row = plain(clip={"name": "score"}, regularisers=[{"name": "entropy_anchor", "coefficient": 0.3}], inputs={"peak_entropy_B": {"quantile": 0.5}})
     found = gradient(row, 0.0, "nucleus_entropy_BT", {"nucleus_entropy_BT": torch.tensor(H)[None]}, entropy_anchor=torch.tensor(0.5).double())
     close(found, [0.0, 0.3 * 2 * (0.9 - 0.5), 0.0])  # only .9 is above the median .4
     slope = regularisers.of_whole(lambda h: h**2, (here := torch.tensor(0.3).double().requires_grad_()), torch.tensor(0.8).double(), torch.tensor(0.5).double())
@@ -321,5 +320,5 @@ def test_token_weights_are_numbers():
     row = recipe("delta", clip={"name": "none"}, routing=[])
     weighed = weigh(row, made)
     leaf = made.logp_old_BT.clone().requires_grad_()
-    (found,) = torch.autograd.grad(objective(row, replace(weighed, logp_old_BT=made.logp_old_BT), leaf)[0], leaf)
+    (found,) = torch.autograd.grad(objective(row, weighed.having(logp_old_BT=made.logp_old_BT), leaf)[0], leaf)
     close(found[:, 0].numpy(), weighed.weight_BT[:, 0].numpy() * np.array([-0.5, 0.5]) / 2)

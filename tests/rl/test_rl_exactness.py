@@ -1,6 +1,5 @@
 """No gradient flows through advanced indexing, whose backward pass adds in the order in which threads come; and a stage run twice is the same."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from pipelines.config.training import ArchitectureSettings
 from pipelines.models.scoring import CHUNK, chosen, entropy, token_scores
 from pipelines.models.tiny import tiny_model
 from pipelines.rl import RECIPES, aggregates, objective, route, weigh
-from pipelines.rl.ranks import add_up
+from pipelines.rl.gathering import add_up
+from pipelines.rl.tensors import When
 
 
 def nodes(loss: torch.Tensor) -> set[str]:
@@ -42,8 +42,8 @@ def test_no_objective_indexes_under_a_gradient(name):
     recipe = RECIPES[name]
     made, live = ragged(3)
     made, here = weigh(recipe, route(recipe, made)), leaves(live)
-    if recipe.aggregates:
-        made = replace(made, **add_up(recipe.aggregates, [aggregates(recipe, made, live)], made.mask_BT))
+    if recipe.having(When.SUM):
+        made = made.having(**add_up(recipe.having(When.SUM), [aggregates(recipe, made, live)], made.mask_BT))
     loss, _ = objective(recipe, made, here.pop("logp_BT"), here)
     assert loss.requires_grad and unordered(loss) == set()
 

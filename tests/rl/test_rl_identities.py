@@ -1,6 +1,5 @@
 """Where one method becomes another: the reductions that the papers claim."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -20,13 +19,13 @@ def same_loss(first, second, made=MADE, live=LIVE, factor=1.0):
 
 def one_token(made=MADE, live=LIVE):
     """The first token of every response alone."""
-    made = replace(made, mask_BT=torch.ones_like(made.mask_BT)).narrow(1)
-    return replace(made, advantage_BT=None), {name: value[:, :1] if "_BT" in name else value for name, value in live.items()}
+    made = made.having(mask_BT=torch.ones_like(made.mask_BT)).narrow(1)
+    return made.having(advantage_BT=None), {name: value[:, :1] if "_BT" in name else value for name, value in live.items()}
 
 
 def on_policy(made=MADE, live=LIVE):
     logp = live["logp_BT"]
-    return replace(made, logp_old_BT=logp, logp_roll_BT=logp)
+    return made.having(logp_old_BT=logp, logp_roll_BT=logp)
 
 
 PPO_TOKEN_MEAN = recipe("grpo", aggregation={"name": "token_mean"})
@@ -78,7 +77,7 @@ def test_on_policy_cispo_ppo_and_reinforce_have_one_gradient():
 
 
 def test_corrections_vanish_when_the_engines_agree():
-    made = replace(MADE, logp_roll_BT=MADE.logp_old_BT)
+    made = MADE.having(logp_roll_BT=MADE.logp_old_BT)
     same_loss(RECIPES["grpo"], RECIPES["icepop"], made)
     for name in ("areal", "tis", "sequence_tis", "mis", "geometric_rs"):
         same_loss(PPO_TOKEN_MEAN, RECIPES[name], made)
@@ -86,7 +85,7 @@ def test_corrections_vanish_when_the_engines_agree():
 
 
 def test_topr_is_weighted_sft_on_rewards_and_reinforce_on_policy():
-    rewards = replace(MADE, reward_B=torch.rand(12, dtype=torch.float64))
+    rewards = MADE.having(reward_B=torch.rand(12, dtype=torch.float64))
     raw = {"reward": [], "scale": {"name": "none"}, "center": {"name": "none"}}
     sft = recipe("reinforce", center={"name": "none"})
     same_loss(sft, recipe("topr", **raw), rewards)
@@ -140,7 +139,7 @@ def test_rloo_is_dr_grpo_scaled():
 
 
 def test_copg_descends_the_gradient_of_rloo_on_policy():
-    made = replace(MADE, logp_ref_BT=LIVE["logp_BT"])  # no KL yet
+    made = MADE.having(logp_ref_BT=LIVE["logp_BT"])  # no KL yet
     copg = loss_and_gradients(recipe("copg", objective={"name": "contrastive", "beta": 0.5}), made, LIVE)[1]["logp_BT"]
     rloo = loss_and_gradients(RECIPES["rloo"], made, LIVE)[1]["logp_BT"]
     mixed = rloo.abs() > 0
@@ -150,8 +149,8 @@ def test_copg_descends_the_gradient_of_rloo_on_policy():
 
 
 def test_advantages_ignore_shifts_and_some_ignore_scale():
-    moved = replace(MADE, reward_B=MADE.reward_B + 5)
-    scaled = replace(MADE, reward_B=3 * MADE.reward_B)
+    moved = MADE.having(reward_B=MADE.reward_B + 5)
+    scaled = MADE.having(reward_B=3 * MADE.reward_B)
     for name in ("grpo", "dr_grpo", "rloo", "lite_ppo"):
         torch.testing.assert_close(advantages(RECIPES[name], MADE), advantages(RECIPES[name], moved))
     for name in ("grpo", "lite_ppo"):

@@ -17,12 +17,14 @@ from pipelines.models.optimisation import make_optimiser
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.records import Outcome, Rollout
-from pipelines.rl import RECIPES, advantages, inputs, recipe, with_advantages
+from pipelines.rl import RECIPES, advantages, recipe, score, with_advantages
 from pipelines.rl.account import training
 from pipelines.rl.data import tensors
-from pipelines.rl.inputs import Step, facts, probes, scores, teacher
+from pipelines.rl.inputs import facts, probes, scores, teacher
+from pipelines.rl.inputs.step import Step
 from pipelines.rl.online import History, Recomposition, dynamic_sampling, inject, replay
 from pipelines.rl.slots import reward
+from pipelines.rl.tensors import TENSORS
 from pipelines.rl.train import make_actor
 from pipelines.rl.update import optimise
 from pipelines.sft.examples import document
@@ -93,7 +95,7 @@ def test_scores_before_the_update_match_plain_forward_passes():
     step = step_of("ppo")
     torch.nn.init.normal_(step.actor.value_head.weight)
     names = {"logp_old_BT", "entropy_old_BT", "vocab_mean_old_BT", "logp_proxy_BT", "topk_BTK", "value_old_BT", "hidden_old_BTH", "special_old_B"}
-    made = scores.before(step, names, {"topk_BTK": {"k": 4}, "logp_proxy_BT": {"kappa": 0.5}})
+    made = score.before(step, names, {"topk_BTK": {"k": 4}, "logp_proxy_BT": {"kappa": 0.5}})
     assert set(made) == names and not any(value.requires_grad for value in made.values())
     for row, r in enumerate(MADE):
         logp = plain(step.actor.policy, r)
@@ -118,14 +120,14 @@ def test_scores_before_the_update_match_plain_forward_passes():
 
 def test_live_scores_carry_gradient_and_the_entropy_of_the_journal_does_not():
     step = step_of("ppo")
-    topk = scores.before(step, {"topk_BTK"}, {"topk_BTK": {"k": 4}})["topk_BTK"]
+    topk = score.before(step, {"topk_BTK"}, {"topk_BTK": {"k": 4}})["topk_BTK"]
     names = {"logp_BT", "entropy_BT", "nucleus_entropy_BT", "value_BT", "student_topk_BTK", "special_B"}
-    live = scores.live(step.actor, step.settings, names, {"nucleus_entropy_BT": {"p": 0.5}}, step.ids_BT, step.score_BT, {"topk_BTK": topk})
+    live = score.live(step.actor, step.settings, names, {"nucleus_entropy_BT": {"p": 0.5}}, step.ids_BT, step.score_BT, {"topk_BTK": topk})
     assert set(live) == names and all(value.requires_grad for value in live.values())
     logp = plain(step.actor.policy, MADE[0])
     close(at(step, live["student_topk_BTK"], 0), logp.topk(4, -1).values)
     close(at(step, live["nucleus_entropy_BT"], 0), scores.nucleus_entropy(logp, {}, p=0.5))
-    alone = scores.live(step.actor, step.settings, {"logp_BT"}, {}, step.ids_BT, step.score_BT, {})
+    alone = score.live(step.actor, step.settings, {"logp_BT"}, {}, step.ids_BT, step.score_BT, {})
     assert set(alone) == {"logp_BT", "entropy_BT"} and not alone["entropy_BT"].requires_grad
 
 
@@ -140,7 +142,7 @@ def test_a_hot_reference_is_tempered_by_the_reward():
 def test_frozen_policies_score_under_their_own_weights():
     step = step_of(frozen=("ref", "dpo"))
     for role in ("ref", "dpo"):
-        made = scores.FROZEN[f"logp_{role}_BT"](step)
+        made = TENSORS[f"logp_{role}_BT"].compute(step)
         close(at(step, made, 1), plain(step.actor.frozen[role], MADE[1]).gather(-1, torch.tensor(MADE[1].response_ids)[:, None])[:, 0])
 
 
@@ -240,7 +242,7 @@ def test_diversity_is_of_right_responses_with_right_siblings():
 
 def test_the_teacher_sees_a_right_sibling_and_scores_the_same_tokens():
     step = step_of("sdpo", frozen=("teacher",))
-    step.batch = replace(step.batch, **scores.before(step, {"topk_BTK"}, {"topk_BTK": {"k": 4}}))
+    step.batch = step.batch.having(**score.before(step, {"topk_BTK"}, {"topk_BTK": {"k": 4}}))
     prompts = probes.reprompted(step)
     assert teacher.has_teacher(step).tolist() == [True, True, True, False, False]
     assert MADE[2].response in TOKENIZER.decode(prompts[0]) and MADE[0].response in TOKENIZER.decode(prompts[1])  # never its own
@@ -256,11 +258,11 @@ def test_a_value_head_learns_the_returns(tmp_path):
     optimiser = make_optimiser(step.actor.policy, step.settings.optimiser)
 
     def errors() -> float:
-        step.batch = replace(step.batch, value_old_BT=None, advantage_BT=None)
-        batch = with_advantages(row, inputs.fill(row, step))
-        assert batch.return_BT is not None and batch.value_old_BT is not None
+        step.batch = step.batch.having(value_old_BT=None, advantage_BT=None)
+        batch = with_advantages(row, score.fill(row, step))
+        assert "return_BT" in batch and "value_old_BT" in batch
         gap = (batch.return_BT - batch.value_old_BT) * batch.mask_BT
-        frozen = replace(batch, advantage_BT=torch.zeros_like(batch.mask_BT))  # the policy itself stays
+        frozen = batch.having(advantage_BT=torch.zeros_like(batch.mask_BT))  # the policy itself stays
         optimise(step.actor, optimiser, row, step.settings, 1.0, step.ids_BT, step.score_BT, frozen, [[0, 1]], tmp_path)
         return float((gap**2).sum() / batch.mask_BT.sum())
 
@@ -270,11 +272,10 @@ def test_a_value_head_learns_the_returns(tmp_path):
 
 
 def test_only_what_is_read_is_computed(monkeypatch):
-    for name in ("before", "of_frozen"):
-        monkeypatch.setattr(scores, name, None)
-    monkeypatch.setattr(inputs, "before", None)
+    monkeypatch.setattr(score, "before", None)
+    monkeypatch.setattr(scores, "in_parts", None)
     step = step_of()
-    assert inputs.fill(RECIPES["grpo"], step) is step.batch
+    assert score.fill(RECIPES["grpo"], step) is step.batch
     assert set(step.batch.tensors()) == {"mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "truncated_B", "step", "response_limit"}
 
 
@@ -283,7 +284,7 @@ def test_replay_takes_groups_of_the_last_steps(tmp_path):
     for number in (1, 2, 3):
         write_rollouts(tmp_path / f"step-{number:06d}.parquet", [replace(r, step=number) for r in MADE])
     now = [replace(r, step=4) for r in MADE]
-    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None, None)
+    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None)
     assert replay(now, at_step, probability=0.0) == now
     whole = replay(now, at_step, probability=1.0, last=2)
     replaced = training(whole)
@@ -301,7 +302,7 @@ def test_dynamic_sampling_draws_until_the_groups_are_mixed():
         asked.append(number)
         return [replace(r, group_id=2 * number + r.group_id) for r in MADE]  # one mixed group of three and an all-wrong one
 
-    at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), None, more, None)
+    at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), None, more)
     made = dynamic_sampling([*mixed, *easy], at_step, rounds=3)
     assert asked == [1]
     assert [(r.group_id, r.sample_id) for r in training(made)] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
@@ -337,9 +338,9 @@ class Scripted:
 def test_npo():
     answer = f"<think> </think>\\boxed{{{PROBLEMS[1].answer}}}"
     with VerifierPool() as pool:
-        at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), pool, None, Scripted(answer))
-        made = inject(MADE, at_step, at_most=0.25, tries=2)
-        none = inject(MADE, replace(at_step, guide=Scripted("<think> </think>\\boxed{-1}")))
+        at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), pool, None)
+        made = inject(MADE, at_step, Scripted(answer), at_most=0.25, tries=2)
+        none = inject(MADE, at_step, Scripted("<think> </think>\\boxed{-1}"))
     assert made[:3] == MADE[:3]  # two of three are right
     assert made[3] == replace(MADE[3], dropped="replaced") and made[4] == MADE[4]
     taken, spare = made[5:]
@@ -350,4 +351,4 @@ def test_npo():
     assert advantages(RECIPES["npo"], batch).sum(1) / batch.mask_BT.sum(1) == pytest.approx([-0.707106, 0.707106], abs=1e-5)
     assert none[:5] == MADE and [(r.origin, r.dropped) for r in none[5:]] == [("guide", "spare")] * 4
     with VerifierPool() as pool, pytest.raises(UserError, match=r"0 log-probabilities of \d+ tokens that it sampled, and RL trains on them"):
-        inject(MADE, replace(at_step, pool=pool, guide=Scripted(answer, logp=False)))
+        inject(MADE, replace(at_step, pool=pool), Scripted(answer, logp=False))

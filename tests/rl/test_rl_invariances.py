@@ -1,7 +1,6 @@
 """What holds for every row: permutation, padding, slicing, masked rows, empty masks; gradients by finite differences."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +74,7 @@ def test_masked_rows_do_not_matter(row):
 
 def test_an_empty_mask_gives_zero_with_zero_gradient(row):
     made, live = ragged(7)
-    loss, gradients = loss_and_gradients(row, replace(made, mask_BT=torch.zeros_like(made.mask_BT)), live)
+    loss, gradients = loss_and_gradients(row, made.having(mask_BT=torch.zeros_like(made.mask_BT)), live)
     assert loss == 0.0
     assert not any(gradient.any() for gradient in gradients.values())
 
@@ -91,7 +90,7 @@ NOT_CENTRED = (
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if n not in NOT_CENTRED and r.policy_gradient and not r.slots["auxiliary"]])
 def test_groups_without_variance_do_not_train(name):
     made, live = ragged(6)
-    flat = replace(made, reward_B=torch.ones_like(made.reward_B), correct_B=torch.ones_like(made.correct_B))
+    flat = made.having(reward_B=torch.ones_like(made.reward_B), correct_B=torch.ones_like(made.correct_B))
     bare = recipe(name, regularisers=[], reward=[v for v in RECIPES[name].slots["reward"] if v["name"] != "overlong"], **EXERCISED.get(name, {}))
     assert not loss_and_gradients(bare, flat, live)[1]["logp_BT"].any()
 
@@ -142,11 +141,11 @@ def test_on_policy_the_gradient_raises_what_has_an_advantage(name):
     """At pi = pi_old = mu = ref every policy gradient moves log pi up exactly where A > 0, and down where A < 0."""
     made, live = ragged(9)
     one = live["logp_BT"]
-    made = replace(
-        made, logp_old_BT=one, logp_roll_BT=one, logp_ref_BT=one, logp_prev_BT=one, logp_tempered_BT=one, logp_proxy_BT=one, logp_expert_BT=one
+    made = made.having(
+        logp_old_BT=one, logp_roll_BT=one, logp_ref_BT=one, logp_prev_BT=one, logp_tempered_BT=one, logp_proxy_BT=one, logp_expert_BT=one
     )
     made = route(RECIPES[name], made)
-    made = replace(made, advantage_BT=advantages(RECIPES[name], made))
+    made = made.having(advantage_BT=advantages(RECIPES[name], made))
     _, gradients = loss_and_gradients(replace_routing(name), made, {**live, "logp_BT": one})
     trained = (made.mask_BT > 0) & (made.advantage_BT.abs() > 1e-9)
     if name == "srpo":
@@ -161,11 +160,11 @@ def test_the_gradient_of_a_token_goes_through_that_token_alone(name):
     made, live = ragged(10)
     last = (made.mask_BT.cumsum(-1) == made.mask_BT.sum(-1, keepdim=True)) & (made.mask_BT > 0)
     bare = recipe(name, regularisers=[], auxiliary=[], routing=[], **EXERCISED.get(name, {}))
-    made = replace(made, advantage_BT=torch.where(last, 1.0, 0.0).double())
+    made = made.having(advantage_BT=torch.where(last, 1.0, 0.0).double())
     if name == "recap":  # its parts have an advantage a response: of one alone, only its tokens move
         part_BK = torch.zeros(12, 2, dtype=torch.float64)
         part_BK[5, 1] = 1.0
-        made = replace(made, component_advantage_BK=part_BK)
+        made = made.having(component_advantage_BK=part_BK)
         last = (torch.arange(12) == 5)[:, None] & (made.mask_BT > 0)
     _, gradients = loss_and_gradients(bare, made, live)
     assert not gradients["logp_BT"][~last].any()
@@ -180,5 +179,5 @@ def _direction(name, made):
     """A, or for several reward parts the mean of theirs."""
     if name != "recap":
         return made.advantage_BT
-    parts = weigh(RECIPES["recap"], replace(made, advantage_BT=None)).component_advantage_BK
+    parts = weigh(RECIPES["recap"], made.having(advantage_BT=None)).component_advantage_BK
     return (parts * made.component_weight_K).sum(-1, keepdim=True).expand_as(made.mask_BT)

@@ -19,8 +19,9 @@ from pipelines.models.optimisation import make_optimiser
 from pipelines.models.sharding import gathered, optimiser_state, shard, weights, weights_on_first
 from pipelines.progress import Journal
 from pipelines.rl import RECIPES, recipe, route
-from pipelines.rl.ranks import gather
-from pipelines.rl.train import frozen_roles, train
+from pipelines.rl.gathering import gather
+from pipelines.rl.roles import roles_of
+from pipelines.rl.train import train
 from pipelines.store import read_rollouts
 
 ROWS = {0: [0, 1, 2, 3, 8, 9, 10, 11], 1: [4, 5, 6, 7]}
@@ -112,7 +113,7 @@ def loop(rank: int, folder: Path, start, row: str, **changes) -> dict:
 
     checkpoints = Checkpoints(folder / "checkpoints", {}, writes=rank == 0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    frozen = {role: policy_of(start) for role, source in frozen_roles(recipe(row)).items() if source != "copy"}
+    frozen = {name: policy_of(start) for name, role in roles_of(recipe(row)).items() if role.source != "copy"}
     TorchGenerator.generate = counted
     try:
         train(

@@ -9,18 +9,12 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.rl import RECIPES, Batch, advantages, objective, recipe
-from pipelines.rl.batch import TENSORS
-from pipelines.rl.inputs import INPUTS
-from pipelines.rl.inputs.scores import BEFORE, BESIDE, LIVE_SCORES
-from pipelines.rl.recipe import inputs_of, names
-from pipelines.rl.slots import LISTS, SINGLE
-from pipelines.rl.statistics import STATISTICS
+from pipelines.rl.recipe import DERIVED, inputs_of, names
+from pipelines.rl.slots import SLOTS
 from pipelines.rl.table import another_forward, markdown, reads, worked_examples
+from pipelines.rl.tensors import TENSORS, When, of
 
 ROOT = Path(__file__).parents[2]
-ON_THE_WAY = {"credited_BT", "shaped_B", "centred_B", "advantage_B", "token_reward_BT", "anchor_BT", "x_BT", "gap_BT", "kept_BT"}
-"""What objective.py makes while it composes the slots."""
-
 
 @pytest.mark.parametrize(
     ("call", "words"),
@@ -70,18 +64,29 @@ def test_every_row_has_a_worked_example():
     assert list(worked_examples(ROOT / "tests" / "rl")) == names()
 
 
-@pytest.mark.parametrize("family", [*SINGLE.values(), *LISTS.values(), STATISTICS])
-def test_functions_read_tensors_that_exist_and_say_what_they_do(family):
-    for function in family.values():
-        assert {name for name, _ in inputs_of(function)} <= {*TENSORS, *ON_THE_WAY}, function
+@pytest.mark.parametrize("functions", [*(slot.functions for slot in SLOTS.values()), {n: d.compute for n, d in of(*DERIVED).items()}])
+def test_functions_read_tensors_that_exist_and_say_what_they_do(functions):
+    for function in functions.values():
+        assert {name for name, _ in inputs_of(function)} <= set(TENSORS), function
         assert inspect.getdoc(function)
+
+
+def test_every_tensor_is_declared_once_and_can_be_had():
+    """What is computed has a function, of tensors that are declared; what is given stands there without one."""
+    for name, declared in TENSORS.items():
+        given = declared.when in (When.GIVEN, When.COMPOSED)
+        assert declared.about and (declared.compute is None) == given, name
+        assert {*declared.with_, *filter(None, (declared.live, declared.held_of))} <= set(TENSORS), name
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_a_row_needs_the_loop_can_give(name):
-    given = {"mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "logp_BT", "truncated_B", "step", "response_limit"}
-    made = {"advantage_BT", "return_BT", "component_advantage_BK", "coefficient_B", "weight_BT", "mismatch_mean", *STATISTICS}
-    assert RECIPES[name].needs <= {*given, *made, *INPUTS, *BEFORE, *BESIDE, *LIVE_SCORES, "value_BT"}
+    """No pass before the update is asked for what only the update has, and what is had of others is bound to its settings."""
+    row = RECIPES[name]
+    assert set(row.derived) >= {tensor for tensor in row.needs if TENSORS[tensor].when in DERIVED}
+    assert not row.before & of(When.LIVE, When.ROWS, When.SUM).keys() - {"logp_BT", "entropy_BT"} or row.shrinks
+    for tensor in row.needs:
+        assert set(TENSORS[tensor].with_) <= row.needs
 
 
 def test_only_what_needs_another_forward_pass_asks_for_one():

@@ -1,7 +1,6 @@
 """Rows against hand-computed numbers, first part: advantage estimators and classic losses. A row's test is `test_<row>`."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -331,7 +330,7 @@ def test_w_grpo_pairs():
     row = recipe("w_grpo_pairs", scale={"name": "group_std", "ddof": 0, "eps": 0.0})
     close(advantages(row, made)[[0, 1, 8, 15], 0], [2 * 2.645751, -0.377964, 0.377964, -2 * 2.645751])
     three = batch(torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1]), torch.arange(4).repeat_interleave(4))
-    masked = replace(three, mask_BT=torch.cat([torch.ones(8, 1), torch.zeros(4, 1), torch.ones(4, 1)]))
+    masked = three.having(mask_BT=torch.cat([torch.ones(8, 1), torch.zeros(4, 1), torch.ones(4, 1)]))
     assert not route(ROWS["w_grpo_pairs"], masked).mask_BT.any()  # a group that does not train is no one's partner
     # hard: 1/4 and 2/4, easy: 3/4; 4/4 is no pair for anyone: the hardest goes with the only easy one
     assert route(ROWS["w_grpo_pairs"], three).mask_BT[:, 0].tolist() == [1] * 4 + [0] * 4 + [1] * 4 + [0] * 4

@@ -2,7 +2,6 @@
 `test_<row>`."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -47,7 +46,7 @@ def nft(reward_: float, weight: str = "dr_grpo", logp=NEW):
     leaf = logp.clone().requires_grad_()
     row = recipe("nft", routing=[], objective={"name": "negative_aware", "weight": weight}, aggregation={"name": "constant_sum", "constant": 1.0})
     made = batch(torch.tensor([reward_]), torch.tensor([0]), ONE, logp_old_BT=OLD)
-    made = replace(weigh(row, made), rate_B=torch.tensor([0.25], dtype=torch.float64))
+    made = weigh(row, made).having(rate_B=torch.tensor([0.25], dtype=torch.float64))
     loss, _ = objective(row, made, leaf)
     return float(loss.detach()), torch.autograd.grad(loss, leaf)[0][0]
 
@@ -100,7 +99,7 @@ def test_laser():
     made = batch(torch.tensor([1.0, 0, 0, 0]), torch.zeros(4).long(), special_old_B=logp, special_anchor=anchor, step=torch.tensor(10))
     loss = loss_of(RECIPES["laser"], with_advantages(RECIPES["laser"], made), torch.zeros(4, 1), {"special_B": logp})
     assert loss == pytest.approx(0.1 * 0.021667, abs=1e-6)  # GRPO's own is 0 on-policy
-    late = with_advantages(RECIPES["laser"], replace(made, step=torch.tensor(201)))  # z of the verdicts 1, 0, .3, 0
+    late = with_advantages(RECIPES["laser"], made.having(step=torch.tensor(201)))  # z of the verdicts 1, 0, .3, 0
     z = (torch.tensor([1.0, 0.0, 0.3, 0.0]) - 0.325) / 0.471699
     close(late.advantage_BT[:, 0], 0.9 * torch.tensor([1.5, -0.5, -0.5, -0.5]) + 0.1 * z, atol=1e-5)
 
@@ -178,7 +177,7 @@ PAIR = {"logp_ref_BT": torch.tensor([[-11.0], [-11.5]]).double()}
 def test_dpo():
     made, logp = responses([1.0, 0.0], [-10, -12], [-10, -12], **PAIR)
     assert loss_of(RECIPES["dpo"], made, logp) == pytest.approx(0.620957, abs=1e-6)
-    assert loss_of(RECIPES["dpo"], replace(made, level_B=torch.tensor([1, 1])), logp) == pytest.approx(0.620957, abs=1e-6)
+    assert loss_of(RECIPES["dpo"], made.having(level_B=torch.tensor([1, 1])), logp) == pytest.approx(0.620957, abs=1e-6)
     equal, logp = responses([1.0, 1.0], [-10, -12], [-10, -12], **PAIR)
     assert loss_of(RECIPES["dpo"], equal, logp) == 0.0  # no pair differs
 
@@ -205,7 +204,7 @@ def test_trpa():
         [1.0, 0.0, 0.0], [0.2, -0.1, 0.0], [0.2, -0.1, 0.0], logp_ref_BT=torch.zeros(3, 1).double(), level_B=torch.tensor([1, 2, 2])
     )  # fmt: skip
     assert loss_of(RECIPES["trpa"], made, logp) == pytest.approx(0.662405, abs=1e-6)
-    off = replace(made, logp_old_BT=logp - 0.5)  # the trust region is around the old policy
+    off = made.having(logp_old_BT=logp - 0.5)  # the trust region is around the old policy
     assert loss_of(RECIPES["trpa"], off, logp) == pytest.approx(0.662405 + 0.001 * 0.106531, abs=1e-6)
     ragged = batch(
         torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), lengths(1, 4).double(), logp_ref_BT=torch.zeros(2, 4).double(), level_B=torch.tensor([1, 2])
@@ -213,7 +212,7 @@ def test_trpa():
     q = torch.tensor([[0.4] * 4, [-0.2] * 4]).double()  # a mean over responses, however long
     bare = recipe("trpa", regularisers=[])
     assert loss_of(bare, ragged, q) == pytest.approx((math.log(1 + math.exp(-0.4)) + math.log(1 + math.exp(-0.2))) / 2, abs=1e-6)
-    alike = replace(made, level_B=torch.tensor([1, 1, 1]))  # no pairs: -mean log sigmoid(q)
+    alike = made.having(level_B=torch.tensor([1, 1, 1]))  # no pairs: -mean log sigmoid(q)
     expected = sum(math.log(1 + math.exp(-q)) for q in (0.2, -0.1, 0.0)) / 3
     assert loss_of(RECIPES["trpa"], alike, logp) == pytest.approx(expected, abs=1e-6)
 
@@ -260,7 +259,7 @@ def test_srpo():
     )  # fmt: skip
     row = recipe("srpo", auxiliary=[{"name": "distil", "divergence": 0.0}])
     jsd = 0.192042  # of both tokens; the weights make 0.2 and 0.4 of it
-    made = replace(weigh(row, made), distil_weight_BT=torch.tensor([[0, 0], [1.421899 * 0.2 / jsd, 0.578101 * 0.4 / jsd]]).double())
+    made = weigh(row, made).having(distil_weight_BT=torch.tensor([[0, 0], [1.421899 * 0.2 / jsd, 0.578101 * 0.4 / jsd]]).double())
     student = torch.full((2, 2, 1), 0.7).double().log()
     assert loss_of(row, made, torch.zeros(2, 2).double(), {"student_topk_BTK": student}) == pytest.approx(-0.121095, abs=2e-6)
 
@@ -277,6 +276,6 @@ def test_recap():
     weights = torch.tensor([1.2, 0.8])
     made = with_advantages(RECIPES["recap"], batch(parts[:, 1], torch.zeros(4).long(), components_BK=parts, component_weight_K=weights))
     logp = torch.tensor([[0.1], [-0.3], [0.5], [0.0]])
-    single = [with_advantages(RECIPES["grpo"], replace(made, reward_B=parts[:, k], advantage_BT=None)) for k in range(2)]
+    single = [with_advantages(RECIPES["grpo"], made.having(reward_B=parts[:, k], advantage_BT=None)) for k in range(2)]
     expected = sum(float(w) * loss_of(RECIPES["grpo"], one, logp) for w, one in zip(weights, single, strict=True)) / 2
     assert loss_of(RECIPES["recap"], made, logp) == pytest.approx(expected, abs=1e-6)

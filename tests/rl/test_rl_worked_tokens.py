@@ -1,7 +1,6 @@
 """Rows against hand-computed numbers, third part: token masks, token weights, regularisers. A row's test is `test_<row>`."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -64,7 +63,7 @@ def test_resrl():
     close(full, torch.ones(2, 4))
     row = recipe("resrl", credit={"name": "projection_residual", "rank": 1})
     made = batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.ones(2, 4), hidden_old_BTH=hidden)
-    made = replace(made, advantage_BT=advantages(row, made))
+    made = made.having(advantage_BT=advantages(row, made))
     close(made.advantage_BT, 0.7071058 * torch.stack([weight[0], -weight[1]]))
     assert float(objective(row, made, made.logp_old_BT)[0]) == pytest.approx(-0.7071058 * float(weight[0].sum() - weight[1].sum()) / 8, abs=1e-6)
 
@@ -99,14 +98,14 @@ def test_siren():
     close(nucleus_entropy(p, {}, p=0.4, rule="strict"), [0.0])
     h = torch.tensor([[0.1, 0.2, 0.3, 0.4, 1.0]], requires_grad=True)
     mask = torch.ones(1, 5)
-    loss = regularisers.entropy_anchor(h, mask, torch.tensor(0.8), coefficient=0.005)
+    loss = regularisers.entropy_anchor(regularisers.peak_entropy(h, mask), torch.tensor(0.8), coefficient=0.005)
     assert float(loss.detach()) == pytest.approx(0.0002)
     close(torch.autograd.grad(loss, h)[0], [[0, 0, 0, 0, 0.005 * 2 * 0.2]])
-    assert float(regularisers.entropy_anchor(h, mask).detach()) == 0.0  # the first step is its own anchor
+    assert float(regularisers.entropy_anchor(regularisers.peak_entropy(h, mask)).detach()) == 0.0  # the first step is its own anchor
     flat = torch.full((1, 5), 0.3)
-    assert float(regularisers.entropy_anchor(flat, mask, torch.tensor(0.8))) == 0.0  # nothing lies above its own quantile
+    assert float(regularisers.entropy_anchor(regularisers.peak_entropy(flat, mask), torch.tensor(0.8))) == 0.0  # nothing lies above its own quantile
     made = batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.ones(2, 5), response_limit=torch.tensor(10.0), entropy_anchor=torch.tensor(0.8))
-    made = replace(made, advantage_BT=advantages(RECIPES["siren"], made))
+    made = made.having(advantage_BT=advantages(RECIPES["siren"], made))
     up = torch.tensor([[math.log(1.5)] * 5, [0.0] * 5])  # ratio 1.5, clipped at 1.28: mean over two of sum over five of -A r, divided by 10
     loss, _ = objective(RECIPES["siren"], made, up, {"nucleus_entropy_BT": h.detach().expand(2, 5)})
     assert float(loss) == pytest.approx((-0.5 * 1.28 * 5 + 0.5 * 5) / 2 / 10 + 0.0002, abs=1e-6)
@@ -181,7 +180,7 @@ def test_entropy_terms_of_slices_add_up_with_their_gradients():
     whole, gradient = run(made, [torch.arange(4)])
     slices = [torch.tensor([0, 3]), torch.tensor([1]), torch.tensor([2])]
     totals = [aggregates(row, made.rows(rows), {name: value[rows] for name, value in live.items()}) for rows in slices]
-    told = type(made)(**{**vars(made), **{name: torch.stack([t[name] for t in totals]).sum(0) for name in totals[0]}})
+    told = made.having(**{name: torch.stack([t[name] for t in totals]).sum(0) for name in totals[0]})
     split, split_gradient = run(told, slices)
     assert split == pytest.approx(whole, abs=1e-12)
     close(split_gradient, gradient, atol=1e-12)

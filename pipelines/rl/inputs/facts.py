@@ -96,18 +96,3 @@ def shared_prefix(step: Step) -> Tensor:
             row.append(node)
         rows.append(row)
     return step.tokens(rows, -1)
-
-
-FACTS = {
-    "correct_B": correct,
-    "format_B": form,
-    "consistency_B": consistency,
-    "confidence_B": confidence,
-    "candidates_B": candidates,
-    "rank_B": rank,
-    "level_B": level,
-    "baseline_B": baseline,
-    "components_BK": components,
-    "component_weight_K": component_weight,
-    "share_BT": shared_prefix,
-}

@@ -180,6 +180,3 @@ def reprompted(step: Step) -> list[list[int] | None]:
         ids = prompting.prompt_ids(step.actor.tokenizer, shown, step.settings.generation.prompt)
         prompts.append(ids if len(ids) + len(r.response_ids) <= limit else None)
     return prompts
-
-
-PROBES = {"step_BT": steps, "potential_BK": potentials, "step_value_BK": step_values, "diversity_B": diversity}

@@ -1,24 +1,21 @@
-"""Inputs from forward passes: of the policy before the update, of frozen policies, and (with gradient) of the policy in it.
+"""What passes of a policy give: of the one that trains, before the update and in it, and of frozen ones.
 
-N positions, V vocabulary. The functions of `BEFORE` and `LIVE_SCORES` see the log-probabilities of a chunk of positions and give
-(N,) or (N, K); their keyword-only arguments are settings.
+N positions, V vocabulary, E hidden size. A score sees the log-probabilities of a chunk of positions and gives (N,) or (N, K). Keyword-only
+arguments are settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pipelines import methods, prompting
-from pipelines.models.scoring import Score, chosen, entropy, entropy_detached, pad
+from pipelines import prompting
+from pipelines.models.scoring import Score, chosen, pad
 from pipelines.rl import ranks
 from pipelines.rl.inputs.step import Actor, Step, scored
-
-if TYPE_CHECKING:
-    from pipelines.config.rl import RlStage
 
 
 def nucleus_entropy(
@@ -64,81 +61,31 @@ def reserved(tokenizer: Any, *, token: str | None = None) -> int:
     return tokenizer.pad_token_id if token is None else tokenizer.convert_tokens_to_ids(token)
 
 
-LIVE_SCORES: dict[str, Callable[..., Any]] = {
-    "logp_BT": chosen,
-    "entropy_BT": entropy,
-    "nucleus_entropy_BT": nucleus_entropy,
-    "vocab_mean_BT": vocabulary_mean,
-    "student_topk_BTK": of_topk,
-}
-BEFORE: dict[str, Callable[..., Any]] = {
-    "logp_old_BT": chosen,
-    "entropy_old_BT": entropy,
-    "vocab_mean_old_BT": vocabulary_mean,
-    "logp_proxy_BT": proxy,
-    "topk_BTK": likeliest,
-}
-BESIDE = ("value_old_BT", "hidden_old_BTH", "special_old_B")
-"""What the same pass before the update gives without the vocabulary."""
-OLD_OF = {
-    "logp_old_BT": "logp_BT",
-    "entropy_old_BT": "entropy_BT",
-    "vocab_mean_old_BT": "vocab_mean_BT",
-    "special_old_B": "special_B",
-}
-"""With one optimiser step per batch these are what the update's own forward pass gives, detached."""
-
-
-def live(
-    actor: Actor, settings: RlStage, names: Collection[str], inputs: Mapping[str, Any], ids_BT: Tensor, score_BT: Tensor, along: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The live tensors `names` in one forward pass, with gradient; and the entropy without, for the journal, where it is none of them."""
-    scores = {name: methods.bind("inputs", LIVE_SCORES, name, inputs.get(name)) for name in LIVE_SCORES if name in names}
-    scores.setdefault("entropy_BT", entropy_detached)
-    return scored(
-        settings,
-        actor.policy,
-        ids_BT,
-        score_BT,
-        scores,
-        temperature=settings.generation.temperature,
-        along=along,
-        on_hidden={"value_BT": _value(actor)} if "value_BT" in names else None,
-        after=("special_B", reserved(actor.tokenizer, **inputs.get("special_B", {}))) if "special_B" in names else None,
-    )
-
-
-def before(step: Step, names: Collection[str], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors `names` of the policy before the update, in one pass."""
-    scores = {name: methods.bind("inputs", BEFORE, name, inputs.get(name)) for name in BEFORE if name in names}
-    hidden: dict[str, Callable[[Tensor], Tensor]] = {}
-    if "value_old_BT" in names:
-        hidden["value_old_BT"] = _value(step.actor)
-    if "hidden_old_BTH" in names:
-        hidden["hidden_old_BTH"] = torch.Tensor.float
-    after = ("special_old_B", reserved(step.actor.tokenizer, **inputs.get("special_B", {}))) if "special_old_B" in names else None
-    return in_parts(step, step.actor.policy, scores, on_hidden=hidden, after=after)
-
-
-def _value(actor: Actor) -> Callable[[Tensor], Tensor]:
+def value(actor: Actor) -> Callable[[Tensor], Tensor]:
+    """The value head's estimate (N,) of what the language-model head sees, float32."""
     head = actor.value_head
     assert head is not None
 
-    def value(hidden_NE: Tensor) -> Tensor:
+    def estimate(hidden_NE: Tensor) -> Tensor:
         with torch.autocast(hidden_NE.device.type, enabled=False):
             return head(hidden_NE.float())[:, 0]
 
-    return value
+    return estimate
+
+
+def hidden(actor: Actor) -> Callable[[Tensor], Tensor]:
+    """It itself (N, E), float32."""
+    return torch.Tensor.float
 
 
 @torch.no_grad()
-def in_parts(step: Step, model: Any, scores: Mapping[str, Score], temperature_B: Tensor | None = None, **more: Any) -> dict[str, Tensor]:
+def in_parts(step: Step, model: Any, wanted: Mapping[str, Score], temperature_B: Tensor | None = None, **more: Any) -> dict[str, Tensor]:
     """`token_scores` of the step's rows under `model`, in micro-batches, at the temperature of sampling unless given one a row."""
     size = step.settings.micro_batch
     if temperature_B is None:
         temperature_B = torch.full((len(step.ids_BT),), step.settings.generation.temperature, device=step.ids_BT.device)
     slices = zip(step.ids_BT.split(size), step.score_BT.split(size), temperature_B.split(size), strict=True)
-    parts = [scored(step.settings, model, ids, score, scores, temperature=temperature, **more) for ids, score, temperature in slices]
+    parts = [scored(step.settings, model, ids, score, wanted, temperature=temperature, **more) for ids, score, temperature in slices]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -181,23 +128,6 @@ def special_anchor(step: Step, *, value: float | None = None) -> Tensor:
     which is the reference (LaSeR)."""
     if value is not None:
         return torch.tensor(value, device=step.ids_BT.device)
-    special_B = step.batch.special_old_B
-    assert special_B is not None
+    special_B = step.batch["special_old_B"]
     sums = ranks.total({"sum": float(special_B.double().sum()), "rows": len(special_B)})
     return torch.tensor(sums["sum"] / sums["rows"], dtype=special_B.dtype, device=special_B.device)
-
-
-FROZEN_ROLE = {
-    "logp_ref_BT": "ref",
-    "logp_sft_BT": "sft",
-    "logp_dpo_BT": "dpo",
-    "logp_prev_BT": "prev",
-    "logp_tempered_BT": "ref",
-    "teacher_topk_BTK": "teacher",
-}
-"""Input -> the role of the policy that it comes from."""
-FROZEN: dict[str, Callable[..., Tensor]] = {
-    **{name: of_frozen(role) for name, role in FROZEN_ROLE.items() if name not in ("logp_tempered_BT", "teacher_topk_BTK")},
-    "logp_tempered_BT": tempered,
-    "logp_expert_BT": expert,
-}

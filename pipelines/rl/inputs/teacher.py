@@ -23,8 +23,7 @@ def teacher_topk(step: Step, *, rate: float = 0.05) -> Tensor:
     `rate` is that of the moving average, which the loop keeps.
     """
     prompts = reprompted(step)
-    topk_BTK = step.batch.topk_BTK
-    assert topk_BTK is not None
+    topk_BTK = step.batch["topk_BTK"]
     out = torch.zeros(topk_BTK.shape, device=topk_BTK.device)
     rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
     for start in range(0, len(rows), step.settings.micro_batch):
@@ -43,6 +42,3 @@ def teacher_topk(step: Step, *, rate: float = 0.05) -> Tensor:
         some_BTK[kept] = said[score]
         out[some] = some_BTK
     return out
-
-
-TEACHER = {"reprompt_B": has_teacher, "teacher_topk_BTK": teacher_topk}

@@ -5,7 +5,8 @@ The first five differentiate through the ratio; the `score` family weighs the sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -105,3 +106,15 @@ def taper(
 def _pessimistic(ratio: Tensor, clipped: Tensor, advantage_BT: Tensor, dual: float | Tensor | None) -> Tensor:
     loss = torch.maximum(-advantage_BT * ratio, -advantage_BT * clipped)
     return loss if dual is None else torch.where(advantage_BT < 0, torch.minimum(loss, -advantage_BT * dual), loss)
+
+
+RELATIVE = (ppo, ppo_low_probability, masked_score)
+"""Clips to [1 - low, 1 + high], beyond which a token has no gradient."""
+
+
+def bounds(clip: Callable[..., Tensor]) -> tuple[float, float] | None:
+    """(low, high) of such a clip with its settings, None for any other."""
+    if getattr(clip, "func", clip) not in RELATIVE:
+        return None
+    parameters = inspect.signature(clip).parameters
+    return parameters["low"].default, parameters["high"].default

@@ -94,20 +94,18 @@ def entropy_target(
 
 
 def entropy_anchor(
-    nucleus_entropy_BT: Tensor,
-    mask_BT: Tensor,
+    peak_entropy_B: Tensor,
     entropy_anchor: Tensor | None = None,
     peak_sum: Tensor | None = None,
     peak_count: Tensor | None = None,
     *,
     coefficient: float = 0.005,
-    quantile: float = 0.8,
 ) -> Tensor:
-    """SIREN: coefficient (H - anchor)^2, H the mean over responses of the nucleus entropy of their peak tokens (above the
-    response's `quantile`), the anchor what it was at the first step."""
-    total, count = peak_entropy(nucleus_entropy_BT, mask_BT, quantile=quantile)
+    """SIREN: coefficient (H - anchor)^2, H the mean over responses of the nucleus entropy of their peak tokens, the anchor what it was at the
+    first step."""
+    total, count = sum_of_peaks(peak_entropy_B), count_of_peaks(peak_entropy_B)
     whole, responses = (total.detach(), count) if peak_sum is None or peak_count is None else (peak_sum, peak_count)
-    mean = whole / responses.clamp(min=1)
+    mean = mean_peak(whole, responses)
     anchor = mean if entropy_anchor is None else entropy_anchor
     return coefficient * of_whole(lambda h: (h - anchor) ** 2, total / responses.clamp(min=1), mean, count / responses.clamp(min=1))
 
@@ -127,9 +125,23 @@ def aggregate_entropy(entropy_BT: Tensor, mask_BT: Tensor, coefficient_B: Tensor
     return (coefficient_B[:, None] * mask_BT * entropy_BT).sum()
 
 
-def peak_entropy(nucleus_entropy_BT: Tensor, mask_BT: Tensor, *, quantile: float = 0.8) -> tuple[Tensor, Tensor]:
-    """Sum over responses of the mean entropy of the tokens strictly above the response's quantile, and how many have any."""
+def peak_entropy(nucleus_entropy_BT: Tensor, mask_BT: Tensor, *, quantile: float = 0.8) -> Tensor:
+    """Mean over a response's tokens whose entropy is strictly above its `quantile` (B,), nan where there is none."""
     held_BT = nucleus_entropy_BT.detach().masked_fill(mask_BT == 0, torch.nan)
-    bound_B1 = held_BT.nanquantile(quantile, dim=-1, keepdim=True)
-    peak_BT = (held_BT > bound_B1).to(mask_BT)
-    return token_mean(nucleus_entropy_BT, peak_BT).sum(), (peak_BT.sum(-1) > 0).sum().to(mask_BT)
+    peak_BT = (held_BT > held_BT.nanquantile(quantile, dim=-1, keepdim=True)).to(mask_BT)
+    return torch.where(peak_BT.sum(-1) > 0, token_mean(nucleus_entropy_BT, peak_BT), torch.nan)
+
+
+def sum_of_peaks(peak_entropy_B: Tensor) -> Tensor:
+    """Over the responses that have any."""
+    return torch.where(peak_entropy_B.isnan(), 0.0, peak_entropy_B).sum()
+
+
+def count_of_peaks(peak_entropy_B: Tensor) -> Tensor:
+    """Number of those."""
+    return (~peak_entropy_B.isnan()).sum().to(peak_entropy_B)
+
+
+def mean_peak(peak_sum: Tensor, peak_count: Tensor) -> Tensor:
+    """0 where no response has any."""
+    return peak_sum / peak_count.clamp(min=1)

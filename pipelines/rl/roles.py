@@ -1,0 +1,55 @@
+"""Policies beside the one that trains: where each comes from, and how it follows, if it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from pipelines.rl.recipe import Recipe, inputs_of
+from pipelines.rl.tensors import TENSORS
+
+Follow = Callable[[Any, Mapping[str, Any], Recipe], None]
+"""follow(policy of the role, the trained policy's weights, recipe)."""
+
+
+def become(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
+    """It is the policy as it stands."""
+    theirs.load_state_dict(weights, strict=False)  # a value head is no part of it
+
+
+def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
+    """A moving average of the policy, at the rate that the recipe says of the teacher's scores."""
+    rate = recipe.setting("teacher_topk_BTK", "rate")
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            weight.lerp_(weights[name], rate)
+
+
+@dataclass(frozen=True)
+class Role:
+    """source: what the stage names under `init` or `reference`, or a copy of the policy. speaks: functions of the loop sample from it. scored,
+    updated: how it follows the policy once a step's batch is scored, and after the update."""
+
+    source: Literal["init", "reference", "copy"]
+    speaks: bool = False
+    scored: Follow | None = None
+    updated: Follow | None = None
+
+
+ROLES: dict[str, Role] = {
+    "ref": Role("reference"),
+    "sft": Role("init"),
+    "dpo": Role("reference"),
+    "guide": Role("reference", speaks=True),
+    "prev": Role("copy", scored=become),
+    "teacher": Role("copy", updated=drift),
+}
+
+
+def roles_of(recipe: Recipe) -> dict[str, Role]:
+    """The policies that the recipe needs, by role: those that its tensors are of, and those that a function of its loop takes."""
+    named = {TENSORS[name].role for name in recipe.needs} | {name for f in recipe.lists["recompose"] for name, _ in inputs_of(f)}
+    return {name: role for name, role in sorted(ROLES.items()) if name in named}

@@ -1,0 +1,212 @@
+"""Every tensor that a method may read, one declaration each: what it is, when it is had, how, and of which policy.
+
+A function of a slot names the tensors it reads by its positional parameters; the loop computes those and no others. To add one: declare
+it here, with a function in inputs/ (of rollouts, of a forward pass), in statistics.py (of the whole batch) or in a slot's module.
+
+    GIVEN      by the rollouts, or by the loop
+    READ       off rollouts and problems, or by passes of its own: compute(step) -> tensor
+    BEFORE     by one pass of the policy before the update; `live` names what the update's own pass gives in its place where that is the same
+    LIVE       by the update's pass of the policy, with gradient
+    ROWS       of live tensors, row by row, with gradient: compute(tensors)
+    SUM        of live tensors over the whole batch of an optimiser step: compute(tensors) is a slice's share
+    OF_SUMS    of those sums: compute(tensors), a scalar
+    WHOLE      of the whole batch of an optimiser step, so that its slices add up to it: compute(tensors)
+    COMPOSED   by objective.py, while it composes the slots
+
+A pass reads one of: VOCABULARY (compute is a score of a chunk of positions, models/scoring.py), HIDDEN (compute(actor) gives a function of
+what the head sees), END (compute(tokenizer) names a token whose log-probability right after the response is wanted).
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.models.scoring import chosen, entropy
+from pipelines.rl import statistics
+from pipelines.rl.inputs import facts, probes, scores, teacher
+from pipelines.rl.objectives import pairwise
+from pipelines.rl.slots import regularisers
+
+
+class When(enum.Enum):
+    """See above."""
+
+    GIVEN = enum.auto()
+    READ = enum.auto()
+    BEFORE = enum.auto()
+    LIVE = enum.auto()
+    ROWS = enum.auto()
+    SUM = enum.auto()
+    OF_SUMS = enum.auto()
+    WHOLE = enum.auto()
+    COMPOSED = enum.auto()
+
+
+class Reads(enum.Enum):
+    """What a pass of the policy looks at."""
+
+    VOCABULARY = enum.auto()
+    HIDDEN = enum.auto()
+    END = enum.auto()
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One tensor.
+
+    about: what it holds. compute: see the head of this file; its keyword-only arguments are what a recipe may set under `inputs`.
+    role: the policy beside the trained one that it is of (roles.py). live: see BEFORE. with_: tensors that it cannot be had without.
+    held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own.
+    fill: what stands past a row's end where ranks' rows are put together. numbered: its ids are of one rank alone.
+    """
+
+    about: str
+    when: When = When.GIVEN
+    compute: Callable[..., Any] | None = None
+    reads: Reads = Reads.VOCABULARY
+    role: str | None = None
+    live: str | None = None
+    with_: tuple[str, ...] = ()
+    held: bool = False
+    held_of: str | None = None
+    free: bool = False
+    fill: float = 0.0
+    numbered: bool = False
+
+
+def _given(about: str, **more: Any) -> Declared:
+    return Declared(about, **more)
+
+
+def _read(compute: Callable[..., Any], about: str, **more: Any) -> Declared:
+    return Declared(about, When.READ, compute, **more)
+
+
+def _before(compute: Callable[..., Any], about: str, **more: Any) -> Declared:
+    return Declared(about, When.BEFORE, compute, **more)
+
+
+def _live(compute: Callable[..., Any], about: str, **more: Any) -> Declared:
+    return Declared(about, When.LIVE, compute, **more)
+
+
+def _whole(compute: Callable[..., Any], about: str) -> Declared:
+    return Declared(about, When.WHOLE, compute)
+
+
+def _composed(about: str) -> Declared:
+    return Declared(about, When.COMPOSED)
+
+
+NAN = float("nan")
+TENSORS: dict[str, Declared] = {
+    # of the rollouts and the loop
+    "mask_BT": _given("1 on trainable response tokens (end-of-turn included), else 0"),
+    "reward_B": _given("the verifier's score, in [0, 1]"),
+    "group_B": _given("prompt id of each row, int"),
+    "logp_roll_BT": _given("behaviour policy: the generation engine when it sampled the token"),
+    "truncated_B": _given("the response reached the length limit, bool"),
+    "step": _given("number of this step, from 1: a scalar"),
+    "response_limit": _given("longest response that generation allows, tokens: a scalar"),
+    "kl_scale": _given("factor on the coefficients of KL terms to the reference, which `kl_control` moves: a scalar", held=True),
+    # read off rollouts and problems
+    "correct_B": _read(facts.correct, "the verdict is `correct`, bool; without it, reward_B > 0", free=True),
+    "format_B": _read(facts.form, "the response had the form asked for, bool", free=True),
+    "consistency_B": _read(facts.consistency, "working and answer agree, in [0, 1]", free=True),
+    "confidence_B": _read(facts.confidence, "confidence that the response states, in [0, 1]; nan where it states none", free=True),
+    "candidates_B": _read(facts.candidates, "number of answers the response offers", free=True),
+    "rank_B": _read(facts.rank, "place of the first right one among them, from 1; 0 where none is", free=True),
+    "level_B": _read(facts.level, "preference level, 1 the best", free=True),
+    "baseline_B": _read(facts.baseline, "expected reward of the prompt under the reference policy", free=True),
+    "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True),
+    "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True),
+    "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
+    # of policies that do not train
+    "logp_ref_BT": _read(scores.of_frozen("ref"), "the frozen reference policy", role="ref"),
+    "logp_sft_BT": _read(scores.of_frozen("sft"), "the SFT policy", role="sft"),
+    "logp_dpo_BT": _read(scores.of_frozen("dpo"), "a policy trained on preferences, whose log-ratio to the SFT policy is a reward", role="dpo"),
+    "logp_prev_BT": _read(scores.of_frozen("prev"), "the policy one step ago", role="prev"),
+    "logp_tempered_BT": _read(scores.tempered, "the reference, flattened for responses of low reward", role="ref"),
+    "logp_expert_BT": _read(scores.expert, "log-probability of the prompt's expert solution, aligned by position; 0 past its end"),
+    # of the policy's own half-finished responses
+    "step_BT": _read(probes.steps, "step of reasoning that the token belongs to, from 0, int", free=True),
+    "potential_BK": _read(probes.potentials, "potential after each of K steps, nan past the last", fill=NAN),
+    "step_value_BK": _read(probes.step_values, "probability of a correct end before each of K steps, nan past the last", fill=NAN),
+    "diversity_B": _read(probes.diversity, "how unlike its correct siblings a response is, in [0, 1]"),
+    # of a teacher that has seen a solution
+    "reprompt_B": _read(teacher.has_teacher, "a teacher that has seen a solution could score the row, bool", free=True),
+    "teacher_topk_BTK": _read(teacher.teacher_topk, "the teacher's log-probability of `topk_BTK`", role="teacher", with_=("topk_BTK",)),
+    # of the policy before the update
+    "logp_old_BT": _before(chosen, "proximal policy: the training engine before the update", live="logp_BT"),
+    "entropy_old_BT": _before(entropy, "entropy before the update", live="entropy_BT"),
+    "vocab_mean_old_BT": _before(scores.vocabulary_mean, "`vocab_mean_BT` before the update", live="vocab_mean_BT"),
+    "logp_proxy_BT": _before(scores.proxy, "the policy before the update without its least likely tokens; very negative where the token is one"),
+    "topk_BTK": _before(scores.likeliest, "the K likeliest tokens before the update, int"),
+    "value_old_BT": _before(scores.value, "value estimates before the update", reads=Reads.HIDDEN),
+    "hidden_old_BTH": _before(scores.hidden, "what the language-model head sees where it predicts the token, before the update", reads=Reads.HIDDEN),
+    "special_old_B": _before(scores.reserved, "`special_B` before the update", reads=Reads.END, live="special_B"),
+    "special_anchor": _read(
+        scores.special_anchor, "expected log-probability of the reserved token under the reference: a scalar", with_=("special_old_B",), held=True
+    ),
+    # of the policy in the update
+    "logp_BT": _live(chosen, "log-probability of each token under the policy that is trained, nats"),
+    "entropy_BT": _live(entropy, "entropy of the policy at each token, nats"),
+    "nucleus_entropy_BT": _live(scores.nucleus_entropy, "entropy of the policy restricted to its top-p tokens, renormalised"),
+    "vocab_mean_BT": _live(scores.vocabulary_mean, "mean over the vocabulary of the policy's log-probabilities"),
+    "student_topk_BTK": _live(scores.of_topk, "policy's log-probability of the tokens `topk_BTK`", with_=("topk_BTK",)),
+    "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN),
+    "special_B": _live(scores.reserved, "log-probability of a reserved token right after the response", reads=Reads.END),
+    "peak_entropy_B": Declared("mean nucleus entropy of the response's peak tokens, nan without any", When.ROWS, regularisers.peak_entropy),
+    # of a whole batch under the current policy
+    "entropy_sum": Declared("aggregated entropy", When.SUM, regularisers.aggregate_entropy),
+    "peak_sum": Declared("sum of `peak_entropy_B`", When.SUM, regularisers.sum_of_peaks),
+    "peak_count": Declared("responses that have peak tokens", When.SUM, regularisers.count_of_peaks),
+    "peak_entropy": Declared("mean of `peak_entropy_B`", When.OF_SUMS, regularisers.mean_peak),
+    "entropy_anchor": Declared("`peak_entropy` of the first step: a scalar", held=True, held_of="peak_entropy"),
+    # of a whole batch
+    "rate_B": _whole(statistics.success_rate, "share of the row's group that is right"),
+    "balance_B": _whole(statistics.class_balance, "weight that makes right and wrong responses count alike"),
+    "diversity_weight_B": _whole(statistics.diversity_weights, "softmax of diversity over the right responses of a group"),
+    "low_BT": _whole(statistics.least_likely, "1 on the least likely tokens of negative advantage"),
+    "pairs": _whole(pairwise.count_pairs, "pairs of a group whose rewards differ"),
+    "level_pairs": _whole(pairwise.count_level_pairs, "pairs of a group whose levels differ"),
+    "responses": _whole(statistics.response_count, "rows that train"),
+    "steps": _whole(statistics.step_count, "steps of reasoning in the rows that train"),
+    "prompts": _whole(statistics.prompt_count, "prompts with a row that trains"),
+    "distil_weight_BT": _whole(statistics.distillation_weights, "weight of each token that is distilled, mean 1"),
+    # made while the slots are composed
+    "shaped_B": _composed("the reward after the slot `reward`"),
+    "token_reward_BT": _composed("the sum of the slot `token_reward`"),
+    "centred_B": _composed("what `center` gives"),
+    "advantage_B": _composed("the advantage of each response, before credit"),
+    "credited_BT": _composed("what `credit` gives"),
+    "advantage_BT": _composed("the advantage of each token"),
+    "return_BT": _composed("target of the value head"),
+    "component_advantage_BK": _composed("an advantage for each part of the reward"),
+    "anchor_BT": _composed("log-probabilities that the ratio is taken to"),
+    "x_BT": _composed("log importance ratio"),
+    "gap_BT": _composed("log-probability of the training engine before the update minus that of the generation engine"),
+    "kept_BT": _composed("tokens that mismatch and token masks let train"),
+    "mismatch_mean": _composed("mean weight of the mismatch functions"),
+    "weight_BT": _composed("the product of the slot `token_weight`"),
+    "coefficient_B": _composed("what a token of the row counts in the loss"),
+}
+
+
+def of(*when: When) -> dict[str, Declared]:
+    """The tensors that are had so."""
+    return {name: declared for name, declared in TENSORS.items() if declared.when in when}
+
+
+def _has_settings(function: Callable[..., Any]) -> bool:
+    return any(p.kind is inspect.Parameter.KEYWORD_ONLY for p in inspect.signature(function).parameters.values())
+
+
+SETTABLE: dict[str, Callable[..., Any]] = {
+    name: declared.compute for name, declared in TENSORS.items() if declared.compute and not declared.live and _has_settings(declared.compute)
+}
+"""Tensor -> the function whose settings a recipe may give under `inputs`. Those of a live tensor hold before the update too."""
