@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,17 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
 
 
 def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
-    rows = [asdict(rollout) for rollout in rollouts]
-    for row in rows:
-        row["reward_parts"] = list(row["reward_parts"].items())
-    write_table(path, pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA))
+    rows = list(rollouts)
+    columns = {name: [getattr(rollout, name) for rollout in rows] for name in ROLLOUT_SCHEMA.names}
+    columns["reward_parts"] = [list(parts.items()) for parts in columns["reward_parts"]]
+    write_table(path, pa.table(columns, schema=ROLLOUT_SCHEMA))
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
     """All rollouts of a Parquet file written by `write_rollouts`."""
-    rows = pq.read_table(path, schema=ROLLOUT_SCHEMA).to_pylist()
-    return [Rollout(**{**row, "reward_parts": dict(row["reward_parts"])}) for row in rows]
+    columns = pq.read_table(path, schema=ROLLOUT_SCHEMA).to_pydict()
+    columns["reward_parts"] = [dict(parts) for parts in columns["reward_parts"]]
+    return [Rollout(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def write_table(path: Path, table: pa.Table) -> None:
