@@ -41,12 +41,16 @@ from pipelines.models.loading import load_policy
 from pipelines.models.optimisation import make_optimiser
 from pipelines.progress import Journal
 from pipelines.records import Problem
-from pipelines.rl import RECIPES, online, route, with_advantages
+from pipelines.rl import RECIPES, route, with_advantages
 from pipelines.rl.account import training
-from pipelines.rl.data import Clock, judged, rollouts
+from pipelines.rl.actor import make_actor
+from pipelines.rl.clock import Clock
+from pipelines.rl.collate import judged, make_step, minibatches
+from pipelines.rl.history import History
 from pipelines.rl.roles import roles_of
+from pipelines.rl.run import answerers
 from pipelines.rl.score import fill
-from pipelines.rl.train import make_actor, make_step, minibatches, train
+from pipelines.rl.train import train
 from pipelines.rl.update import optimise
 from pipelines.store import read_problems
 from pipelines.verifiers import VerifierPool
@@ -180,7 +184,9 @@ class Bench:
         """Row -> time of score and update, as a ratio to grpo's of the same run."""
         generator = TorchGenerator(self.sft, self.tokenizer, self.settings.generation)
         with VerifierPool() as pool:
-            made = rollouts(generator, pool, self.problems[:16], 8, (self.seed, "cost", "rollout"), 1, Clock(), range(16))
+            answering, _ = answerers(RECIPES["grpo"], generator, pool)
+            tasks = [answering.task(p, slot, 8, (self.seed, "cost", "rollout", slot)) for slot, p in enumerate(self.problems[:16])]
+            made = [trajectory for group in answering.groups(tasks, 1, "cost", Clock()) for trajectory in group]
         found: dict[str, dict[str, float]] = {}
         for name in names:
             pairs = [(self.cost("grpo", made), self.cost(name, made)) for _ in range(repeats)]
@@ -198,7 +204,7 @@ class Bench:
             sys.exit(str(error))
         optimiser = make_optimiser(policy, settings.optimiser)
         by_id: dict[str, Problem] = {p.problem_id: p for p in self.problems}
-        history = online.History(Path())
+        history = History(Path())
         history.add(1, made)
         clock = Clock()
         kept = training(judged(made))

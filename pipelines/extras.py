@@ -9,6 +9,7 @@ from pipelines.errors import UserError
 PACKAGES = {
     "vllm": ("vLLM", "`make install-vllm`, or `pip install vllm` for a GPU"),
     "ray": ("Ray", "pip install 'touchstone[ray]'"),
+    "websockets": ("websockets", "pip install 'touchstone[environments]'"),
     "xllamacpp": ("llama.cpp", "pip install 'touchstone[llamacpp]'"),
     "peft": ("PEFT", "pip install 'touchstone[train]'"),
     "datasets": ("Hugging Face datasets", "pip install 'touchstone[train]'"),

@@ -36,7 +36,7 @@ def bind(kind: str, family: Mapping[str, Callable[..., Any]], name: str, setting
 
 def _objections(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the settings of a method."""
-    known, types = settings_of(function), typing.get_type_hints(function)
+    known, types = settings_of(function), typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
     for key, value in settings.items():
         if key not in known:
             yield f"unknown setting '{key}'{nearest(key, known) or '; it takes none'}"

@@ -6,6 +6,7 @@ where a program is asked for. What stands inside the think block is never judged
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.config.common import PromptSettings
@@ -69,8 +70,8 @@ def conversation(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAI
     return [*turns, {"role": "user", "content": prompt.user.replace("{problem}", problem.prompt)}]
 
 
-def prompt_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN) -> list[int]:
-    """Token ids of the prompt, up to where the response starts, through the tokenizer's own chat template.
+def prompt_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Token ids of the prompt, up to where the response starts, through the tokenizer's own chat template, which is shown the schemas of `tools`.
 
     A base model, whose tokenizer has none, gets the same messages as plain text, each followed by an empty line.
     """
@@ -80,10 +81,10 @@ def prompt_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN)
     from jinja2 import TemplateError  # what chat templates are written for
 
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=True)
     except TemplateError:  # a template that knows no system message
         alone = [{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns)}]
-        text = tokenizer.apply_chat_template(alone, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(alone, tools=list(tools) or None, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

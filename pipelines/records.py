@@ -1,6 +1,6 @@
 """The records that travel between stages, and their Arrow schemas.
 
-Problem: one row to solve. Verdict: what a verifier says of one response. Rollout: one sampled response with all that
+Problem: one row to solve. Verdict: what a verifier says of one response. Trajectory: one episode in segments, with all that
 training needs. Rows live in Parquet (`store.py`); in memory they are these frozen dataclasses.
 """
 
@@ -120,13 +120,40 @@ class Dropped:
 
 
 POLICY, REPLAY, GUIDE = "policy", "replay", "guide"
-"""Origins of a rollout: answered in its step, taken from an earlier one, said by another policy (whose name GUIDE is too)."""
+"""Origins of a trajectory: answered in its step, taken from an earlier one, said by another policy (whose name GUIDE is too)."""
+PROMPT, TOOL = "prompt", "tool"
+"""Authors of a segment, beside POLICY and GUIDE: what asks and what frames turns, and what a tool answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Token ids that one author wrote in a row.
+
+    author: PROMPT, POLICY, GUIDE or TOOL. logp: log-probability of each id under what it was sampled from, nats; empty where it was not sampled, or
+    the engine does not know. versions: for each id the version of the weights that sampled it, likewise. trains: whether the loss may be of it.
+    """
+
+    author: str
+    ids: list[int]
+    logp: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    trains: bool = False
+
+
+def one_turn(prompt_ids: list[int], ids: list[int], logp: list[float], versions: list[int], author: str = POLICY) -> list[Segment]:
+    """The segments of an episode of one answer, all of which trains."""
+    return [Segment(PROMPT, prompt_ids), Segment(author, ids, logp, versions, trains=True)]
 
 
 @dataclass(slots=True)
-class Rollout:
-    """One sampled response. Token ids are those sampled, never re-tokenised text; per-token lists are of response length.
+class Trajectory:
+    """One episode: what was asked, answered and told, as token ids, never as text that is tokenised again.
 
+    Where a turn is put so that it does not follow from the ids before it (a template that cuts earlier thinking), a new trajectory begins: an episode
+    has parts 0, 1, ..., of which the last is the whole of what its last turn saw.
+
+    segments: the prompt, then turn by turn. trained_prompt: the prompt that training sees, where it is not the one sampled in (a hint that is left
+    out). finish_reason: `stop`, `length`, or why the environment ended it. response: text of all after the prompt.
     origin: POLICY, REPLAY (`step` says from which step) or GUIDE. dropped: why it does not train, "" where it does (`rl/account.py`).
     """
 
@@ -135,11 +162,9 @@ class Rollout:
     sample_id: int
     step: int
     policy: str
-    prompt_ids: list[int]
-    response_ids: list[int]
-    behaviour_logp: list[float]
-    policy_version: list[int]
+    segments: list[Segment]
     finish_reason: str
+    trained_prompt: list[int] | None = None
     response: str = ""
     outcome: str = ""
     extracted: str | None = None
@@ -148,9 +173,40 @@ class Rollout:
     reward_parts: dict[str, float] = field(default_factory=dict)
     origin: str = POLICY
     dropped: str = ""
+    part: int = 0
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What it was sampled in, before the first turn."""
+        return self.segments[0].ids
+
+    @property
+    def turns(self) -> list[Segment]:
+        """All after the prompt."""
+        return self.segments[1:]
+
+    @property
+    def response_ids(self) -> list[int]:
+        """Ids of all after the prompt."""
+        return [token for segment in self.turns for token in segment.ids]
+
+    @property
+    def behaviour_logp(self) -> list[float]:
+        """For each id of the response the log-probability it was sampled with, 0 where it was not sampled."""
+        return [value for segment in self.turns for value in segment.logp or [0.0] * len(segment.ids)]
+
+    @property
+    def policy_version(self) -> list[int]:
+        """For each id of the response the version of the weights that sampled it, -1 where none did."""
+        return [version for segment in self.turns for version in segment.versions or [-1] * len(segment.ids)]
+
+    @property
+    def written(self) -> int:
+        """How many ids were sampled."""
+        return sum(len(segment.versions) for segment in self.turns)
 
 
-ROLLOUT_SCHEMA = pa.schema(
+TRAJECTORY_SCHEMA = pa.schema(
     [
         pa.field("problem_id", pa.string(), nullable=False),
         pa.field("group_id", pa.int64(), nullable=False),
@@ -161,6 +217,8 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("behaviour_logp", pa.list_(pa.float32()), nullable=False),
         pa.field("policy_version", pa.list_(pa.int32()), nullable=False),
+        pa.field("segments", pa.list_(pa.struct([("author", pa.string()), ("tokens", pa.int32()), ("sampled", pa.bool_()), ("trains", pa.bool_())]))),
+        pa.field("trained_prompt_ids", pa.list_(pa.int32())),
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("response", pa.string(), nullable=False),
         pa.field("outcome", pa.string(), nullable=False),
@@ -170,5 +228,8 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("origin", pa.string(), nullable=False),
         pa.field("dropped", pa.string(), nullable=False),
+        pa.field("part", pa.int32()),
     ]
 )
+"""A trajectory on disk: the ids after the prompt in one column, and `segments` says who wrote how many of them in turn, and which were sampled
+and train. Files of before have no `segments`: all of a response is the policy's."""

@@ -15,7 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import paths
-from pipelines.records import DROPPED_SCHEMA, PROBLEM_SCHEMA, ROLLOUT_SCHEMA, Dropped, Problem, Rollout
+from pipelines.records import (
+    DROPPED_SCHEMA,
+    GUIDE,
+    POLICY,
+    PROBLEM_SCHEMA,
+    PROMPT,
+    TRAJECTORY_SCHEMA,
+    Dropped,
+    Problem,
+    Segment,
+    Trajectory,
+    one_turn,
+)
 
 _PROBLEM_FIELDS = [f.name for f in fields(Problem)]
 
@@ -54,18 +66,47 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
     write_table(path, pa.table(columns, schema=DROPPED_SCHEMA))
 
 
-def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
-    rows = list(rollouts)
-    columns = {name: [getattr(rollout, name) for rollout in rows] for name in ROLLOUT_SCHEMA.names}
+_FLAT = ("prompt_ids", "response_ids", "behaviour_logp", "policy_version")
+"""Columns of a trajectory's file that hold its segments' tokens end to end."""
+
+
+def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
+    rows = list(trajectories)
+    plain = [name for name in TRAJECTORY_SCHEMA.names if name not in ("segments", "trained_prompt_ids")]
+    columns = {name: [getattr(row, name) for row in rows] for name in plain}
     columns["reward_parts"] = [list(parts.items()) for parts in columns["reward_parts"]]
-    write_table(path, pa.table(columns, schema=ROLLOUT_SCHEMA))
+    columns["trained_prompt_ids"] = [row.trained_prompt for row in rows]
+    columns["segments"] = [
+        [{"author": s.author, "tokens": len(s.ids), "sampled": bool(s.versions), "trains": s.trains} for s in row.turns] for row in rows
+    ]
+    write_table(path, pa.table(columns, schema=TRAJECTORY_SCHEMA))
 
 
-def read_rollouts(path: Path) -> list[Rollout]:
-    """All rollouts of a Parquet file written by `write_rollouts`."""
-    columns = pq.read_table(path, schema=ROLLOUT_SCHEMA).to_pydict()
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """All trajectories of a Parquet file written by `write_trajectories`, now or before there were segments."""
+    columns = pq.read_table(path, schema=TRAJECTORY_SCHEMA).to_pydict()
     columns["reward_parts"] = [dict(parts) for parts in columns["reward_parts"]]
-    return [Rollout(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    columns["trained_prompt"] = columns.pop("trained_prompt_ids")
+    columns["part"] = [part or 0 for part in columns["part"]]
+    spans, policies = columns.pop("segments"), columns["policy"]
+    prompts, ids, logp, versions = (columns.pop(name) for name in _FLAT)
+    columns["segments"] = [_segments(*row) for row in zip(prompts, ids, logp, versions, spans, policies, strict=True)]
+    return [Trajectory(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _segments(
+    prompt: list[int], ids: list[int], logp: list[float], versions: list[int], spans: list[dict[str, Any]] | None, policy: str
+) -> list[Segment]:
+    """The segments of tokens that stand end to end."""
+    if spans is None:
+        return one_turn(prompt, ids, logp, versions, GUIDE if policy == GUIDE else POLICY)
+    segments, start = [Segment(PROMPT, prompt)], 0
+    for span in spans:
+        part = slice(start, start + span["tokens"])
+        sampled = (logp[part], versions[part]) if span["sampled"] else ([], [])
+        segments.append(Segment(span["author"], ids[part], *sampled, span["trains"]))
+        start = part.stop
+    return segments
 
 
 def write_table(path: Path, table: pa.Table) -> None:

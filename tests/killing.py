@@ -31,7 +31,7 @@ import pipelines.__main__ as main
 from pipelines import store, verifiers
 from pipelines.generation import torch_engine
 from pipelines.models import checkpoints, optimisation
-from pipelines.rl import train as loop, update
+from pipelines.rl import ledger, train as loop, update
 from pipelines.sft import train as supervised
 
 root, given, stage = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
@@ -59,11 +59,12 @@ def begun(path, table):
 save = torch.save
 TARGETS = {
     "generation": lambda: at_call(torch_engine._Rows, "pick", 40),
-    "verification": lambda: at_call(verifiers.VerifierPool, "verify_batch", 3),
+    "verification": lambda: at_call(verifiers.VerifierPool, "submit", 40),
     "update": lambda: at_call(update, "update", 5),
     "checkpoint": lambda: at_call(torch, "save", 2, half),
     "renamed": lambda: at_call(checkpoints, "write_json", 4),
-    "rollouts": lambda: at_call(loop, "write_rollouts", 3),
+    "ledger": lambda: at_call(ledger, "write_trajectories", 3),
+    "rollouts": lambda: at_call(loop, "write_trajectories", 3),
     "torn rollouts": lambda: at_call(store, "write_table", 3, begun),
     "report": lambda: at_call(loop, "report", 4),
     "saved": lambda: at_call(checkpoints.Checkpoints, "save", 2),

@@ -5,13 +5,14 @@ import json
 from dataclasses import replace
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main
 from pipelines import paths, views
 from pipelines.errors import UserError
-from pipelines.records import Dropped, Problem, Rollout
-from pipelines.store import write_dropped, write_json, write_problems, write_rollouts
+from pipelines.records import Dropped, Problem, Trajectory, one_turn
+from pipelines.store import write_dropped, write_json, write_problems, write_trajectories
 
 
 def problem(name: str, domain: str = "math") -> Problem:
@@ -33,9 +34,9 @@ def project(tmp_path, monkeypatch):
     write_dropped(root / paths.DIFFICULTY / paths.DROPPED, [Dropped(rows[1], "difficulty", "too_easy")])
     write_json(root / paths.DIFFICULTY / paths.LEDGER, {"input": 1, "graded": 1, "selected": 0, "reasons": {"too_easy": 1}})
     for stage, reward in (("math", 1.0), ("code", 0.0)):
-        made = [Rollout("one", 0, n, 1, stage, [1], [2], [-0.1], [0], "stop", outcome="correct", reward=reward) for n in range(3)]
+        made = [Trajectory("one", 0, n, 1, stage, one_turn([1], [2], [-0.1], [0]), "stop", outcome="correct", reward=reward) for n in range(3)]
         made.append(replace(made[0], origin="replay", dropped="stale"))
-        write_rollouts(root / paths.ROLLOUTS / stage / "step-000001.parquet", made)
+        write_trajectories(root / paths.ROLLOUTS / stage / "step-000001.parquet", made)
     (root / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.setenv("TOUCHSTONE_ROOT", str(root))
     return root
@@ -43,6 +44,15 @@ def project(tmp_path, monkeypatch):
 
 def rows_of(root, query):
     return views.run(views.connect(root), query).to_pylist()
+
+
+def test_rollouts_of_before_segments_stand_beside_new_ones(project):
+    path = project / paths.ROLLOUTS / "math" / "step-000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["segments", "trained_prompt_ids", "part"]), path)
+    assert rows_of(project, "select stage, count(*) n, count(segments) s from rollouts group by 1 order by 1") == [
+        {"stage": "code", "n": 4, "s": 4},
+        {"stage": "math", "n": 4, "s": 0},
+    ]
 
 
 def test_views_say_where_a_row_comes_from(project):

@@ -38,6 +38,20 @@ class ValidationSettings(Section):
     """Which weights become the stage's model; the others are kept in the stage's working folder."""
 
 
+class ScheduleSettings(Section):
+    """When answers are made and when they train."""
+
+    kind: Literal["synchronous", "one_ahead", "in_flight"] = "synchronous"
+    """`synchronous`: answer, then train. `one_ahead`: answer the next step's problems while this step's update runs: answers are one update old.
+    `in_flight`: likewise, with more groups under way than a step needs; those that are not done go on across updates."""
+    bound: Positive = 2
+    """in_flight: most updates between the weights of a group's oldest token and those that it trains; a group that would be older is given up."""
+    groups: Positive | None = None
+    """in_flight: most groups under way at once; null: twice `prompts_per_step`."""
+    running: Literal["go_on", "finish", "drop"] = "go_on"
+    """in_flight: at an update, what is under way goes on with the new weights, is finished first, or is given up."""
+
+
 class RlStage(Section):
     """One stage of RL with verifiable rewards."""
 
@@ -76,8 +90,7 @@ class RlStage(Section):
     """Compute a layer's activations again in the backward pass: less memory, about a third more time."""
     lora: LoraSettings | None = None
     """Train low-rank adapters; they are merged into the stage's model. Null trains all weights."""
-    asynchronous: bool = False
-    """Answer the next step's problems while this step's update runs: rollouts are one update old."""
+    schedule: ScheduleSettings = ScheduleSettings()
     max_staleness: Count | None = None
     """Oldest rollouts that train, in updates since they were sampled; null has no bound. What is older is counted."""
     stale: Literal["drop", "mask"] = "drop"
@@ -113,8 +126,8 @@ class RlStage(Section):
                 f"generation.top_p {how.top_p:g} and top_k {how.top_k} sample from a cut distribution, and training scores the whole one, so that "
                 "ratios would be wrong from the first update on; an RL stage needs top_p 1 and top_k 0"
             )
-        if self.asynchronous and self.max_staleness == 0:
-            raise ValueError("max_staleness 0 leaves nothing to train on: asynchronous rollouts are one update old")
+        if self.schedule.kind != "synchronous" and self.max_staleness == 0:
+            raise ValueError(f"max_staleness 0 leaves nothing to train on: with schedule {self.schedule.kind} answers are one update old")
         if self.processes > 1 and self.optimiser.name == "muon":
             raise ValueError("optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
         if self.processes > 1 and self.generation.engine == "scripted":

@@ -21,6 +21,8 @@ class ArithmeticSource(Section):
     """Number of operations -> relative weight: the difficulty knob."""
     styles: Weights[Literal["steps", "terse", "direct"]] = Field(default={"steps": 1.0, "terse": 1.0, "direct": 1.0})
     """How the worked solution is written -> relative weight: every step, every other result, or no working at all. All are correct."""
+    largest: Annotated[int, Field(ge=6)] = 20
+    """No count in a story exceeds this: the other difficulty knob."""
 
 
 class FunctionsSource(Section):

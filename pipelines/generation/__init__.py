@@ -20,7 +20,8 @@ from pipelines.config.common import GenerationSettings
 from pipelines.endpoint import GENERATION_URL
 from pipelines.errors import UserError
 from pipelines.generation.chat_engine import ChatGenerator
-from pipelines.generation.protocol import Generator, Progress, Request, Sample
+from pipelines.generation.engine import Engine, Said, Turn
+from pipelines.generation.protocol import Blocking, Generator, Key, Progress, Request, Sample
 from pipelines.generation.responses import Responses
 from pipelines.generation.scripted import Script, ScriptedGenerator
 from pipelines.generation.torch_engine import TorchGenerator
@@ -30,13 +31,18 @@ from pipelines.models.loading import load_policy, load_tokenizer
 from pipelines.records import Problem
 
 __all__ = [
+    "Blocking",
     "ChatGenerator",
+    "Engine",
     "Generator",
+    "Key",
     "Progress",
     "Request",
+    "Said",
     "Sample",
     "ScriptedGenerator",
     "TorchGenerator",
+    "Turn",
     "VllmGenerator",
     "create",
     "respond",

@@ -16,10 +16,10 @@ from pipelines.chat import ChatClient, Replies
 from pipelines.config.common import GenerationSettings
 from pipelines.endpoint import GENERATION_KEY, GENERATION_URL
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.generation.protocol import Progress, Request, Sample
+from pipelines.generation.protocol import Blocking, Progress, Request, Sample
 
 
-class ChatGenerator:
+class ChatGenerator(Blocking):
     """replies: a file that keeps what was answered, so that it is not asked again after an interruption."""
 
     def __init__(self, tokenizer: Any, settings: GenerationSettings, replies: Path | None = None) -> None:
@@ -47,7 +47,7 @@ class ChatGenerator:
                 [r.messages for r, _ in numbered],
                 temperature=self.settings.temperature,
                 max_tokens=self.settings.max_new_tokens,
-                options=[self._options(seeding.key(*r.key, number)) for r, number in numbered],
+                options=[self._options(seeding.key(*r.key, number)) | ({"max_tokens": r.limit} if r.limit else {}) for r, number in numbered],
                 progress=progress,
             )
         )

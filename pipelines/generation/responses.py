@@ -27,15 +27,16 @@ class Responses:
         return cls(tokenizer, tuple(sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})), settings)
 
     def check_room(self, requests: Sequence[Request], context: float) -> int:
-        """Length of the longest prompt.
+        """The most tokens that a prompt and its response have together.
 
         Raises:
-            UserError: it does not fit the model's context together with the response.
+            UserError: they do not fit the model's context.
         """
-        longest, room = max((len(r.prompt_ids) for r in requests), default=0), self.settings.max_new_tokens
-        if longest + room > context:
-            raise UserError(f"a prompt of {longest} tokens and max_new_tokens {room} exceed the model's context of {context}")
-        return longest
+        rooms = [(len(r.prompt_ids) + r.room(self.settings.max_new_tokens), len(r.prompt_ids)) for r in requests]
+        most, prompt = max(rooms, default=(0, 0))
+        if most > context:
+            raise UserError(f"a prompt of {prompt} tokens and max_new_tokens {most - prompt} exceed the model's context of {context}")
+        return most
 
     def sample(self, ids: list[int], logp: list[float], version: int) -> Sample:
         """The record of a response that ended."""

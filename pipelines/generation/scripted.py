@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from pipelines.config.common import GenerationSettings
-from pipelines.generation.protocol import Progress, Request, Sample
+from pipelines.generation.protocol import Blocking, Progress, Request, Sample
 from pipelines.models.scoring import chosen, pad, token_scores
 
 Script = Callable[[Request, int], str]
 """(request, number of the sample) -> the response."""
 
 
-class ScriptedGenerator:
+class ScriptedGenerator(Blocking):
     """Responses of `script`, cut at `max_new_tokens`. Their log-probabilities are those of the model pushed last, at the temperature;
     without one, or at temperature 0, they are 0: the script is sure of what it says."""
 
@@ -43,7 +43,7 @@ class ScriptedGenerator:
 
     def _sample(self, request: Request, number: int) -> Sample:
         whole = [*self.tokenizer(self._script(request, number), add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
-        ids = whole[: self.settings.max_new_tokens]
+        ids = whole[: request.room(self.settings.max_new_tokens)]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Sample(ids, self._logp(request.prompt_ids, ids), "stop" if ids == whole else "length", text, self.version)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from pipelines.models.adapters import plain_weights
 from pipelines.models.decoder import Decoder, unsupported
 from pipelines.models.precision import chosen
 from pipelines.models.sharding import gathered
-from pipelines.models.whole_decoder import WholeDecoder
+from pipelines.models.whole_decoder import Cache, WholeDecoder
 
 FULL = 0.75
 """Share of rows that still run below which finished ones are replaced by waiting ones, or leave where none wait."""
@@ -34,8 +36,8 @@ BLOCK = 256
 """Entries of the vocabulary whose chances are summed together."""
 ROOM = 24
 """Positions by which the cache grows: most responses are much shorter than they may be."""
-Item = tuple[int, int]
-"""Number of a request, and of its sample."""
+BY_ROW = ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_limit_B", "_length_B", "_alive_B", "_chosen_B", "_logits_BV")
+"""Tensors with a row for each sample that decodes."""
 
 
 class TorchGenerator:
@@ -57,9 +59,14 @@ class TorchGenerator:
         self.push(model, 0)
         self._responses = Responses.of(tokenizer, model.generation_config, settings)
 
+    @property
+    def context(self) -> float:
+        """See `Generator.context`."""
+        return getattr(self._model.config, "max_position_embeddings", None) or math.inf  # a recurrent model has none
+
     def push(self, model: Any, version: int) -> None:
         """See `Generator.push`. Float32 weights are read in place, so they must not change while samples are made."""
-        self._model, self._version = model, version
+        self._model, self.version = model, version
         if self._half is not None:
             self._half.load_state_dict(plain_weights(model, everywhere=True))
             self._decoder = Decoder(self._half, head=model.get_output_embeddings())
@@ -75,36 +82,30 @@ class TorchGenerator:
         Raises:
             UserError: a prompt does not fit the model's context together with the response.
         """
-        limit = getattr(self._model.config, "max_position_embeddings", None) or math.inf  # a recurrent model has none
-        longest = self._responses.check_room(requests, limit)
-        with gathered(self._model), torch.inference_mode():  # also where nothing is asked: all processes gather together
-            return self._generate(requests, longest, progress) if requests else []
-
-    def _generate(self, requests: Sequence[Request], longest: int, progress: Progress | None) -> list[list[Sample]]:
-        results: list[list[Sample | None]] = [[None] * r.samples for r in requests]
-        # Prompts of like length decode together, which wastes the least padding.
-        items = ((i, s) for i, r in enumerate(requests) for s in range(r.samples))
-        waiting = deque(sorted(items, key=lambda item: (len(requests[item[0]].prompt_ids), item)))
-        total, done = len(waiting), 0
-        rows = _Rows(self, requests, min(self.settings.batch_size, total), longest)
-        rows.fill(waiting)
-        while len(rows):
-            rows.pick()
-            if rows.running() < FULL * len(rows):
-                for (i, s), sample in rows.finished():
-                    results[i][s] = sample
-                    done += 1
+        single = [replace(r, samples=1, first=r.first + number) for r in requests for number in range(r.samples)]
+        results: list[Sample | None] = [None] * len(single)
+        done = 0
+        with self.open() as stream:
+            finished = stream.answer(single)
+            while finished:
+                for number, sample in finished:
+                    results[number] = sample
+                done += len(finished)
                 if progress:
-                    progress(done, total)
-                rows.step()
-                rows.fill(waiting)
-            else:
-                rows.step()
-        return results  # type: ignore[return-value]  # every slot is filled above
+                    progress(done, len(single))
+                finished = stream.answer()
+        each = iter(results)
+        return [[next(each) for _ in range(r.samples)] for r in requests]  # type: ignore[misc]  # every one is filled above
+
+    @contextmanager
+    def open(self) -> Iterator[_Rows]:
+        """See `Generator.open`. Where the policy is sharded, all processes must open one together, also those that ask nothing."""
+        with gathered(self._model):
+            yield _Rows(self)
 
     def sample_of(self, ids: list[int], logp: list[float]) -> Sample:
         """A response that ended."""
-        return self._responses.sample(ids, logp, self._version)
+        return self._responses.sample(ids, logp, self.version)
 
     def stops(self, ids: list[int]) -> bool:
         """Whether the response so far holds a stop string; only its end can be new."""
@@ -116,35 +117,92 @@ class TorchGenerator:
 class _Rows:
     """The samples that decode together, each in a row of the cache. A row whose sample ended (`alive` false) waits to be taken."""
 
-    def __init__(self, engine: TorchGenerator, requests: Sequence[Request], rows: int, longest: int) -> None:
-        self._engine, self._requests, self._settings = engine, requests, engine.settings
-        self._decoder, device, budget = engine._decoder, engine._device, engine.settings.max_new_tokens
+    def __init__(self, engine: TorchGenerator) -> None:
+        self._engine, self._settings, self._decoder = engine, engine.settings, engine._decoder
+        device, budget = engine._device, engine.settings.max_new_tokens
         self._ends = torch.tensor(engine._responses.ends, device=device)
-        self._items: list[Item | None] = [None] * rows
-        self._uniform_BT = torch.zeros((rows, budget), dtype=torch.float64, device=device)
-        self._ids_BT = torch.zeros((rows, budget), dtype=torch.long, device=device)
-        self._logp_BT = torch.zeros((rows, budget), device=device)
-        self._count_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self._length_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self._alive_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._chosen_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self._logits_BV: Tensor = torch.zeros((rows, 0), device=device)
-        self._longest = longest + budget
-        self._cache = self._decoder.new_cache(rows, min(longest + ROOM, self._longest))
+        self._requests: list[Request] = []
+        self._waiting: deque[int] = deque()
+        self._numbers: list[int | None] = []
+        """For each row the number of its request, None where it was taken."""
+        self._uniform_BT = torch.zeros((0, budget), dtype=torch.float64, device=device)
+        self._ids_BT = torch.zeros((0, budget), dtype=torch.long, device=device)
+        self._logp_BT = torch.zeros((0, budget), device=device)
+        self._count_B = torch.zeros(0, dtype=torch.long, device=device)
+        self._limit_B = torch.zeros(0, dtype=torch.long, device=device)
+        self._length_B = torch.zeros(0, dtype=torch.long, device=device)
+        self._alive_B = torch.zeros(0, dtype=torch.bool, device=device)
+        self._chosen_B = torch.zeros(0, dtype=torch.long, device=device)
+        self._logits_BV: Tensor = torch.zeros((0, 0), device=device)
+        self._longest = 0
+        self._cache: Cache = []
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._numbers)
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[Request] = ()) -> list[tuple[int, Sample]]:
+        """See `Stream.answer`."""
+        if requests:
+            self._ask(requests)
+        while len(self):
+            self.pick()
+            if self.running() >= FULL * len(self):
+                self.step()
+                continue
+            finished = self.finished()
+            self.step()
+            self.fill()
+            return finished
+        return []
+
+    def interrupt(self) -> dict[int, tuple[list[int], list[float]]]:
+        """See `Stream.interrupt`."""
+        open_ones = {number: (list(self._requests[number].said), list(self._requests[number].said_logp)) for number in self._waiting}
+        for row, number in enumerate(self._numbers):
+            if number is not None:
+                count = int(self._count_B[row])
+                open_ones[number] = self._ids_BT[row, :count].tolist(), self._logp_BT[row, :count].tolist()
+        self._waiting.clear()
+        self._keep(self._alive_B.new_zeros(0, dtype=torch.long))
+        return open_ones
+
+    def _ask(self, requests: Sequence[Request]) -> None:
+        """Room for more, and into the rows what fits."""
+        longest = self._engine._responses.check_room(requests, self._engine.context)
+        first = len(self._requests)
+        self._requests += requests
+        # Prompts of like length decode together, which wastes the least padding.
+        waiting = [*self._waiting, *range(first, len(self._requests))]
+        self._waiting = deque(sorted(waiting, key=lambda number: (len(self._requests[number].start), number)))
+        self._longest = max(self._longest, longest)
+        self._grow(min(self._settings.batch_size, self.running() + len(self._waiting)), max(len(r.start) for r in requests))
+        self.fill()
+
+    def _grow(self, rows: int, longest: int) -> None:
+        """So many rows, all of whose samples still run, and room for prompts of so many tokens."""
+        more = rows - len(self)
+        width = min(longest + ROOM, self._longest)
+        if not self._cache:
+            self._cache = self._decoder.new_cache(rows, width)
+        else:
+            wider = max(width - self._cache[0][0].shape[2], 0)
+            self._cache = [tuple(F.pad(part, (0, 0, 0, wider, 0, 0, 0, more)) for part in layer) for layer in self._cache]  # type: ignore[misc]
+        for name in BY_ROW:
+            tensor = getattr(self, name)
+            setattr(self, name, F.pad(tensor, (*[0] * (2 * tensor.ndim - 1), more)))
+        self._numbers += [None] * more
 
     def running(self) -> int:
         return int(self._alive_B.sum())
 
-    def fill(self, waiting: deque[Item]) -> None:
+    def fill(self) -> None:
         """Waiting samples into the rows that are free; free rows that are left over go."""
         free = (~self._alive_B).nonzero()[:, 0]
-        items = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
-        if items:
-            self._start(free[: len(items)], items)
-        if len(items) < len(free):
+        numbers = [self._waiting.popleft() for _ in range(min(len(free), len(self._waiting)))]
+        if numbers:
+            self._start(free[: len(numbers)], numbers)
+        if len(numbers) < len(free):
             self._keep(self._alive_B.nonzero()[:, 0])
 
     def pick(self) -> None:
@@ -155,7 +213,7 @@ class _Rows:
         alive = self._alive_B.nonzero()[:, 0]
         self._ids_BT[alive, count[alive]], self._logp_BT[alive, count[alive]] = self._chosen_B[alive], logp_B[alive]
         self._count_B = count + self._alive_B
-        self._alive_B = self._alive_B & ~torch.isin(self._chosen_B, self._ends) & (self._count_B < settings.max_new_tokens)
+        self._alive_B = self._alive_B & ~torch.isin(self._chosen_B, self._ends) & (self._count_B < self._limit_B)
         if settings.stop:
             for row in self._alive_B.nonzero()[:, 0].tolist():
                 if self._engine.stops(self._ids_BT[row, : self._count_B[row]].tolist()):
@@ -171,22 +229,22 @@ class _Rows:
             self._logits_BV = self._decoder.step(self._chosen_B, self._length_B, self._cache)
             self._length_B = self._length_B + self._alive_B
 
-    def finished(self) -> list[tuple[Item, Sample]]:
-        """The samples that ended since the last call."""
+    def finished(self) -> list[tuple[int, Sample]]:
+        """The samples that ended since the last call, each with the number of its request."""
         found = []
         for row in (~self._alive_B).nonzero()[:, 0].tolist():
-            item, count = self._items[row], int(self._count_B[row])
-            if item is not None:
-                self._items[row] = None
-                found.append((item, self._engine.sample_of(self._ids_BT[row, :count].tolist(), self._logp_BT[row, :count].tolist())))
+            number, count = self._numbers[row], int(self._count_B[row])
+            if number is not None:
+                self._numbers[row] = None
+                found.append((number, self._engine.sample_of(self._ids_BT[row, :count].tolist(), self._logp_BT[row, :count].tolist())))
         return found
 
-    def _start(self, rows: Tensor, items: list[Item]) -> None:
+    def _start(self, rows: Tensor, numbers: list[int]) -> None:
         """Put samples into rows: each distinct prompt runs once, and its cache and logits are copied to every sample of it."""
-        requests = [self._requests[i] for i, _ in items]
-        prompts = list({r.prompt_ids: None for r in requests})
+        requests = [self._requests[number] for number in numbers]
+        prompts = list({r.start: None for r in requests})
         where = {prompt: place for place, prompt in enumerate(prompts)}
-        source = torch.tensor([where[r.prompt_ids] for r in requests], device=rows.device)
+        source = torch.tensor([where[r.start] for r in requests], device=rows.device)
         longest = max(map(len, prompts))
         ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=rows.device)
         length = torch.tensor([len(p) for p in prompts], device=rows.device)
@@ -198,16 +256,22 @@ class _Rows:
         if not self._logits_BV.shape[1]:
             self._logits_BV = logits.new_zeros((len(self), logits.shape[1]))
         self._logits_BV[rows], self._length_B[rows] = logits[source], length[source]
-        self._count_B[rows], self._alive_B[rows] = 0, True
+        self._count_B[rows] = torch.tensor([len(r.said) for r in requests], device=rows.device)
+        self._alive_B[rows] = True
+        for row, request in zip(rows.tolist(), requests, strict=True):
+            if request.said:
+                self._ids_BT[row, : len(request.said)] = torch.tensor(request.said, device=rows.device)
+                self._logp_BT[row, : len(request.said)] = torch.tensor(request.said_logp, device=rows.device)
         budget = self._settings.max_new_tokens
-        drawn = [seeding.generator(*r.key, r.first + s).random(budget) for r, (_, s) in zip(requests, items, strict=True)]
+        self._limit_B[rows] = torch.tensor([r.room(budget) for r in requests], device=rows.device)
+        drawn = [seeding.generator(*r.key, r.first).random(budget) for r in requests]
         self._uniform_BT[rows] = torch.from_numpy(np.stack(drawn)).to(rows.device)
-        for row, item in zip(rows.tolist(), items, strict=True):
-            self._items[row] = item
+        for row, number in zip(rows.tolist(), numbers, strict=True):
+            self._numbers[row] = number
 
     def _keep(self, rows: Tensor) -> None:
-        self._items = [self._items[row] for row in rows.tolist()]
-        for name in ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_length_B", "_alive_B", "_chosen_B", "_logits_BV"):
+        self._numbers = [self._numbers[row] for row in rows.tolist()]
+        for name in BY_ROW:
             setattr(self, name, getattr(self, name).index_select(0, rows))
         self._cache = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self._cache]
 

@@ -27,7 +27,7 @@ from pipelines import extras, seeding
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import InfrastructureError
 from pipelines.generation.guard import Guard
-from pipelines.generation.protocol import Progress, Request, Sample
+from pipelines.generation.protocol import Blocking, Progress, Request, Sample
 from pipelines.generation.responses import Responses
 from pipelines.models.adapters import plain_weights
 from pipelines.store import replacing
@@ -65,7 +65,7 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-class VllmGenerator:
+class VllmGenerator(Blocking):
     """Samples from a model that a vLLM holds. folder: where pushed weights are written, none where there will be no push."""
 
     def __init__(self, backend: Backend, responses: Responses, folder: Path | None = None) -> None:
@@ -87,11 +87,17 @@ class VllmGenerator:
             UserError: a prompt does not fit the model's context together with the response.
             InfrastructureError: vLLM did not answer, or with other weights than those pushed last.
         """
-        self._responses.check_room(requests, self._backend.context)
-        prompts = [r.prompt_ids for r in requests for _ in range(r.samples)]
-        sampling = [self._sampling(seeding.key(*r.key, r.first + i)) for r in requests for i in range(r.samples)]
+        self._responses.check_room(requests, self.context)
+        prompts = [r.start for r in requests for _ in range(r.samples)]
+        most = self._responses.settings.max_new_tokens
+        sampling = [self._sampling(_seed(r, i), r.room(most) - len(r.said)) for r in requests for i in range(r.samples)]
         answers = iter(self._backend.answer(prompts, sampling, progress))
-        return [[self._sample(next(answers)) for _ in range(r.samples)] for r in requests]
+        return [[self._sample(next(answers), r) for _ in range(r.samples)] for r in requests]
+
+    @property
+    def context(self) -> float:  # type: ignore[override]  # it is what vLLM was started with
+        """See `Generator.context`."""
+        return self._backend.context
 
     def push(self, model: Any, version: int) -> None:
         """See `Generator.push`."""
@@ -106,26 +112,33 @@ class VllmGenerator:
         self.version = version
         self._backend.update(self._folder, self._label)
 
-    def _sampling(self, seed: int) -> dict[str, Any]:
+    def _sampling(self, seed: int, room: int) -> dict[str, Any]:
         settings = self._responses.settings
         return {
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "top_k": settings.top_k,
-            "max_tokens": settings.max_new_tokens,
+            "max_tokens": room,
             "stop": list(settings.stop),
             "stop_token_ids": list(self._responses.ends),
             "logprobs": 0,  # the sampled token's and no other
             "seed": seed >> 1,  # vLLM's seeds are signed
         }
 
-    def _sample(self, answer: Answer) -> Sample:
+    def _sample(self, answer: Answer, request: Request) -> Sample:
         if set(answer.labels) != {self._label}:
             raise InfrastructureError(f"vLLM sampled with weights {list(answer.labels)}, not {self._label}: does another run push weights to it?")
         if answer.finish_reason not in WHOLE:
             raise InfrastructureError(f"vLLM broke off a response: {answer.finish_reason}")
         greedy = self._responses.settings.temperature == 0  # all mass is on the token, whatever the logits say of it
-        return self._responses.sample(answer.ids, [0.0] * len(answer.ids) if greedy else answer.logp, self.version)
+        logp = [0.0] * len(answer.ids) if greedy else answer.logp
+        return self._responses.sample([*request.said, *answer.ids], [*request.said_logp, *logp], self.version)
+
+
+def _seed(request: Request, number: int) -> int:
+    """vLLM's own streams begin with a request, so what goes on from an interrupted one has another."""
+    parts = (*request.key, request.first + number)
+    return seeding.key(*parts, "after", len(request.said)) if request.said else seeding.key(*parts)
 
 
 class LocalVllm:

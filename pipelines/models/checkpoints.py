@@ -27,7 +27,7 @@ from pipelines.lineage.digests import file_sha256
 from pipelines.lineage.machine import machine
 from pipelines.models.adapters import VALUE_HEAD, plain_weights
 from pipelines.models.sharding import load_optimiser, load_weights, optimiser_state, weights_on_first
-from pipelines.store import forget_torn, read_json, replacing, write_json
+from pipelines.store import discard, forget_torn, read_json, replacing, write_json
 
 KEEP = 2
 """Newest checkpoints kept: the last, and the one before it in case the disk lies."""
@@ -95,6 +95,8 @@ class Checkpoints:
         old = read_json(self._marker) if self._marker.exists() else self.identity
         changed = differences(old, self.identity)
         said = ""
+        if changed:
+            discard(self.folder / "ledger")  # answers since the last checkpoint, of who asks for them otherwise now
         if changed and self._all():
             step = _step(self._all()[-1])
             if self.on_change == "refuse":
@@ -141,6 +143,10 @@ class Checkpoints:
             oldest = f"best-{_step(self._all()[0]):08d}.pt"
             for old in [path for path in self._bests() if path.name <= oldest][:-1]:  # no checkpoint names them any more
                 self._remove(old)
+
+    def oldest(self) -> int:
+        """Step of the oldest checkpoint that is kept, 0 where there is none."""
+        return _step(self._all()[0]) if self._all() else 0
 
     def save_best(self, step: int, model: Any) -> None:
         """Keep the weights after `step`, as a plain model's, as the best so far; earlier ones stay while a checkpoint names them."""

@@ -9,11 +9,11 @@ where `answered` is what the policy said in this step, which the figures of the 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pipelines.records import GUIDE, POLICY, REPLAY, Rollout
+from pipelines.records import GUIDE, POLICY, REPLAY, Outcome, Trajectory
 
 INFRASTRUCTURE = "infrastructure"
 """Its verdict says nothing about the response."""
@@ -32,32 +32,50 @@ ROUTED = "routing"
 REASONS = (INFRASTRUCTURE, UNIFORM, FULL, REPLACED, SPARE, STALE, ROUTED)
 
 
-def training(rollouts: Iterable[Rollout]) -> list[Rollout]:
+def training(rollouts: Iterable[Trajectory]) -> list[Trajectory]:
     """Those that train."""
     return [rollout for rollout in rollouts if not rollout.dropped]
 
 
-def of_policy(rollouts: Iterable[Rollout]) -> list[Rollout]:
+def of_policy(rollouts: Iterable[Trajectory]) -> list[Trajectory]:
     """Those that the policy answered in this step."""
     return [rollout for rollout in rollouts if rollout.origin == POLICY]
 
 
-def drop(rollout: Rollout, reason: str) -> Rollout:
+def drop(rollout: Trajectory, reason: str) -> Trajectory:
     """The rollout as one that does not train; a reason that it has already stays."""
     return rollout if rollout.dropped else replace(rollout, dropped=reason)
 
 
-def place(rollout: Rollout) -> tuple[int, int]:
+def by_group(rollouts: Iterable[Trajectory]) -> dict[int, list[Trajectory]]:
+    """By group id, in order."""
+    groups: dict[int, list[Trajectory]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.group_id].append(rollout)
+    return groups
+
+
+def mixed(groups: Mapping[int, Sequence[Trajectory]]) -> list[int]:
+    """Ids of the groups with some but not all responses right."""
+    return [g for g, group in groups.items() if 0 < sum(r.outcome == Outcome.CORRECT for r in group) < len(group)]
+
+
+def episodes(rollouts: Iterable[Trajectory]) -> list[Trajectory]:
+    """One trajectory of each episode: they share outcome and reward."""
+    return [rollout for rollout in rollouts if rollout.part == 0]
+
+
+def place(rollout: Trajectory) -> tuple[int, int, int]:
     """What tells a rollout from the others that train with it."""
-    return rollout.group_id, rollout.sample_id
+    return rollout.group_id, rollout.sample_id, rollout.part
 
 
-def leave_out(rollouts: Sequence[Rollout], reasons: Mapping[tuple[int, int], str]) -> list[Rollout]:
+def leave_out(rollouts: Sequence[Trajectory], reasons: Mapping[tuple[int, int, int], str]) -> list[Trajectory]:
     """The rollouts, of which those that train and stand at these places are dropped for these reasons."""
     return [drop(r, reasons[place(r)]) if not r.dropped and place(r) in reasons else r for r in rollouts]
 
 
-def counts(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def counts(rollouts: Sequence[Trajectory]) -> dict[str, float]:
     """How many were answered, replayed and guided, and how many of them trained and were dropped, by reason."""
     origins = Counter(rollout.origin for rollout in rollouts)
     reasons = Counter(rollout.dropped.partition(" ")[0] for rollout in rollouts if rollout.dropped)

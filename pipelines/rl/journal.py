@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from pipelines.progress import Journal
-from pipelines.records import REPLAY, Outcome, Rollout
+from pipelines.records import REPLAY, Outcome, Trajectory
 from pipelines.rl import account, ranks
 from pipelines.rl.batch import Batch
-from pipelines.rl.data import Clock
+from pipelines.rl.clock import Clock
 
 
 def report(
-    journal: Journal, step: int, total: int, rollouts: Sequence[Rollout], batch: Batch, figures: dict[str, float], clock: Clock
+    journal: Journal, step: int, total: int, rollouts: Sequence[Trajectory], batch: Batch, figures: dict[str, float], clock: Clock
 ) -> None:
     """One row of the journal: of what the policy answered; `trained_*` of what trained; how many of which. Of several processes all must call."""
-    answers, trained = account.of_policy(rollouts), account.training(rollouts)
+    answers, trained = account.episodes(account.of_policy(rollouts)), account.training(rollouts)
     told, outcomes = _told(answers), Counter(r.outcome for r in answers)
     parts: dict[str, float] = {}
     for r in answers:
@@ -32,7 +32,7 @@ def report(
     journal.log(
         step, total, f"reward {told['reward']:.3f}  length {told['length']:.0f}  entropy {figures['entropy']:.2f}  {speed:,.0f} tokens/s",
         **told,
-        length_max=float(max(len(r.response_ids) for r in answers)),
+        length_max=float(max(r.written for r in answers)),
         truncated=sum(r.finish_reason == "length" for r in answers) / len(answers),
         working=sum(_has_working(r.response) for r in answers) / len(answers),
         **parts,
@@ -45,7 +45,7 @@ def report(
     )  # fmt: skip
 
 
-def _told(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def _told(rollouts: Sequence[Trajectory]) -> dict[str, float]:
     """Means over rollouts, and the share of groups whose rewards differ; 0 of none."""
     groups: dict[int, set[float]] = {}
     for rollout in rollouts:
@@ -59,8 +59,8 @@ def _told(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def _tokens(rollouts: Iterable[Rollout]) -> int:
-    return sum(len(r.response_ids) for r in rollouts)
+def _tokens(rollouts: Iterable[Trajectory]) -> int:
+    return sum(r.written for r in rollouts)
 
 
 def _advantages(batch: Batch) -> dict[str, float]:

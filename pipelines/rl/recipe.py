@@ -13,15 +13,28 @@ import yaml
 
 from pipelines import methods
 from pipelines.errors import UserError
+from pipelines.rl.environments import ENVIRONMENTS
+from pipelines.rl.explore import EXPLORE
+from pipelines.rl.guidance import GUIDANCE
 from pipelines.rl.objectives import OBJECTIVES
-from pipelines.rl.online import RECOMPOSE, TASKS
+from pipelines.rl.recompose import RECOMPOSE
+from pipelines.rl.rewards import COMBINE, PARTS
 from pipelines.rl.slots import SLOTS, Slot, clip
+from pipelines.rl.tasks import TASKS
 from pipelines.rl.tensors import SETTABLE, TENSORS, When
 
 Bound = Callable[..., Any]
 
-ONLINE = {"tasks": Slot(TASKS, several=True), "recompose": Slot(RECOMPOSE, several=True)}
-"""Slots of the loop beside the objective: which problems are drawn, what becomes of a batch of rollouts."""
+DATA_SLOTS = {
+    "tasks": Slot(TASKS, several=True),
+    "guidance": Slot(GUIDANCE),
+    "explore": Slot(EXPLORE),
+    "environment": Slot(ENVIRONMENTS),
+    "parts": Slot(PARTS, several=True),
+    "combine": Slot(COMBINE),
+    "recompose": Slot(RECOMPOSE, several=True),
+}
+"""Slots of the data half, from a problem to a batch; `SLOTS` are those of the objective half, from a batch to a loss."""
 DERIVED = (When.WHOLE, When.ROWS, When.SUM, When.OF_SUMS)
 """Tensors that are functions of others."""
 RENAMED = {
@@ -97,9 +110,9 @@ class Recipe:
     def read(self) -> dict[str, bool]:
         """Tensor -> whether it must be there, over every function that runs for this recipe."""
         skipped = set() if self.policy_gradient else {"anchor", "ratio", "clip"}
-        functions = [f for slot, f in self.single.items() if slot not in (*skipped, "objective")]
+        functions = [f for slot, f in self.single.items() if slot not in (*skipped, *DATA_SLOTS, "objective")]
         functions += [] if self.policy_gradient else [self.single["objective"]]
-        functions += [f for slot, fs in self.lists.items() if slot not in ONLINE for f in fs]
+        functions += [f for slot, fs in self.lists.items() if slot not in DATA_SLOTS for f in fs]
         read = _union(functions) | dict.fromkeys(self.slots["inputs"], True)
         if self.lists["mismatch"]:
             read["logp_roll_BT"] = True
@@ -112,7 +125,7 @@ class Recipe:
         """What is needed before the update: what advantages and statistics of the batch read, and what only a pass before it can give."""
         statistics = [f for name, f in self.derived.items() if TENSORS[name].when is When.WHOLE]
         functions = [*statistics, *(f for slot, fs in self.lists.items() if slot in SLOTS and SLOTS[slot].early for f in fs)]
-        functions += [f for slot, f in self.single.items() if SLOTS[slot].early]
+        functions += [f for slot, f in self.single.items() if slot in SLOTS and SLOTS[slot].early]
         if self.shrinks or "mismatch_mean" in self.needs:
             functions += [*self.lists["mismatch"], *self.lists["token_mask"]]
         early = {name for name, needed in _union(functions).items() if needed}
@@ -204,6 +217,7 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         row = {key: value for key, value in rows[row["like"]].items() if key not in PROSE} | row
     filled = {**rows["default"], **{key: value for key, value in row.items() if key not in (*PROSE, "like")}, **overrides}
     slots = {slot: _checked(slot, value) for slot, value in filled.items()}
+    families = {**SLOTS, **DATA_SLOTS}
     bare = Recipe(
         name=name,
         paper=row["paper"],
@@ -212,8 +226,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         assumed=row.get("assumed", ""),
         code_variant=row.get("code_variant", ""),
         slots=slots,
-        single={name: _bind(name, slot, slots[name]) for name, slot in SLOTS.items() if not slot.several},
-        lists={name: tuple(_bind(name, slot, value) for value in slots[name]) for name, slot in {**SLOTS, **ONLINE}.items() if slot.several},
+        single={name: _bind(name, slot, slots[name]) for name, slot in families.items() if not slot.several},
+        lists={name: tuple(_bind(name, slot, value) for value in slots[name]) for name, slot in families.items() if slot.several},
     )
     for slot in ("mismatch", "token_mask", "token_weight"):
         if slots[slot] and not bare.per_token:
@@ -230,7 +244,7 @@ def _checked(slot: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"recipe slot 'inputs': expected a mapping from tensors to settings, such as {{low_BT: {{share: 0.01}}}}, got {value!r}")
         return dict(value)
-    if slot in SLOTS and not SLOTS[slot].several:
+    if not {**SLOTS, **DATA_SLOTS}[slot].several:
         return _named(slot, value)
     values = [value] if isinstance(value, Mapping) else value
     if not isinstance(values, (list, tuple)):

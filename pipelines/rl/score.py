@@ -23,7 +23,7 @@ def anchored_to_behaviour(recipe: Recipe, settings: RlStage) -> bool:
     With a correction the ratio is to the policy before the update, and the correction weighs its distance to the one that sampled
     (the decoupled objective, arXiv 2505.24298).
     """
-    return settings.asynchronous and not recipe.lists["mismatch"]
+    return settings.schedule.kind != "synchronous" and not recipe.lists["mismatch"]
 
 
 def fill(recipe: Recipe, step: Step) -> Batch:

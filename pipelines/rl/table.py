@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import methods
-from pipelines.rl.recipe import ONLINE, Recipe, names, recipe
+from pipelines.rl.recipe import DATA_SLOTS, Recipe, names, recipe
 from pipelines.rl.slots import SLOTS
 from pipelines.rl.tensors import TENSORS, When
 
@@ -93,7 +93,7 @@ def markdown(tests: Path) -> str:
         text.append(f"\n**{row.name}**: {row.formula}\n")
         text += [f"\n- {label}: {note}\n" for label, note in (("assumed", row.assumed), ("code variant", row.code_variant)) if note]
     text.append("\n## What may stand in a slot\n")
-    for name, slot in sorted({**SLOTS, **ONLINE}.items(), key=lambda pair: pair[1].several):
+    for name, slot in sorted({**SLOTS, **DATA_SLOTS}.items(), key=lambda pair: pair[1].several):
         text.append(f"\n**{name}**{' (a list)' if slot.several else ''}\n\n")
         text += [f"- `{function}`{_settings(f)}: {_summary(f)}\n" for function, f in slot.functions.items()]
     return "".join(text)

@@ -10,7 +10,7 @@ from pipelines.config.rl import ValidationSettings
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.records import Problem
-from pipelines.rl.sampling import Sampler
+from pipelines.rl.schedule import Schedule
 
 
 def hold_out(problems: Sequence[Problem], settings: ValidationSettings | None, seed: tuple[int, str]) -> tuple[list[Problem], list[Problem]]:
@@ -34,11 +34,11 @@ class Validation:
         self.settings = settings
         self._problems, self._checkpoints, self._state = problems, checkpoints, state
 
-    def measure(self, step: int, total: int, sampler: Sampler, policy: Any) -> dict[str, float]:
+    def measure(self, step: int, total: int, schedule: Schedule, policy: Any) -> dict[str, float]:
         """What to log after `step`: nothing, or the pass rate on the held-out problems. New best weights are kept."""
         if step % self.settings.every and step < total:
             return {}
-        rate = sampler.pass_rate(self._problems, self.settings.samples, step)
+        rate = schedule.pass_rate(self._problems, self.settings.samples, step)
         if rate > self._state.get("best_rate", -1.0):
             self._state |= {"best_rate": rate, "best_step": step, "since_best": 0}
             self._checkpoints.save_best(step, policy)

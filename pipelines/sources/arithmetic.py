@@ -13,6 +13,7 @@ in one of several styles, as text in the wild is ('Echo Chamber', arXiv 2504.079
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from operator import itemgetter
@@ -26,8 +27,6 @@ from pipelines.records import Problem, problem_id
 from pipelines.sources.drawing import distinct
 
 DOMAIN = "math"
-LARGEST = 20
-"""No count in a story exceeds this."""
 NAMES = ("Mia", "Omar", "Lena", "Ivan", "Ruth", "Paul", "Nina", "Hugo", "Aiko", "Samir", "Clara", "Felix", "Dora", "Jonas", "Priya", "Marco")
 THINGS = ("pears", "coins", "books", "shells", "stamps", "cards", "plums", "stones", "keys", "cups", "pens", "rings", "nuts", "boxes", "maps", "figs")
 ADD = ("buys {n}", "finds {n}", "wins {n}", "gets {n} more")
@@ -43,7 +42,8 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
         UserError: the levels asked for do not hold that many distinct stories.
     """
     rng = seeding.generator(seed, "arithmetic", name)
-    for position, level, _, (prompt, answer, solution) in distinct(rng, settings, name, itemgetter(0), story):
+    told = functools.partial(story, largest=settings.largest)
+    for position, level, _, (prompt, answer, solution) in distinct(rng, settings, name, itemgetter(0), told):
         yield Problem(
             problem_id=problem_id(prompt, answer),
             domain=DOMAIN,
@@ -61,14 +61,14 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
         )
 
 
-def story(rng: np.random.Generator, level: int, style: str) -> tuple[str, str, str]:
-    """One story of `level` operations: (prompt, answer, worked solution in `style`)."""
+def story(rng: np.random.Generator, level: int, style: str, largest: int = 20) -> tuple[str, str, str]:
+    """One story of `level` operations, in which no count exceeds `largest`: (prompt, answer, worked solution in `style`)."""
     name, things = NAMES[rng.integers(len(NAMES))], THINGS[rng.integers(len(THINGS))]
-    count = int(rng.integers(2, 10))
+    count = int(rng.integers(2, largest // 2))
     clauses = [f"{name} has {count} {things}"]
     expression, steps = str(count), []
     for _ in range(level):
-        templates, symbol, n = _operation(rng, count)
+        templates, symbol, n = _operation(rng, count, largest)
         after = {"+": count + n, "-": count - n, "*": count * n}[symbol]
         clauses.append(templates[rng.integers(len(templates))].format(n=n))
         steps.append(f"{count} {symbol} {n} = {after}")
@@ -78,9 +78,10 @@ def story(rng: np.random.Generator, level: int, style: str) -> tuple[str, str, s
     return f"{', '.join(clauses)}. {question}", str(count), {"steps": ", ".join(steps), "terse": f"{expression} = {count}", "direct": ""}[style]
 
 
-def _operation(rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], str, int]:
-    """Templates, symbol and operand (at least 2: no plural to mend) of a change that keeps the count within [0, LARGEST]."""
-    possible = [(ADD, "+")] * 2 * (count + 2 <= LARGEST) + [(SUBTRACT, "-")] * 2 * (count >= 2) + [(DOUBLE, "*")] * (1 <= count <= LARGEST // 2)
+def _operation(rng: np.random.Generator, count: int, largest: int) -> tuple[tuple[str, ...], str, int]:
+    """Templates, symbol and operand (at least 2: no plural to mend) of a change that keeps the count within [0, largest]."""
+    possible = [(ADD, "+")] * 2 * (count + 2 <= largest) + [(SUBTRACT, "-")] * 2 * (count >= 2) + [(DOUBLE, "*")] * (1 <= count <= largest // 2)
     templates, symbol = possible[rng.integers(len(possible))]
-    most = {"+": min(9, LARGEST - count), "-": min(9, count), "*": 2}[symbol]
+    once = largest // 2 - 1
+    most = {"+": min(once, largest - count), "-": min(once, count), "*": 2}[symbol]
     return templates, symbol, 2 if symbol == "*" else int(rng.integers(2, most + 1))

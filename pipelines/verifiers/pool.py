@@ -127,6 +127,23 @@ class VerifierPool:
     def verify(self, problem: Problem, response: str) -> Verdict:
         return self.verify_batch([(problem, response)])[0]
 
+    def submit(self, problem: Problem, response: str) -> Future[Verdict]:
+        """The verdict when it is there, while the caller does something else."""
+        first = begin(problem, response)
+        if isinstance(first, Verdict):
+            verdict: Future[Verdict] = Future()
+            verdict.set_result(first)
+        else:
+            work = functools.partial(_timed, first, self._workers)
+            verdict = self._threads.submit(self.cache.judge, cache_key(problem, first.subject), work)
+        verdict.add_done_callback(self._count)
+        return verdict
+
+    def _count(self, verdict: Future[Verdict]) -> None:
+        if not verdict.cancelled() and verdict.exception() is None:
+            with self._lock:
+                self.counts[verdict.result().outcome.value] += 1
+
     def verify_batch(self, pairs: Sequence[tuple[Problem, str]], cache: VerdictCache | None = None) -> list[Verdict]:
         """One verdict per (problem, response), in order. `cache` replaces the pool's own."""
         judge = (cache or self.cache).judge

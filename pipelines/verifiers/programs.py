@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.errors import InfrastructureError
@@ -283,3 +283,27 @@ def _close_tokens(expected: str, got: str, tolerance: float) -> bool:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+@dataclass(frozen=True)
+class Printed:
+    """ok: whether the program ended well. text: what it printed, else why it did not."""
+
+    ok: bool
+    text: str
+
+
+def printed(source: str, limits: ProgramLimits, given: str = "") -> Printed:
+    """What a program prints that reads `given`, in a sandbox of its own.
+
+    Raises:
+        InfrastructureError: the sandbox did not work.
+    """
+    require_sandbox()
+    item = {"setup": "", "program": source, "entry_point": "", "tests": [("stdin", given.encode())]} | resources(limits, limits.seconds)
+    done = run([item], limits, quiet_seconds=limits.seconds, total_seconds=limits.total_seconds)
+    for _, _, status, payload in done.events:
+        if status in ("output", "error"):
+            return Printed(status == "output", payload)
+    ends = {**ENDS, "timeout": f"still running after {limits.seconds:g} seconds"}
+    return Printed(False, ends.get(done.end, "the program was killed"))

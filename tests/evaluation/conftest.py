@@ -15,10 +15,10 @@ from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.prompting import prompt_ids, response, response_ids
-from pipelines.records import Problem, Rollout, problem_id
+from pipelines.records import Problem, Trajectory, one_turn, problem_id
 from pipelines.stages import Context
 from pipelines.stages import evaluation as stage
-from pipelines.store import write_problems, write_rollouts
+from pipelines.store import write_problems, write_trajectories
 
 EPOCHS = {"base": 8, "sft": 40, "sums": 130}
 SETTINGS = EvaluationSettings.model_validate(
@@ -65,7 +65,7 @@ def train(problems: Sequence[Problem], folder: Path) -> None:
     save_policy(folder / paths.MERGED, model, tokenizer)
 
 
-def made_rollouts(problems: Sequence[Problem]) -> list[Rollout]:
+def made_rollouts(problems: Sequence[Problem]) -> list[Trajectory]:
     """Forty steps of one group of eight, more and more of them right; the last was not judged."""
     rows = []
     for step in range(1, 41):
@@ -73,7 +73,7 @@ def made_rollouts(problems: Sequence[Problem]) -> list[Rollout]:
         for i in range(8):
             outcome = "infrastructure" if i == 7 else "correct" if i < right else "wrong"
             extracted = None if i == 7 else "7" if i < right else str(i)
-            given = Rollout(problems[step % 18].problem_id, step, i, step, "rl@sums", [1], [2], [0.0], [step], "stop", "", outcome, extracted)
+            given = Trajectory(problems[step % 18].problem_id, step, i, step, "rl@sums", one_turn([1], [2], [0.0], [step]), "stop", outcome=outcome, extracted=extracted)
             rows.append(given)
     again = [replace(row, origin="replay") for row in rows[:8] * 3 + rows[-8:]]  # in a later step's batch, and nobody's answers there
     return [replace(row, dropped="uniform") if row.step % 2 else row for row in rows] + again
@@ -87,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_problems(root / paths.BENCHMARKS / "sums.parquet", sums)
     write_problems(root / paths.BENCHMARKS / "differences.parquet", differences)
     train([*sums, *differences], root)
-    write_rollouts(root / paths.ROLLOUTS / "sums" / "step-000001.parquet", made_rollouts(sums))
+    write_trajectories(root / paths.ROLLOUTS / "sums" / "step-000001.parquet", made_rollouts(sums))
     return root
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from killing import die_after
 
 from pipelines.config.common import GenerationSettings, OptimiserSettings
-from pipelines.config.rl import RlStage
+from pipelines.config.rl import RlStage, ScheduleSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints
@@ -21,6 +21,7 @@ from pipelines.sft.examples import chat_examples, document
 from pipelines.sources.arithmetic import problems as arithmetic
 
 PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=200, levels={1: 1}, styles={"direct": 1}), 1, "a", Path()))
+ONE_AHEAD, IN_FLIGHT = ScheduleSettings(kind="one_ahead"), ScheduleSettings(kind="in_flight")
 TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 400)
 TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128)
 

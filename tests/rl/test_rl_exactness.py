@@ -8,6 +8,7 @@ from killing import Killed
 from loops import TINY, TOKENIZER, trained
 
 from pipelines.config.common import GenerationSettings
+from pipelines.config.rl import ScheduleSettings
 from pipelines.config.training import ArchitectureSettings
 from pipelines.models.scoring import CHUNK, chosen, entropy, token_scores
 from pipelines.models.tiny import tiny_model
@@ -74,7 +75,7 @@ EVERYTHING_TRAINS = {"reward": [{"name": "rescale", "low": -1.0, "high": 1.0}], 
 def test_a_loop_killed_and_resumed_does_what_one_left_alone_does(tmp_path, threads, architecture, words, tokens, asynchronous):
     """On the default's shapes and on a real vocabulary, with the machine's own threads and with more: weights, journal, rollouts."""
     changes = {
-        "steps": 2, "prompts_per_step": 8, "group_size": 8, "minibatches": 2, "micro_batch": 64, "checkpoint_every": 1, "asynchronous": asynchronous,
+        "steps": 2, "prompts_per_step": 8, "group_size": 8, "minibatches": 2, "micro_batch": 64, "checkpoint_every": 1, "schedule": ScheduleSettings(kind="one_ahead" if asynchronous else "synchronous"),
         "generation": GenerationSettings(max_new_tokens=tokens), "overrides": EVERYTHING_TRAINS,
     }  # fmt: skip
     assert (32 * tokens > CHUNK // words) == (architecture == WIDE)  # a micro-batch needs several chunks of the head, or one

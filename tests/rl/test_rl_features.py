@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from killing import Killed
-from loops import PROBLEMS, TOKENIZER, policy_of, prepared, run, settings, trained
+from loops import ONE_AHEAD, PROBLEMS, TOKENIZER, policy_of, prepared, run, settings, trained
 
 from pipelines import prompting
 from pipelines.config.common import GenerationSettings, OptimiserSettings, PromptSettings
@@ -18,11 +18,11 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.models import precision
 from pipelines.models.adapters import add_adapters, plain_weights
 from pipelines.models.scoring import pad, token_logp
-from pipelines.records import Rollout
-from pipelines.rl.data import fresh, tensors
+from pipelines.records import GUIDE, POLICY, Trajectory, one_turn
+from pipelines.rl.collate import fresh, tensors
 from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe
-from pipelines.rl.train import kl_factor
+from pipelines.rl.run import kl_factor
 from pipelines.sft.examples import chat_examples
 
 
@@ -32,13 +32,13 @@ def equal(ours, theirs) -> bool:
 
 @pytest.mark.parametrize("row", ["grpo", "tis", "scale_rl"])
 def test_rollouts_made_ahead_are_one_update_old_and_resume_exactly(tmp_path, start, row):
-    weights, rows, files = run(tmp_path / "whole", start, row=row, asynchronous=True)
+    weights, rows, files = run(tmp_path / "whole", start, row=row, schedule=ONE_AHEAD)
     assert [entry["staleness_max"] for entry in rows] == [0, 1, 1, 1, 1, 1]
     versions = [{v for r in pq.read_table(tmp_path / "whole" / "rollouts" / name).to_pylist() for v in r["policy_version"]} for name in files]
     assert versions == [{0}, {0}, {1}, {2}, {3}, {4}]
     with pytest.raises(Killed):
-        run(tmp_path / "cut", start, stop_at=5, row=row, asynchronous=True)
-    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start, row=row, asynchronous=True)
+        run(tmp_path / "cut", start, stop_at=5, row=row, schedule=ONE_AHEAD)
+    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start, row=row, schedule=ONE_AHEAD)
     assert equal(weights, resumed) and resumed_rows == rows and resumed_files == files
     _, waiting, theirs = run(tmp_path / "sync", start, row=row)
     assert files["step-000001.parquet"] == theirs["step-000001.parquet"] and files["step-000004.parquet"] != theirs["step-000004.parquet"]
@@ -47,14 +47,14 @@ def test_rollouts_made_ahead_are_one_update_old_and_resume_exactly(tmp_path, sta
 
 def test_without_a_correction_stale_ratios_are_to_the_policy_that_sampled(tmp_path, start):
     faster = OptimiserSettings(lr=1e-2, schedule="constant")
-    _, plain, _ = run(tmp_path / "grpo", start, asynchronous=True, optimiser=faster)
-    _, corrected, _ = run(tmp_path / "tis", start, row="tis", asynchronous=True, optimiser=faster)
+    _, plain, _ = run(tmp_path / "grpo", start, schedule=ONE_AHEAD, optimiser=faster)
+    _, corrected, _ = run(tmp_path / "tis", start, row="tis", schedule=ONE_AHEAD, optimiser=faster)
     assert plain[0]["ratio"] == pytest.approx(1) and abs(plain[1]["ratio"] - 1) > 1e-3
     assert corrected[1]["ratio"] == pytest.approx(1, abs=1e-6)  # to the policy before the update; the correction weighs the rest
 
 
-def of(versions: list[int], policy: str = "rl@t") -> Rollout:
-    return Rollout("p", 0, 0, 9, policy, [1, 2], [3] * len(versions), [-0.5] * len(versions), versions, "stop", outcome="wrong")
+def of(versions: list[int], policy: str = "rl@t") -> Trajectory:
+    return Trajectory("p", 0, 0, 9, policy, one_turn([1, 2], [3] * len(versions), [-0.5] * len(versions), versions, GUIDE if policy == GUIDE else POLICY), "stop", outcome="wrong")
 
 
 def test_what_is_older_than_the_bound_never_trains():
@@ -71,7 +71,7 @@ def test_what_is_older_than_the_bound_never_trains():
     with pytest.raises(InfrastructureError, match="step 9: every response is older than max_staleness 1"):
         fresh([of([5])], 9, 1, "mask")
     with pytest.raises(ValueError, match="max_staleness 0 leaves nothing"):
-        settings(asynchronous=True, max_staleness=0)
+        settings(schedule=ONE_AHEAD, max_staleness=0)
 
 
 @pytest.mark.parametrize("action", ["drop", "mask"])

@@ -16,20 +16,23 @@ from pipelines.generation import Sample
 from pipelines.models.optimisation import make_optimiser
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
-from pipelines.records import Outcome, Rollout
+from pipelines.records import PROMPT, Outcome, Segment, Trajectory, one_turn
 from pipelines.rl import RECIPES, advantages, recipe, score, with_advantages
 from pipelines.rl.account import training
-from pipelines.rl.data import tensors
+from pipelines.rl.actor import make_actor
+from pipelines.rl.collate import tensors
+from pipelines.rl.history import History
 from pipelines.rl.inputs import facts, probes, scores, teacher
 from pipelines.rl.inputs.step import Step
-from pipelines.rl.online import History, Recomposition, dynamic_sampling, inject, replay
+from pipelines.rl.recompose import Recomposition, dynamic_sampling, inject, prioritised_replay, replay
+from pipelines.rl.rewards import Rewards, weighted
+from pipelines.rl.rewards.parts import form, verdict
 from pipelines.rl.slots import reward
 from pipelines.rl.tensors import TENSORS
-from pipelines.rl.train import make_actor
 from pipelines.rl.update import optimise
 from pipelines.sft.examples import document
 from pipelines.sources.arithmetic import problems as arithmetic
-from pipelines.store import write_rollouts
+from pipelines.store import write_trajectories
 from pipelines.verifiers import VerifierPool
 from pipelines.verifiers.confidence import stated_confidence
 
@@ -45,11 +48,11 @@ def settings(**changes) -> RlStage:
     )
 
 
-def rollout(problem: int, text: str, right: bool, sample: int, **changes) -> Rollout:
+def rollout(problem: int, text: str, right: bool, sample: int, **changes) -> Trajectory:
     ids = [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
     outcome = Outcome.CORRECT if right else Outcome.WRONG
-    made = Rollout(
-        PROBLEMS[problem].problem_id, problem, sample, 1, "t", prompting.prompt_ids(TOKENIZER, PROBLEMS[problem]), ids, [-0.5] * len(ids), [0] * len(ids), "stop",
+    made = Trajectory(
+        PROBLEMS[problem].problem_id, problem, sample, 1, "t", one_turn(prompting.prompt_ids(TOKENIZER, PROBLEMS[problem]), ids, [-0.5] * len(ids), [0] * len(ids)), "stop",
         response=text, outcome=outcome.value, extracted="7", reward=float(right), reward_parts={"correct": float(right), "format": 1.0},
     )  # fmt: skip
     return replace(made, **changes)
@@ -75,7 +78,7 @@ def step_of(row="grpo", made=MADE, frozen=("ref",), **changes) -> Step:
     return Step(1, actor, stage, (1, "t"), rows, made, ids, score, batch, [])
 
 
-def plain(model, made: Rollout, temperature=1.0) -> torch.Tensor:
+def plain(model, made: Trajectory, temperature=1.0) -> torch.Tensor:
     """log-probabilities (tokens, V) at the response's positions, from the model's own logits."""
     ids = torch.tensor([made.prompt_ids + made.response_ids])
     with torch.no_grad():
@@ -150,7 +153,7 @@ def test_the_expert_is_aligned_by_position():
     step = step_of()
     made = scores.expert(step)
     solution = prompting.response_ids(TOKENIZER, PROBLEMS[0])
-    expert = replace(MADE[0], response_ids=solution)
+    expert = replace(MADE[0], segments=one_turn(MADE[0].prompt_ids, solution, [], []))
     expected = plain(step.actor.policy, expert).gather(-1, torch.tensor(solution)[:, None])[:, 0]
     length = min(len(solution), len(MADE[2].response_ids))
     close(at(step, made, 2)[:length], expected[:length])
@@ -223,7 +226,7 @@ def test_probes_ask_for_the_answer_after_each_step():
     assert value.shape == (5, 2) and value[2:, 1].isnan().all()
     stub = [*MADE[2].prompt_ids, *TOKENIZER(prompting.END_THINK + prompting.BOXED, add_special_tokens=False)["input_ids"]]
     gold = TOKENIZER(PROBLEMS[0].answer, add_special_tokens=False)["input_ids"]
-    forced = plain(step.actor.policy, replace(MADE[2], prompt_ids=stub, response_ids=gold)).gather(-1, torch.tensor(gold)[:, None]).exp().mean()
+    forced = plain(step.actor.policy, replace(MADE[2], segments=one_turn(stub, gold, [], []))).gather(-1, torch.tensor(gold)[:, None]).exp().mean()
     close(value[2, 0], forced)  # before the first step: the prompt alone
     asked = {"samples": 2, "tokens": 3, "delimiters": (", ",)}
     potential = probes.potentials(step, **asked)
@@ -247,7 +250,7 @@ def test_the_teacher_sees_a_right_sibling_and_scores_the_same_tokens():
     assert teacher.has_teacher(step).tolist() == [True, True, True, False, False]
     assert MADE[2].response in TOKENIZER.decode(prompts[0]) and MADE[0].response in TOKENIZER.decode(prompts[1])  # never its own
     made = teacher.teacher_topk(step)
-    expected = plain(step.actor.frozen["teacher"], replace(MADE[1], prompt_ids=prompts[1])).gather(-1, at(step, step.batch.topk_BTK, 1))
+    expected = plain(step.actor.frozen["teacher"], replace(MADE[1], segments=[Segment(PROMPT, prompts[1]), *MADE[1].turns])).gather(-1, at(step, step.batch.topk_BTK, 1))
     close(at(step, made, 1), expected)
     assert not made[3:].any()
 
@@ -282,7 +285,7 @@ def test_only_what_is_read_is_computed(monkeypatch):
 def test_replay_takes_groups_of_the_last_steps(tmp_path):
     history = History(tmp_path)
     for number in (1, 2, 3):
-        write_rollouts(tmp_path / f"step-{number:06d}.parquet", [replace(r, step=number) for r in MADE])
+        write_trajectories(tmp_path / f"step-{number:06d}.parquet", [replace(r, step=number) for r in MADE])
     now = [replace(r, step=4) for r in MADE]
     at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None)
     assert replay(now, at_step, probability=0.0) == now
@@ -338,7 +341,7 @@ class Scripted:
 def test_npo():
     answer = f"<think> </think>\\boxed{{{PROBLEMS[1].answer}}}"
     with VerifierPool() as pool:
-        at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), pool, None)
+        at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), Rewards(pool, [verdict, form], weighted, 64), None)
         made = inject(MADE, at_step, Scripted(answer), at_most=0.25, tries=2)
         none = inject(MADE, at_step, Scripted("<think> </think>\\boxed{-1}"))
     assert made[:3] == MADE[:3]  # two of three are right
@@ -351,4 +354,21 @@ def test_npo():
     assert advantages(RECIPES["npo"], batch).sum(1) / batch.mask_BT.sum(1) == pytest.approx([-0.707106, 0.707106], abs=1e-5)
     assert none[:5] == MADE and [(r.origin, r.dropped) for r in none[5:]] == [("guide", "spare")] * 4
     with VerifierPool() as pool, pytest.raises(UserError, match=r"0 log-probabilities of \d+ tokens that it sampled, and RL trains on them"):
-        inject(MADE, replace(at_step, pool=pool), Scripted(answer, logp=False))
+        inject(MADE, replace(at_step, rewards=Rewards(pool, [verdict, form], weighted, 64)), Scripted(answer, logp=False))
+
+
+def test_prioritised_replay_takes_the_groups_that_say_most(tmp_path):
+    """MADE has a mixed group (2 of 3 right) and an all-wrong one."""
+    history = History(tmp_path)
+    for number in (1, 2, 3):
+        write_trajectories(tmp_path / f"step-{number:06d}.parquet", [replace(r, step=number) for r in MADE])
+    now = [replace(r, step=4) for r in MADE]
+    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None)
+    assert prioritised_replay(now, at_step, share=0.4) == now  # not one whole group
+    made = prioritised_replay(now, at_step, share=0.5)
+    assert [r.dropped for r in made[: len(now)]] == ["", "", "", "replaced", "replaced"]
+    again = made[len(now) :]
+    assert {(r.group_id, r.origin, r.dropped) for r in again} == {(1, "replay", "")} and [r.response for r in again] == [r.response for r in MADE[:3]]
+    drawn = [prioritised_replay(now, replace(at_step, seed=(n, "t")), share=0.5, decay=0.5)[-1].step for n in range(400)]
+    assert [drawn.count(step) / 400 for step in (1, 2, 3)] == pytest.approx([1 / 7, 2 / 7, 4 / 7], abs=0.07)
+    assert prioritised_replay(now, replace(at_step, step=1), share=1.0) == now  # nothing earlier

@@ -90,7 +90,7 @@ NOT_CENTRED = (
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if n not in NOT_CENTRED and r.policy_gradient and not r.slots["auxiliary"]])
 def test_groups_without_variance_do_not_train(name):
     made, live = ragged(6)
-    flat = made.having(reward_B=torch.ones_like(made.reward_B), correct_B=torch.ones_like(made.correct_B))
+    flat = made.having(**{name: torch.ones_like(made[name]) for name in ("reward_B", "correct_B", "components_BK")})
     bare = recipe(name, regularisers=[], reward=[v for v in RECIPES[name].slots["reward"] if v["name"] != "overlong"], **EXERCISED.get(name, {}))
     assert not loss_and_gradients(bare, flat, live)[1]["logp_BT"].any()
 

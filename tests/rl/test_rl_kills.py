@@ -4,6 +4,7 @@ The stage runs as users run it, with its real model folder, verifier pool and fi
 everything, so that twenty kills take seconds.
 """
 
+import json
 import random
 import shutil
 import signal
@@ -58,9 +59,8 @@ def alone(project):
     return first, seconds
 
 
-def test_killed_at_twenty_random_instants(project, alone):
-    root, harness = project
-    first, seconds = alone
+def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float) -> None:
+    """Kill the run at twenty random instants; whenever it ends, it has left what it leaves alone."""
     rng = random.Random(2024)
     forget(root)
     kills = trained = finished = 0
@@ -78,7 +78,34 @@ def test_killed_at_twenty_random_instants(project, alone):
     assert trained + harness.steps() <= (finished + 1) * STEPS + kills * EVERY
 
 
-@pytest.mark.parametrize("place", ["generation", "verification", "update", "checkpoint", "renamed", "rollouts", "torn rollouts", "report", "saved", "final"])
+def test_killed_at_twenty_random_instants(project, alone):
+    killed(*project, *alone)
+
+
+def test_killed_with_groups_of_several_turns_in_flight(rl_project, tmp_path):
+    """The same, where answers call tools, are made across updates in rounds, to problems that are chosen by what was answered before."""
+    shutil.copytree(rl_project, tmp_path / "p")
+    given = read_json(tmp_path / "p" / "given.json")
+    given["settings"] |= {
+        "recipe": "scale_rl",
+        "schedule": {"kind": "in_flight", "bound": 2, "groups": 8},
+        "overrides": {
+            "environment": {"name": "tools", "call": "function", "described": False},
+            "explore": {"name": "adaptive", "rounds": 3, "per_round": 3},
+            "tasks": [{"name": "drop_high_pass"}, {"name": "bots"}],
+        },
+    }
+    (tmp_path / "p" / "given.json").write_text(json.dumps(given))
+    harness = Harness(tmp_path / "p", "rl@t")
+    try:
+        ended, seconds = harness("end")
+        assert ended == 0
+        killed(tmp_path / "p", harness, made(tmp_path / "p"), seconds)
+    finally:
+        harness.close()
+
+
+@pytest.mark.parametrize("place", ["generation", "verification", "ledger", "update", "checkpoint", "renamed", "rollouts", "torn rollouts", "report", "saved", "final"])
 def test_killed_in_the_middle_of(project, alone, place):
     root, harness = project
     forget(root)

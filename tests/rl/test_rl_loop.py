@@ -1,6 +1,7 @@
 """The loop with real parts (loops.py): resume, files, recipes, learning, and the order of problems."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,13 +11,14 @@ from loops import PROBLEMS, run
 
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import InfrastructureError
-from pipelines.records import Outcome, Rollout
+from pipelines.records import Outcome, Problem, Trajectory, one_turn
 from pipelines.rl import RECIPES
 from pipelines.rl.account import training
-from pipelines.rl.data import draw, judged, tensors
-from pipelines.rl.train import minibatches
+from pipelines.rl.collate import judged, minibatches, tensors
+from pipelines.rl.history import History
+from pipelines.rl.tasks import Draw, draw
 from pipelines.rl.update import group_buckets, laid_down, length_buckets, prompt_buckets
-from pipelines.store import read_rollouts
+from pipelines.store import read_trajectories
 
 STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
 """grpo, and rows with state of their own: further draws, a value head, a teacher, an earlier policy, held statistics, histories."""
@@ -70,16 +72,19 @@ def test_rewards_rise_on_problems_that_can_be_learnt(tmp_path, start):
 
 
 def test_every_problem_once_per_epoch_in_a_new_order():
-    steps = [draw(PROBLEMS[:10], 4, 1, "rl@t", step) for step in range(1, 6)]
+    def drawn(step: int) -> list[Problem]:
+        return draw(PROBLEMS[:10], [], Draw(4, (1, "rl@t"), step, 0, History(Path())))
+
+    steps = [drawn(step) for step in range(1, 6)]
     seen = [p.problem_id for step in steps for p in step]
     ids = sorted(p.problem_id for p in PROBLEMS[:10])
     assert sorted(seen[:10]) == sorted(seen[10:]) == ids
     assert seen[:10] != seen[10:]
-    assert draw(PROBLEMS[:10], 4, 1, "rl@t", 3) == steps[2]
+    assert drawn(3) == steps[2]
 
 
-def rollout(outcome: str, group: int = 0) -> Rollout:
-    return Rollout("p", group, 0, 1, "t", [1, 2], [3, 4, 5], [-0.1, -0.2, -0.3], [0] * 3, "stop", outcome=outcome, reward=float(outcome == "correct"))
+def rollout(outcome: str, group: int = 0) -> Trajectory:
+    return Trajectory("p", group, 0, 1, "t", one_turn([1, 2], [3, 4, 5], [-0.1, -0.2, -0.3], [0] * 3), "stop", outcome=outcome, reward=float(outcome == "correct"))
 
 
 def test_infrastructure_verdicts_never_train():
@@ -118,7 +123,7 @@ def test_a_problem_that_comes_twice_is_answered_twice(tmp_path, start, row):
     for name in files:
         groups: dict[int, list[tuple[int, ...]]] = {}
         by_problem: dict[str, set[int]] = {}
-        for rollout in read_rollouts(tmp_path / "rollouts" / name):
+        for rollout in read_trajectories(tmp_path / "rollouts" / name):
             groups.setdefault(rollout.group_id, []).append(tuple(rollout.response_ids))
             by_problem.setdefault(rollout.problem_id, set()).add(rollout.group_id)
         assert max(map(len, by_problem.values())) > 1  # ten problems, fourteen slots

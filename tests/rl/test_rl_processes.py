@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pipelines import paths
 from pipelines.rl.update import BY_TOKEN
-from pipelines.store import read_json, read_rollouts
+from pipelines.store import read_json, read_trajectories
 
 
 def started(root: Path, template: Path, **changes) -> list[str]:
@@ -71,7 +71,7 @@ def test_two_processes_killed_and_resumed_do_what_two_left_alone_and_one_do(tmp_
     for name, value in one.items():
         torch.testing.assert_close(made[name], value, rtol=0, atol=1e-4)
     for number in range(1, 4):
-        first, second = (read_rollouts(tmp_path / name / paths.ROLLOUTS / "t" / f"step-{number:06d}.parquet") for name in ("one", "two"))
+        first, second = (read_trajectories(tmp_path / name / paths.ROLLOUTS / "t" / f"step-{number:06d}.parquet") for name in ("one", "two"))
         said = [[(r.problem_id, r.group_id, r.response_ids, r.reward) for r in rollouts] for rollouts in (first, second)]
         assert said[0] == said[1]
     assert read_json(tmp_path / "two" / paths.manifest("rl@t"))["predicate"]["buildDefinition"]["externalParameters"]

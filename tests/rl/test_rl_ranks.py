@@ -13,7 +13,7 @@ from loops import PROBLEMS, TOKENIZER, policy_of, settings
 from pipelines.config.common import GenerationSettings
 from pipelines.config.rl import ValidationSettings
 from pipelines.errors import UserError
-from pipelines.generation import TorchGenerator
+from pipelines.generation import torch_engine
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.optimisation import make_optimiser
 from pipelines.models.sharding import gathered, optimiser_state, shard, weights, weights_on_first
@@ -22,7 +22,7 @@ from pipelines.rl import RECIPES, recipe, route
 from pipelines.rl.gathering import gather
 from pipelines.rl.roles import roles_of
 from pipelines.rl.train import train
-from pipelines.store import read_rollouts
+from pipelines.store import read_trajectories
 
 ROWS = {0: [0, 1, 2, 3, 8, 9, 10, 11], 1: [4, 5, 6, 7]}
 """The fixture's rows of each rank: the first and the last group, and the one between, whose padding is wider there."""
@@ -91,39 +91,50 @@ def test_ranks_add_up_to_one_process(ranks):
     assert 5 < sum(bool(one.any()) for one in alone) < 40  # some batches have pairs
 
 
+DATA_HALF = {
+    "tasks": [{"name": "drop_high_pass"}, {"name": "bots"}],
+    "guidance": {"name": "solution_prefix", "shown": "hint"},
+    "explore": {"name": "adaptive", "rounds": 2, "per_round": 4},
+    "environment": {"name": "tools", "call": "function", "described": False},
+    "parts": [{"name": "verdict"}, {"name": "format"}, {"name": "length", "among": "group"}],
+    "combine": {"name": "weighted", "weights": {"correct": 1.0, "length": 0.1}},
+    "recompose": [{"name": "prioritised_replay", "share": 0.5}],
+}
+"""Something in every slot of the data half."""
 LOOPS = {
     "spae": {"prompts_per_step": 3, "row": "spae"},
     "laser": {"row": "laser"},
     "pairs": {"row": "w_grpo_pairs"},
     "npo": {"row": "npo", "prompts_per_step": 10},
     "dapo": {"row": "dapo", "minibatches": 2},
+    "data half": {"row": "remix", "overrides": DATA_HALF},
     "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
 }
-"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, fewer held-out problems than ranks."""
+"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, fewer held-out problems than ranks."""
 
 
-def loop(rank: int, folder: Path, start, row: str, **changes) -> dict:
+def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, **changes) -> dict:
     """Two steps of the loop on one of several ranks; what only this rank knows."""
     policy, asked = policy_of(start), []
-    real = TorchGenerator.generate
+    real = torch_engine._Rows.answer
 
-    def counted(self, requests, progress=None):
-        asked.append(("guide" if "guide" in (requests[0].key if requests else ()) else "policy", sum(r.samples for r in requests)))
-        return real(self, requests, progress)
+    def counted(self, requests=()):
+        asked.extend("guide" if "guide" in request.key else "policy" for request in requests)
+        return real(self, requests)
 
     checkpoints = Checkpoints(folder / "checkpoints", {}, writes=rank == 0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     frozen = {name: policy_of(start) for name, role in roles_of(recipe(row)).items() if role.source != "copy"}
-    TorchGenerator.generate = counted
+    torch_engine._Rows.answer = counted
     try:
         train(
-            policy, TOKENIZER, PROBLEMS[:10], recipe(row), settings(steps=2, generation=GenerationSettings(max_new_tokens=8), **changes),
+            policy, TOKENIZER, PROBLEMS[:10], recipe(row, **(overrides or {})), settings(steps=2, generation=GenerationSettings(max_new_tokens=8), **changes),
             stage="rl@t", seed=1, journal=Journal(folder / f"journal-{rank}.jsonl", "rl"), checkpoints=checkpoints,
             rollout_folder=folder / "rollouts", frozen=frozen,
         )  # fmt: skip
     finally:
-        TorchGenerator.generate = real
-    return {"guide": sum(count for who, count in asked if who == "guide"), "weights": {n: v.clone() for n, v in weights(policy).items()}}
+        torch_engine._Rows.answer = real
+    return {"guide": asked.count("guide"), "weights": {n: v.clone() for n, v in weights(policy).items()}}
 
 
 def stops(rank: int, folder: Path, start) -> None:
@@ -151,7 +162,7 @@ def told(folder: Path):
     """The journal of the first rank and what the rollouts say."""
     rows = [json.loads(line) for line in (folder / "journal-0.jsonl").read_text().splitlines()]
     paths = sorted((folder / "rollouts").glob("*.parquet"))
-    return rows, [(r.problem_id, r.group_id, r.sample_id, r.response_ids, r.origin, r.dropped) for path in paths for r in read_rollouts(path)]
+    return rows, [(r.problem_id, r.group_id, r.sample_id, r.response_ids, r.origin, r.dropped) for path in paths for r in read_trajectories(path)]
 
 
 def test_the_loop_on_two_ranks_does_what_one_process_does(ranks, tmp_path, start):

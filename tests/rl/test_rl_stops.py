@@ -6,7 +6,7 @@ import pytest
 import torch
 from batches import ragged
 from killing import Killed
-from loops import TOKENIZER, policy_of, prepared, run, settings, trained
+from loops import ONE_AHEAD, TOKENIZER, policy_of, prepared, run, settings, trained
 
 from pipelines.config.common import OptimiserSettings
 from pipelines.config.training import ArchitectureSettings, LoraSettings
@@ -56,7 +56,7 @@ CHANGES = {
     "remix": ({"row": "remix"}, {"prev"}),
     "ppo": ({"row": "ppo"}, {"value head", "optimiser"}),
     "sdpo": ({"row": "sdpo"}, {"teacher"}),
-    "asynchronous": ({"asynchronous": True}, {"behaviour"}),
+    "asynchronous": ({"schedule": ONE_AHEAD}, {"behaviour"}),
     "muon": ({"optimiser": OptimiserSettings(name="muon", lr=1e-3)}, {"optimiser"}),
     "reset": ({"row": "grpo_kl", "reset_reference": (6,)}, {"ref"}),
 }

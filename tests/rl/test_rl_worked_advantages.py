@@ -372,3 +372,17 @@ def test_aggregations():
     assert total(aggregation.prompt_mean, 4, torch.tensor([7, 7, 9, 9])) == pytest.approx(1.583333, abs=1e-6)
     assert total(aggregation.token_mean, 4) == 1.625
     assert total(aggregation.sequence_mean_token_mean, 4) == 1.5
+
+
+def test_gdpo():
+    correct, form = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0]), torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 1])
+    parts = {"rewards": correct + form, "components_BK": torch.stack([correct, form], -1)}
+    mixed, even = 1.595321, 0.690794
+    close(of_prompts("gdpo", **parts), [mixed, 0, 0, -mixed, even, even, -even, -even], atol=5e-5)
+    raw = recipe("gdpo", reward=[{"name": "decoupled", "eps": 1e-6}], scale={"name": "none"})
+    close(of_prompts(raw, **parts), [1.999996, 0, 0, -1.999996, 0.866024, 0.866024, -0.866024, -0.866024], atol=4e-6)
+    close(of_prompts("grpo", **parts), [1.224743, 0, 0, -1.224743, 0.866024, 0.866024, -0.866024, -0.866024], atol=4e-6)
+    # one part alone is GRPO up to the last scale, and no part's unit matters
+    alone = of_prompts(raw, **(parts | {"components_BK": correct[:, None]}))
+    close(alone, of_prompts("grpo", rewards=correct), atol=4e-6)
+    close(of_prompts("gdpo", **(parts | {"components_BK": 10 * parts["components_BK"] + 3})), of_prompts("gdpo", **parts), atol=5e-4)

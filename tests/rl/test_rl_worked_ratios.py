@@ -1,16 +1,17 @@
 """Rows against hand-computed numbers, second part: off-policy ratios, clipping, mismatch. A row's test is `test_<row>`."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from batches import NEW, OLD, ROLL, batch, lengths, pg
 
-from pipelines.records import Outcome, Problem, Rollout
+from pipelines.records import Outcome, Problem, Trajectory, one_turn
 from pipelines.rl import RECIPES, advantages, objective, recipe, with_advantages
-from pipelines.rl.data import draw
-from pipelines.rl.online import History, drop_high_pass
+from pipelines.rl.history import History
 from pipelines.rl.slots import mismatch
+from pipelines.rl.tasks import Draw, DropHighPass, draw
 
 GAP = OLD - ROLL
 ONE = torch.ones(1, 3, dtype=torch.float64)
@@ -168,26 +169,23 @@ def test_scale_rl_drops_prompts_that_are_solved(tmp_path):
     history = History(tmp_path)
     made = [rollout("easy", 0, right=True, sample=n) for n in range(10)] + [rollout("hard", 1, right=n < 8, sample=n) for n in range(10)]
     history.add(1, made)
-    assert not drop_high_pass(history.outcomes, problem("easy"))
-    assert drop_high_pass(history.outcomes, problem("hard")) and drop_high_pass(history.outcomes, problem("new"))
     pool = [problem("easy"), problem("hard"), problem("new")]
-    chosen = [draw(pool, 2, 1, "s", step, lambda p: drop_high_pass(history.outcomes, p)) for step in range(1, 6)]
+    at = Draw(2, (1, "s"), 2, 0, history)
+    assert [p.prompt for p in DropHighPass()(pool, at)] == ["hard", "new"]
+    chosen = [draw(pool, [DropHighPass()], replace(at, step=step)) for step in range(2, 7)]
     assert {p.prompt for step in chosen for p in step} == {"hard", "new"}
     assert all(step[0] != step[1] for step in chosen)
 
 
-def rollout(name: str, group: int, right: bool, sample: int = 0, step: int = 1) -> Rollout:
+def rollout(name: str, group: int, right: bool, sample: int = 0, step: int = 1) -> Trajectory:
     outcome = Outcome.CORRECT if right else Outcome.WRONG
-    return Rollout(
+    return Trajectory(
         name,
         group,
         sample,
         step,
         "t",
-        [1],
-        [2],
-        [-0.1],
-        [0],
+        one_turn([1], [2], [-0.1], [0]),
         "stop",
         outcome=outcome.value,
         reward=float(right),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting
-from pipelines.records import Outcome, Rollout
+from pipelines.records import Outcome, Trajectory
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.statistics import component_weights
@@ -29,7 +29,7 @@ def form(step: Step) -> Tensor:
     return step.tensor([has_form(r) for r in step.rollouts], torch.bool)
 
 
-def has_form(rollout: Rollout) -> bool:
+def has_form(rollout: Trajectory) -> bool:
     return rollout.outcome != Outcome.UNPARSABLE
 
 
@@ -38,7 +38,7 @@ def consistency(step: Step) -> Tensor:
     return step.tensor([r.reward_parts.get("consistency", _occurs(r)) for r in step.rollouts])
 
 
-def _occurs(rollout: Rollout) -> float:
+def _occurs(rollout: Trajectory) -> float:
     return float(bool(rollout.extracted) and str(rollout.extracted) in rollout.response.partition(prompting.END_THINK)[0])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.config.rl import RlStage
 from pipelines.models.precision import autocast
 from pipelines.models.scoring import Score, token_scores
-from pipelines.records import Problem, Rollout
+from pipelines.records import Problem, Trajectory
 from pipelines.rl.batch import Batch
 
 
@@ -42,7 +42,7 @@ class Step:
     settings: RlStage
     seed: tuple[object, ...]
     problems: Sequence[Problem]
-    rollouts: Sequence[Rollout]
+    rollouts: Sequence[Trajectory]
     ids_BT: Tensor
     score_BT: Tensor
     batch: Batch

@@ -117,6 +117,7 @@ SLOTS: dict[str, Slot] = {
             "overlong": reward.overlong,
             "rescale": reward.rescale,
             "clamp": reward.clamp,
+            "decoupled": reward.decoupled,
             "sequence_kl": reward.sequence_kl,
             "brier": reward.brier,
             "exploration": reward.exploration,

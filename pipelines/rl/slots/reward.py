@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import scaled
+from pipelines.rl.batch import group_mean, group_sum, scaled
 
 
 def overlong(
@@ -33,6 +35,20 @@ def overlong(
 def rescale(shaped_B: Tensor, *, low: float = -1.0, high: float = 1.0) -> Tensor:
     """A score of 0 becomes `low`, of 1 `high`."""
     return low + (high - low) * shaped_B
+
+
+def decoupled(
+    shaped_B: Tensor, components_BK: Tensor, group_B: Tensor, *, weights: Sequence[float] | None = None, eps: float = 1e-4
+) -> Tensor:
+    """GDPO (arXiv 2601.05242): each part of the reward in deviations (ddof 1) from the mean of its group, then their weighted sum; so one part
+    never hides another, as it does where they are summed first."""
+    out_B = torch.zeros_like(shaped_B)
+    for place, part_B in enumerate(components_BK.unbind(-1)):
+        centred_B = part_B - group_mean(part_B, group_B)
+        squares, size = group_sum(centred_B**2, group_B)
+        deviation = (squares / (size - 1).clamp(min=1)).sqrt()
+        out_B = out_B + (1.0 if weights is None else weights[place]) * centred_B / (deviation + eps)
+    return out_B
 
 
 def clamp(shaped_B: Tensor, *, low: float, high: float) -> Tensor:

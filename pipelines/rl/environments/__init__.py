@@ -1,0 +1,9 @@
+"""Slot `environment`: how an episode goes, a file for each class."""
+
+from pipelines.rl.environments.open_env import OpenEnv
+from pipelines.rl.environments.single_turn import SingleTurn
+from pipelines.rl.environments.tools import Tools
+
+__all__ = ["ENVIRONMENTS", "OpenEnv", "SingleTurn", "Tools"]
+
+ENVIRONMENTS = {"single_turn": SingleTurn, "tools": Tools, "open_env": OpenEnv}

@@ -1,0 +1,128 @@
+"""An environment behind an OpenEnv server, over its WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from pipelines import prompting, seeding
+from pipelines.config.common import PromptSettings
+from pipelines.errors import InfrastructureError
+from pipelines.extras import require
+from pipelines.generation import Engine
+from pipelines.records import PROMPT, Outcome, Problem, Segment, Verdict
+from pipelines.rl.environments.calls import Results
+from pipelines.rl.episodes import Episode, Prompt, Task
+
+Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+"""(kind of message, data) -> data of the observation."""
+
+
+class OpenEnv:
+    """The policy's whole turn is an action, and the observation is the next turn of the user, until the environment is done. The rewards of its steps
+    add up to the episode's, in [0, 1].
+
+    url: of the server, ws://host:port/ws; its plain HTTP keeps no state. action: name of the action's field that the text goes into, and `more`
+    what stands beside it. observation: name of the observation's field that the policy reads. turns: of the policy, at most. tokens: of all after
+    the prompt. seconds: of one answer; a slower one ends the episode as `infrastructure`. sessions: most at once, of this process; a server has
+    one unless it says that it supports more.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        action: str = "message",
+        more: Mapping[str, Any] | None = None,
+        observation: str = "text",
+        turns: int = 8,
+        tokens: int = 1024,
+        seconds: float = 10.0,
+        sessions: int = 1,
+    ) -> None:
+        require("websockets", "environment 'open_env'")
+        self._url, self._action, self._more, self._observation = url, action, dict(more or {}), observation
+        self._turns, self._tokens, self._seconds, self._sessions = turns, tokens, seconds, sessions
+        self._results: Results | None = None
+
+    def prompt(self, tokenizer: Any, problem: Problem, settings: PromptSettings) -> Prompt:
+        """See `Environment.prompt`."""
+        if self._results is None:
+            self._results = Results(tokenizer, "user")
+        return Prompt(prompting.prompt_ids(tokenizer, problem, settings), prompting.conversation(tokenizer, problem, settings))
+
+    async def run(self, task: Task, path: int, engine: Engine) -> Episode:
+        """See `Environment.run`."""
+        async with engine.place(self, self._sessions), self._session() as ask:
+            first = await ask("reset", {"seed": seeding.key(*task.key, path) >> 33})
+            asked = replace(task.problem, prompt="\n".join(filter(None, [task.problem.prompt, self._text(first)])))
+            task = replace(task, prompt=self.prompt(engine.tokenizer, asked, engine.settings.prompt))
+            segments, said, worth, reason = task.start, [], 0.0, "turns"
+            room = int(min(self._tokens, engine.context - len(task.prompt.ids)))
+            used = sum(len(segment.ids) for segment in task.opening)
+            for number in range(self._turns):
+                key = (*task.key, path, number) if number else (*task.key, path)
+                turn = await engine.sample([i for s in segments for i in s.ids], key, max(room - used, 1), task.prompt.messages)
+                segments.append(turn.segment)
+                used += len(turn.segment.ids)
+                said.append(turn.text)
+                if turn.finish_reason != "stop":
+                    reason = turn.finish_reason
+                    break
+                told = await ask("step", self._more | {self._action: turn.text})
+                worth += float(told.get("reward") or 0.0)
+                if told.get("done"):
+                    reason = "stop"
+                    break
+                assert self._results is not None
+                ids = self._results([self._text(told)])
+                if used + len(ids) >= room:
+                    reason = "length"
+                    break
+                segments.append(Segment(PROMPT, ids))
+                used += len(ids)
+                said.append(self._text(told))
+        worth = min(max(worth, 0.0), 1.0)
+        verdict = Verdict(Outcome.CORRECT if worth == 1 else Outcome.WRONG, worth, detail="by the environment")
+        return Episode(segments, reason, "\n".join(said), said[-1], verdict, {"turns": float((len(said) + 1) // 2)})
+
+    def _text(self, told: Mapping[str, Any]) -> str:
+        """
+        Raises:
+            InfrastructureError: the observation has no such field.
+        """
+        observation = told.get("observation")
+        if not isinstance(observation, Mapping) or self._observation not in observation:
+            raise InfrastructureError(f"the observation of {self._url} has no field '{self._observation}': {str(told)[:200]}")
+        return str(observation[self._observation])
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Ask]:
+        """An environment of one's own: ask(kind, data) -> data.
+
+        Raises:
+            InfrastructureError: the server cannot be reached, is too slow, or refuses.
+        """
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import ConnectionClosed, WebSocketException
+
+        try:
+            # no pings: while the policy decodes nobody answers them
+            async with connect(self._url, open_timeout=self._seconds, max_size=1 << 20, proxy=None, ping_interval=None) as socket:
+
+                async def ask(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+                    with contextlib.suppress(ConnectionClosed):  # it may have said why before it left
+                        await socket.send(json.dumps({"type": kind, "data": data}))
+                    told = json.loads(await asyncio.wait_for(socket.recv(), self._seconds))
+                    if told.get("type") != "observation":
+                        raise InfrastructureError(f"{self._url} answered {kind} with {str(told)[:200]}")
+                    return told["data"]
+
+                yield ask
+        except (OSError, WebSocketException, TimeoutError) as error:
+            raise InfrastructureError(f"{self._url}: {str(error) or type(error).__name__}") from None

@@ -1,0 +1,114 @@
+"""From a problem to a group of trajectories: the records and protocols that guidance, exploration and environments share.
+
+    task = guide(task, path, asking)                      slot `guidance`: what the policy is shown or given
+    episode = await environment.run(task, path, engine)   slot `environment`: turns until it ends
+    group = await explore(task, answers)                  slot `explore`: how many episodes, and which
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipelines.config.common import PromptSettings
+from pipelines.generation import Engine, Key
+from pipelines.records import PROMPT, Problem, Segment, Trajectory, Verdict
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What opens an episode, as ids, and as chat turns for engines that take no ids."""
+
+    ids: list[int]
+    messages: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem as the policy meets it: one group of a step.
+
+    samples: how many answers a group has where `explore` does not say otherwise. key: what every draw of the group depends on. opening: what has been
+    written for the policy at the start of its answer. trained_prompt: the prompt that training sees, where it is another.
+    """
+
+    problem: Problem
+    group_id: int
+    samples: int
+    key: Key
+    prompt: Prompt
+    opening: tuple[Segment, ...] = ()
+    trained_prompt: list[int] | None = None
+
+    @property
+    def start(self) -> list[Segment]:
+        """The segments that every episode of the task begins with."""
+        return [Segment(PROMPT, self.prompt.ids), *self.opening]
+
+
+@dataclass
+class Episode:
+    """What came of a task once.
+
+    finish_reason: `stop`, `length`, or why the environment ended it. text: of all after the prompt. answer: the part that is judged.
+    verdict: the environment's own, None where the problem's verifier says. figures: what the environment counted, such as calls of tools. earlier:
+    what was seen and said before a turn that did not follow from it, as often as that was so.
+    """
+
+    segments: list[Segment]
+    finish_reason: str
+    text: str
+    answer: str
+    verdict: Verdict | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    earlier: list[list[Segment]] = field(default_factory=list)
+
+
+class Environment(Protocol):
+    """How an episode goes, turn by turn. The keyword-only parameters of its class are its settings; a run makes one, which serves all episodes."""
+
+    def prompt(self, tokenizer: Any, problem: Problem, settings: PromptSettings) -> Prompt:
+        """How the problem is put.
+
+        Raises:
+            UserError: the tokenizer's chat template cannot express what the environment needs.
+        """
+        ...
+
+    async def run(self, task: Task, path: int, engine: Engine) -> Episode:
+        """One episode; every draw of it is keyed by (*task.key, path, ...). What it awaits beside the engine, the engine waits for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How problems are put to the policy of a run."""
+
+    environment: Environment
+    tokenizer: Any
+    settings: PromptSettings
+
+    def prompt(self, problem: Problem) -> Prompt:
+        return self.environment.prompt(self.tokenizer, problem, self.settings)
+
+
+Guide = Callable[[Task, int, Asking], Task]
+"""(task, path, how problems are put) -> the task as episode number `path` of its group gets it."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged.
+    judge(trajectories): wait for their verdicts. together: run several side by side."""
+
+    answer: Callable[[int], Awaitable[list[Trajectory]]]
+    judge: Callable[[Sequence[Trajectory]], Awaitable[None]]
+    together: Callable[[Sequence[Any]], Awaitable[list[Any]]]
+
+
+class Explore(Protocol):
+    """How a group is made."""
+
+    async def __call__(self, task: Task, answers: Answers) -> list[Trajectory]:
+        """The trajectories of one group, those that are not to train marked (account.py)."""
+        ...

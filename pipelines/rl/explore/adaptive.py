@@ -1,0 +1,39 @@
+"""Answers in rounds, until a group says enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pipelines.records import Outcome, Trajectory
+from pipelines.rl.account import SPARE, drop, episodes
+from pipelines.rl.episodes import Answers, Task
+
+
+async def adaptive(
+    task: Task, answers: Answers, *, rounds: int = 4, per_round: int = 8, above: float = 0.7, until: Literal["balanced", "positive"] = "balanced"
+) -> list[Trajectory]:
+    """Reinforce-Ada (arXiv 2510.04996): up to `rounds` rounds of `per_round` episodes, until the group has enough of both outcomes (`balanced`:
+    half of `group_size` with a reward above `above`, and half without) or one right answer (`positive`). Of all, `group_size` train.
+    """
+    pool: list[Trajectory] = []
+    for number in range(rounds):
+        parts = await answers.together([answers.answer(number * per_round + path) for path in range(per_round)])
+        more = [trajectory for each in parts for trajectory in each]
+        await answers.judge(more)
+        pool += more
+        positive = sum(t.reward > above for t in episodes(pool))
+        negative = len(episodes(pool)) - positive
+        if positive >= (task.samples / 2 if until == "balanced" else 1) and (until == "positive" or negative >= task.samples / 2):
+            break
+    kept = {t.sample_id for t in down_sampled(episodes(pool), task.samples, above)}
+    return [t if t.sample_id in kept else drop(t, SPARE) for t in pool]
+
+
+def down_sampled(pool: Sequence[Trajectory], count: int, above: float) -> list[Trajectory]:
+    """`count` of them, in order: half of them with a reward above `above` where there are as many, the others filled up with those that there are."""
+    judged = [t for t in pool if t.outcome != Outcome.INFRASTRUCTURE]
+    positive, negative = [t for t in judged if t.reward > above], [t for t in judged if t.reward <= above]
+    first = positive[: count // 2]
+    second = negative[: count - len(first)]
+    return [*first, *second, *positive[len(first) : count - len(second)]]

@@ -1,0 +1,58 @@
+"""What was answered in earlier steps, read back from the files that hold it: the memory of task samplers and of what recomposes a batch.
+
+Whoever keeps a state of his own builds it from here, so a run that was killed has it again, on every process, and no checkpoint holds it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.records import Outcome, Trajectory
+from pipelines.rl.account import episodes, of_policy
+from pipelines.store import read_trajectories
+
+
+@dataclass
+class Tally:
+    """Of the answers to one problem in one step: how many could be judged, and how many of those are right."""
+
+    judged: int = 0
+    right: int = 0
+
+
+@dataclass
+class History:
+    """What earlier steps showed: by step the tally of each problem that was answered, mean reward by part and step, and the files themselves."""
+
+    folder: Path
+    tallies: dict[int, dict[str, Tally]] = field(default_factory=dict)
+    totals: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    """By problem, over all steps."""
+    rewards_by_part: list[dict[str, float]] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Read back the files of a run that was interrupted."""
+        for path in sorted(self.folder.glob("step-*.parquet")):
+            self.add(int(path.stem.removeprefix("step-")), read_trajectories(path))
+
+    def add(self, step: int, trajectories: Sequence[Trajectory]) -> None:
+        """What became of a step, of which what the policy answered in it counts, whether it trains or not."""
+        answers = episodes(of_policy(trajectories))
+        sums: dict[str, float] = defaultdict(float)
+        tallies: dict[str, Tally] = defaultdict(Tally)
+        for trajectory in answers:
+            if trajectory.outcome != Outcome.INFRASTRUCTURE:
+                for tally in (tallies[trajectory.problem_id], self.totals[trajectory.problem_id]):
+                    tally.judged += 1
+                    tally.right += trajectory.outcome == Outcome.CORRECT
+            for part, value in trajectory.reward_parts.items():
+                sums[part] += value / len(answers)
+        self.tallies[step] = dict(tallies)
+        self.rewards_by_part.append(dict(sums))
+
+    def step(self, number: int) -> list[Trajectory]:
+        """What the policy answered in step `number`."""
+        return of_policy(read_trajectories(self.folder / f"step-{number:06d}.parquet"))

@@ -1,0 +1,58 @@
+"""A guide's right answer stands in for one of the policy's wrong ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipelines.generation import Generator, Sample, respond
+from pipelines.records import GUIDE, Outcome, Trajectory, one_turn
+from pipelines.rl import ranks
+from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
+from pipelines.rl.answering import trainable
+from pipelines.rl.recompose.recomposition import Recomposition
+
+
+def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, at_most: float = 0.25, tries: int = 4) -> list[Trajectory]:
+    """NPO (arXiv 2604.20733): in a group whose pass rate is at most `at_most`, one failed rollout gives way to a verified right one of a
+    later checkpoint, if `tries` samples of it hold one."""
+    groups = by_group(training(rollouts))
+    hard = {g: group for g, group in groups.items() if sum(r.outcome == Outcome.CORRECT for r in group) <= at_most * len(group)}
+    guided = dict(zip(hard, _ask_guide(list(hard.values()), at, guide, tries), strict=True))
+    out = [rollout for rollout in rollouts if rollout.dropped or rollout.group_id not in hard]
+    for group_id, group in hard.items():
+        wrong = next((r for r in group if r.outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
+        right = next((r for r in guided[group_id] if r.outcome == Outcome.CORRECT), None)
+        swapped = wrong is not None and right is not None
+        out += [drop(r, REPLACED) if swapped and r is wrong else r for r in group]
+        out += [r if swapped and r is right else drop(r, SPARE) for r in guided[group_id]]
+    return out
+
+
+def _ask_guide(groups: Sequence[list[Trajectory]], at: Recomposition, guide: Generator, tries: int) -> list[list[Trajectory]]:
+    """`tries` judged responses of the guide to the problem of each of these groups, numbered on from it; every process answers its share."""
+    mine = groups[ranks.rank() :: ranks.world()]
+    problems = [at.problems[group[0].problem_id] for group in mine]
+    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in mine])
+    verdicts = iter(at.rewards.pool.verify_batch([(p, s.text) for p, some in zip(problems, samples, strict=True) for s in some]))
+    answers = []
+    for group, problem, some in zip(mine, problems, samples, strict=True):
+        guided = [_guided(group[0], len(group) + number, sample) for number, sample in enumerate(some)]
+        at.rewards(problem, guided, [sample.text for sample in some], [next(verdicts) for _ in some])
+        answers.append(guided)
+    return ranks.collect(answers)
+
+
+def _guided(sibling: Trajectory, number: int, sample: Sample) -> Trajectory:
+    """The guide's answer number `number` to what a sibling was asked."""
+    segments = one_turn(sibling.prompt_ids, sample.token_ids, sample.logp, [sample.policy_version] * len(sample.token_ids), GUIDE)
+    return replace(
+        sibling,
+        sample_id=number,
+        policy=GUIDE,
+        origin=GUIDE,
+        segments=trainable(segments),
+        finish_reason=sample.finish_reason,
+        response=sample.text,
+        reward_parts={},
+    )

@@ -1,0 +1,25 @@
+"""What a part of the reward is given beside the group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipelines.records import Problem, Trajectory, Verdict
+from pipelines.verifiers import VerifierPool
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """problem: what the group answered. answers: what is judged of each, the last turn. verdicts: of the problem's own verifier, or of the
+    environment. limit: tokens that an answer may have."""
+
+    problem: Problem
+    answers: Sequence[str]
+    verdicts: Sequence[Verdict]
+    pool: VerifierPool
+    limit: int
+
+
+Part = Callable[[Sequence[Trajectory], Scoring], dict[str, list[float | None]]]
+"""(trajectories of one group, scoring) -> values by name, one for each trajectory; None where it cannot be had, and the trajectory does not train."""

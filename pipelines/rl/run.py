@@ -1,0 +1,229 @@
+"""What one run of an RL stage holds, and what each verb of the loop (train.py) does with it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.config.rl import KlControl, RlStage
+from pipelines.generation import Generator, TorchGenerator
+from pipelines.models.adapters import plain_weights
+from pipelines.models.checkpoints import Checkpoints, Numbers, Pace, Stateful
+from pipelines.models.exactness import deterministic
+from pipelines.models.optimisation import make_optimiser, schedule
+from pipelines.models.sharding import gathered, shard, weights
+from pipelines.progress import Journal
+from pipelines.records import Problem, Trajectory
+from pipelines.rl import ranks
+from pipelines.rl.account import leave_out, training
+from pipelines.rl.actor import follow, make_actor
+from pipelines.rl.answering import Answering
+from pipelines.rl.batch import Batch
+from pipelines.rl.clock import Clock
+from pipelines.rl.collate import left_out, make_step, minibatches, share_of
+from pipelines.rl.explore import samples
+from pipelines.rl.guidance import none
+from pipelines.rl.history import History
+from pipelines.rl.inputs.step import Actor, Step
+from pipelines.rl.ledger import Ledger
+from pipelines.rl.objective import masked, routes, with_advantages
+from pipelines.rl.recipe import Recipe, inputs_of
+from pipelines.rl.recompose import Recomposition
+from pipelines.rl.rewards import Rewards
+from pipelines.rl.roles import ROLES, roles_of
+from pipelines.rl.schedule import Schedule, Source, engine_of, schedule_of
+from pipelines.rl.score import fill
+from pipelines.rl.tasks import Draw, draw
+from pipelines.rl.tensors import TENSORS
+from pipelines.rl.update import optimise
+from pipelines.rl.validation import Validation, hold_out
+from pipelines.store import forget_torn
+from pipelines.verifiers import VerifierPool
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A step's batch, ready for the update. groups: ids of the groups of each optimiser step."""
+
+    now: Step
+    batch: Batch
+    groups: list[list[int]]
+
+
+@dataclass
+class Run:
+    """The parts of a run. state: what a checkpoint keeps beside weights and optimiser. held: numbers of it, which move or which step 1 showed."""
+
+    recipe: Recipe
+    settings: RlStage
+    seed: tuple[int, str]
+    actor: Actor
+    optimiser: torch.optim.Optimizer
+    problems: Mapping[str, Problem]
+    plan: Schedule
+    history: History
+    ledger: Ledger
+    speaking: Mapping[str, Generator]
+    validation: Validation | None
+    checkpoints: Checkpoints
+    journal: Journal
+    rollout_folder: Path
+    held: Numbers
+    state: Mapping[str, Stateful]
+    pace: Pace
+
+    @property
+    def over(self) -> bool:
+        """Validation has seen no new best for so long that the stage ends."""
+        return self.validation is not None and self.validation.over
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, and forget what was told after it. Returns its step.
+
+        What the checkpoint lacks, because the settings were others then, starts afresh: copies of the policy as the policy stands.
+        """
+
+        def afresh(part: str) -> None:
+            self.journal.say(f"the checkpoint has no {part} for these settings: it starts afresh")
+            if part == "behaviour" or (part in ROLES and ROLES[part].source == "copy"):
+                self.state[part].load_state_dict(weights(self.actor.policy), strict=False)  # type: ignore[call-arg]  # a module
+
+        step = self.checkpoints.restore(self.actor.policy, self.optimiser, self.state, afresh)
+        self.journal.cut(step)
+        if step:
+            self.journal.say(f"resuming after step {step} of {self.settings.steps}")
+        if ranks.rank() == 0:
+            _forget_trajectories(self.rollout_folder, step)
+        ranks.most(step)  # nobody reads them before that is done
+        self.history.read()
+        return step
+
+    def recompose(self, step: int, trajectories: list[Trajectory], clock: Clock) -> list[Trajectory]:
+        """What the recipe makes of a step's answers before they train."""
+        more = functools.partial(self.plan.source.further, step, clock)
+        at = Recomposition(step, self.seed, self.problems, self.history, self.plan.source.answering.rewards, more)
+        for change in self.recipe.lists["recompose"]:
+            others = [self.speaking[name] for name, _ in inputs_of(change) if name in self.speaking]
+            trajectories = change(trajectories, at, *others)
+        return trajectories
+
+    def score(self, step: int, trajectories: list[Trajectory]) -> tuple[list[Trajectory], Scored]:
+        """This process' share as a batch with its advantages, and the trajectories, of which those that routing leaves out are dropped."""
+        kept = training(trajectories)
+        groups = minibatches(kept, self.settings.minibatches)
+        now = make_step(self.actor, self.recipe, self.settings, share_of(kept, groups), self.problems, self.history, self.held, self.seed, step)
+        with gathered(self.actor.policy):
+            filled = fill(self.recipe, now)
+            routed = routes(self.recipe, filled)
+            batch = with_advantages(self.recipe, masked(filled, routed))
+        self._hold({name: float(batch[name]) for name, declared in TENSORS.items() if declared.held and name in batch})
+        follow(self.actor, self.recipe, "scored")
+        return leave_out(trajectories, left_out(now.rollouts, filled, routed)), Scored(now, batch, groups)
+
+    def update(self, step: int, scored: Scored) -> dict[str, float]:
+        """The optimiser steps of a batch, and what moves with the policy. Returns figures for the journal."""
+        settings, now = self.settings, scored.now
+        share = schedule(settings.optimiser, step, settings.steps)
+        figures = optimise(
+            self.actor, self.optimiser, self.recipe, settings, share, now.ids_BT, now.score_BT, scored.batch, scored.groups, self.checkpoints.folder
+        )
+        self._hold({name: figures[declared.held_of] for name, declared in TENSORS.items() if declared.held_of in figures})
+        follow(self.actor, self.recipe, "updated")
+        if step in settings.reset_reference and "ref" in self.actor.frozen:
+            self.actor.frozen["ref"].load_state_dict(plain_weights(self.actor.policy, everywhere=True))
+        if settings.kl_control:
+            figures["kl_scale"] = self.held.get("kl_scale", 1.0)
+            self.held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
+        return figures | {"lr": share * settings.optimiser.lr}
+
+    def checkpoint(self, step: int) -> None:
+        """Save what a resumed run needs, if it is time or the last step. Last of a step: what resumes here finds all that the step left."""
+        if self.pace.due(step) or step == self.settings.steps or self.over:
+            self.checkpoints.save(step, self.actor.policy, self.optimiser, self.state)
+            self.ledger.forget(self.checkpoints.oldest())
+
+    def _hold(self, figures: Mapping[str, float]) -> None:
+        """Keep what the first step showed, for later ones to compare with."""
+        for name, value in figures.items():
+            self.held.setdefault(name, value)
+
+
+@contextmanager
+def begun(
+    policy: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    settings: RlStage,
+    *,
+    stage: str,
+    seed: int,
+    journal: Journal,
+    checkpoints: Checkpoints,
+    rollout_folder: Path,
+    frozen: Mapping[str, Any],
+) -> Iterator[Run]:
+    """The parts, made of the settings; at the end the engine is closed. See `train.train`."""
+    problems, held_out = hold_out(problems, settings.validation, (seed, stage))
+    actor = make_actor(policy, tokenizer, recipe, settings, frozen)
+    behaviour = None if settings.schedule.kind == "synchronous" else copy.deepcopy(policy).requires_grad_(False)
+    if ranks.world() > 1:
+        shard(policy)
+    optimiser = make_optimiser(policy, settings.optimiser)
+    held, key, by_id = Numbers(), (seed, stage), {problem.problem_id: problem for problem in problems}
+    history, ledger = History(rollout_folder), Ledger(checkpoints.folder / "ledger")
+    generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")
+    drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
+    speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
+    moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and settings.reset_reference)]
+    validation = Validation(settings.validation, held_out, checkpoints, held) if settings.validation else None
+    pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
+    with (
+        deterministic(policy.device),
+        VerifierPool() as pool,
+        schedule_of(Source(*answerers(recipe, generator, pool), by_id, drawn, settings, key, ledger), policy, behaviour) as plan,
+    ):
+        state = {"held": held, **{role: actor.frozen[role] for role in moving}, **plan.state()}
+        yield Run(
+            recipe, settings, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, checkpoints, journal, rollout_folder, held,
+            state, pace,
+        )  # fmt: skip
+
+
+def tasks_of(recipe: Recipe, problems: Sequence[Problem], count: int, seed: tuple[int, str], history: History) -> Callable[[int, int], list[Problem]]:
+    """(step, number) -> the problems of the step's own draw 0, and of further ones."""
+    samplers = [make() for make in recipe.lists["tasks"]]
+    return lambda step, number: draw(problems, samplers, Draw(count, seed, step, number, history))
+
+
+def answerers(recipe: Recipe, generator: Generator, pool: VerifierPool) -> tuple[Answering, Answering]:
+    """What answers the problems that train, and what answers held-out ones: in the same environment, without help, so many times as asked."""
+    environment = recipe.single["environment"]()
+    rewards = Rewards(pool, recipe.lists["parts"], recipe.single["combine"], generator.settings.max_new_tokens)
+    return (
+        Answering(generator, rewards, environment, recipe.single["guidance"], recipe.single["explore"]),
+        Answering(generator, rewards, environment, none, samples),
+    )
+
+
+def kl_factor(control: KlControl, kl: float) -> float:
+    """What the coefficients of KL terms are multiplied by after a step whose KL was that."""
+    return 1.0 + control.rate * min(max(kl / control.target - 1.0, -0.2), 0.2)
+
+
+def _forget_trajectories(folder: Path, step: int) -> None:
+    """Remove those of steps that are about to be done again."""
+    if step == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    forget_torn(folder)
+    for path in folder.glob("step-*.parquet"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()

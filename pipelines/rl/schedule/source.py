@@ -1,0 +1,118 @@
+"""What every schedule shares: the problems of a step, which of them this process answers, and what the engine serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.common import GenerationSettings
+from pipelines.config.rl import RlStage
+from pipelines.errors import InfrastructureError
+from pipelines.generation import Blocking, Generator, Progress, Request, Sample, serving
+from pipelines.models.adapters import plain_weights
+from pipelines.records import Outcome, Problem, Trajectory
+from pipelines.rl import ranks
+from pipelines.rl.account import episodes
+from pipelines.rl.answering import Answering
+from pipelines.rl.clock import Clock
+from pipelines.rl.episodes import Task
+from pipelines.rl.ledger import Ledger
+
+
+class Follower(Blocking):
+    """The generator of a process whose first one has the engine: it takes part in gathering weights, and answers nothing."""
+
+    def __init__(self, policy: Any, tokenizer: Any, settings: GenerationSettings) -> None:
+        self.tokenizer, self.settings = tokenizer, settings
+        self.push(policy, 0)  # the engine starts from gathered weights too
+
+    def push(self, model: Any, version: int) -> None:
+        plain_weights(model)
+        self.version = version
+
+    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Sample]]:
+        return []
+
+    def close(self) -> None: ...
+
+
+def engine_of(policy: Any, tokenizer: Any, settings: GenerationSettings, folder: Path) -> Generator:
+    """What serves the policy: in each process where it decodes in this library's own engine, in the first one elsewhere."""
+    if settings.engine == "torch" or ranks.rank() == 0:
+        return serving(settings, policy, tokenizer, folder)
+    return Follower(policy, tokenizer, settings)
+
+
+class Source:
+    """Groups of answers to drawn problems, from `answering`, or from the ledger where they have been answered before.
+
+    examining: what answers held-out problems. problems: by id. draw(step, number): the problems of a step's own draw 0, and of further ones.
+    seed: (run, stage).
+    """
+
+    def __init__(
+        self,
+        answering: Answering,
+        examining: Answering,
+        problems: Mapping[str, Problem],
+        draw: Callable[[int, int], list[Problem]],
+        settings: RlStage,
+        seed: tuple[int, str],
+        ledger: Ledger,
+    ) -> None:
+        self.answering, self.examining, self.problems, self.draw = answering, examining, problems, draw
+        self.settings, self.seed, self.ledger = settings, seed, ledger
+
+    @property
+    def generator(self) -> Generator:
+        return self.answering.generator
+
+    def tasks(self, step: int, number: int = 0) -> list[Task]:
+        """This process' share of a draw. A problem that comes twice is answered twice: its place is part of the key."""
+        drawn = self.draw(step, number)
+        return [self.task(step, number, slot, drawn[slot]) for slot in self.share(len(drawn))]
+
+    def task(self, step: int, number: int, slot: int, problem: Problem) -> Task:
+        """The problem at place `slot` of a draw."""
+        key = (*self.seed, "rollout", step, number, slot, problem.problem_id)
+        return self.answering.task(problem, slot, self.settings.group_size, key)
+
+    def answer(self, step: int, number: int, tasks: Sequence[Task], clock: Clock, progress: Progress | None = None) -> list[list[Trajectory]]:
+        """This process' groups."""
+        return self.answering.groups(tasks, step, self.seed[1], clock, progress)
+
+    def gathered(self, step: int, number: int, mine: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
+        """The answers of all processes to a draw, in the order of its problems. No two draws of a step share a group's id."""
+        answers = [trajectory for group in ranks.collect(mine) for trajectory in group]
+        if number:
+            answers = [replace(r, group_id=number * self.settings.prompts_per_step + r.group_id) for r in answers]
+        self.ledger.record(step, number, answers)
+        return answers
+
+    def further(self, step: int, clock: Clock, number: int) -> list[Trajectory]:
+        """Judged answers to the problems of the step's further draw 1, 2, ..., of what is served now."""
+        known = self.ledger.answered(step, number)
+        return self.gathered(step, number, self.answer(step, number, self.tasks(step, number), clock)) if known is None else known
+
+    def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
+        """Share of right answers of what is served, the policy after `step`, among those that could be judged.
+
+        Raises:
+            InfrastructureError: none could.
+        """
+        key = (*self.seed, "validation", step, 0)
+        tasks = [self.examining.task(problems[slot], slot, samples, (*key, slot, problems[slot].problem_id)) for slot in self.share(len(problems))]
+        groups = self.examining.groups(tasks, step, self.seed[1], Clock())
+        outcomes = [r.outcome for group in groups for r in episodes(group) if r.outcome != Outcome.INFRASTRUCTURE]
+        figures = ranks.total({"right": outcomes.count(Outcome.CORRECT), "all": len(outcomes)})
+        if not figures["all"]:
+            raise InfrastructureError(f"step {step}: no response to a held-out problem could be judged")
+        return figures["right"] / figures["all"]
+
+    def share(self, count: int) -> range:
+        """Which of so many problems this process answers: every `world`-th, or all where the first process has the engine."""
+        if self.settings.generation.engine == "torch":
+            return range(ranks.rank(), count, ranks.world())
+        return range(count if ranks.rank() == 0 else 0)
