@@ -140,20 +140,26 @@ def _text_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
     import re
 
     def judge(item: dict[str, Any]) -> dict[str, Any]:
-        measure, answer = item["measure"], item["answer"]
-        if measure == "regex":
+        answer = item["answer"]
+        if item["measure"] == "regex":
             try:
                 found = re.fullmatch(item["pattern"], answer, sum(getattr(re, flag.upper()) for flag in set(item["flags"])))
                 return {"matched": found is not None, "group": found[item["group"] or 0] if found else None}
             except (re.error, IndexError, OverflowError) as error:
                 return {"unusable": str(error)}
-        if measure == "patch":
-            return {"score": difflib.SequenceMatcher(None, answer, item["gold"], autojunk=False).ratio()}
-        import sacrebleu
+        return {"score": difflib.SequenceMatcher(None, answer, item["gold"], autojunk=False).ratio()}
 
-        measures = {"chrf": sacrebleu.sentence_chrf, "bleu": sacrebleu.sentence_bleu, "ter": sacrebleu.sentence_ter}
-        score = measures[measure](answer, [item["gold"]]).score
-        return {"score": min(1.0, max(0.0, (100 - score if measure == "ter" else score) / 100))}
+    return judge
+
+
+def _similarity_judge() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    import sacrebleu
+
+    measures = {"chrf": sacrebleu.sentence_chrf, "bleu": sacrebleu.sentence_bleu, "ter": sacrebleu.sentence_ter}
+
+    def judge(item: dict[str, Any]) -> dict[str, Any]:
+        score = measures[item["measure"]](item["answer"], [item["gold"]]).score
+        return {"score": min(1.0, max(0.0, (100 - score if item["measure"] == "ter" else score) / 100))}
 
     return judge
 
@@ -195,7 +201,7 @@ def main() -> None:
     kind, memory, parent, control_fd = sys.argv[1], *map(int, sys.argv[2:5])
     rules = bytes.fromhex(sys.argv[5]) if len(sys.argv) > 5 else b""
     _die_with(parent)
-    judge = {"math": _math_judge, "text": _text_judge, "logic": _logic_judge}[kind]()
+    judge = {"math": _math_judge, "text": _text_judge, "similarity": _similarity_judge, "logic": _logic_judge}[kind]()
     if kind == "logic":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are reaped by the kernel

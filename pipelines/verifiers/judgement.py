@@ -24,7 +24,7 @@ class Limits:
 
 
 class Engines(Protocol):
-    """What a Job may use: the limits, and worker processes of a kind ("math", "text", "logic") that answer a request within them."""
+    """What a Job may use: the limits, and worker processes of a kind ("math", "text", "similarity", "logic") that answer a request within them."""
 
     limits: Limits
 

@@ -30,7 +30,7 @@ def verify_similarity(problem: Problem, text: str) -> Verdict | Job:
         return failed(Outcome.UNPARSABLE, "no answer in the final text" if not answer else f"the answer exceeds {MAX_LENGTH} characters")
 
     def work(engines: Engines) -> Verdict:
-        reply = engines.ask("text", {"measure": metric, "gold": gold, "answer": answer})
+        reply = engines.ask("text" if metric == "patch" else "similarity", {"measure": metric, "gold": gold, "answer": answer})
         if isinstance(reply, Verdict):
             return reply
         score = float(reply["score"])

@@ -1,6 +1,6 @@
 """Worker processes that can be killed: `ask` sends one request to a free worker and gets its reply or a Verdict that says what went wrong.
 
-Each kind ("math", "text", "logic") has one engine (engine.py), which loads its libraries once and forks up to `size` workers in
+Each kind ("math", "text", "similarity", "logic") has one engine (engine.py), which loads its libraries once and forks up to `size` workers in
 milliseconds. A worker over its wall limit is killed and the next request gets a new one; other workers never notice. Works from any
 thread: signals and alarms play no part. Engines are started by one thread that lives as long as the pool, because Linux ties "die with
 the parent" to the thread that started a process.
