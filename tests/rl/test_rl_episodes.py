@@ -194,6 +194,19 @@ def test_adaptive_rounds_stop_at_enough_of_both_outcomes():
     assert {t.dropped for t in second} == {"", "spare"}
 
 
+def test_what_could_not_be_judged_is_no_second_outcome():
+    """Four right answers and four that the environment lost: another round is needed."""
+
+    class Losing(SingleTurn):
+        async def run(self, task, path, engine):
+            if 4 <= path < 8:
+                raise InfrastructureError("lost")
+            return await super().run(task, path, engine)
+
+    (made,) = groups(lambda before, number: "\\boxed{651}" if number < 8 else "\\boxed{1}", [problem()], Losing(), explore=adaptive, count=4)
+    assert len(made) == 16 and sorted(t.outcome for t in training(made)) == ["correct"] * 2 + ["wrong"] * 2
+
+
 def test_down_sampling_takes_what_there_is():
     def pool(positive: int, negative: int):
         (made,) = groups(lambda before, number: "\\boxed{" + ("651" if number < positive else "1") + "}", [problem()], count=positive + negative)

@@ -15,6 +15,8 @@ async def adaptive(
 ) -> list[Trajectory]:
     """Reinforce-Ada (arXiv 2510.04996): up to `rounds` rounds of `per_round` episodes, until the group has enough of both outcomes (`balanced`:
     half of `group_size` with a reward above `above`, and half without) or one right answer (`positive`). Of all, `group_size` train.
+
+    The paper takes the baseline over all that was answered; here it is the recipe's, over those that train.
     """
     pool: list[Trajectory] = []
     for number in range(rounds):
@@ -22,8 +24,9 @@ async def adaptive(
         more = [trajectory for each in parts for trajectory in each]
         await answers.judge(more)
         pool += more
-        positive = sum(t.reward > above for t in episodes(pool))
-        negative = len(episodes(pool)) - positive
+        judged = [t for t in episodes(pool) if t.outcome != Outcome.INFRASTRUCTURE]
+        positive = sum(t.reward > above for t in judged)
+        negative = len(judged) - positive
         if positive >= (task.samples / 2 if until == "balanced" else 1) and (until == "positive" or negative >= task.samples / 2):
             break
     kept = {t.sample_id for t in down_sampled(episodes(pool), task.samples, above)}
@@ -31,7 +34,7 @@ async def adaptive(
 
 
 def down_sampled(pool: Sequence[Trajectory], count: int, above: float) -> list[Trajectory]:
-    """`count` of them, in order: half of them with a reward above `above` where there are as many, the others filled up with those that there are."""
+    """`count` of them: half with a reward above `above` where there are as many, the others filled up with those that there are."""
     judged = [t for t in pool if t.outcome != Outcome.INFRASTRUCTURE]
     positive, negative = [t for t in judged if t.reward > above], [t for t in judged if t.reward <= above]
     first = positive[: count // 2]
