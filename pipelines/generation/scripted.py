@@ -28,11 +28,11 @@ class ScriptedGenerator(Blocking):
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[list[Sample]]:
         """See `Generator.generate`."""
-        made = [[self._sample(r, number) for number in range(r.first, r.first + r.samples)] for r in requests]
-        total = sum(map(len, made))
+        samples = [[self._sample(r, number) for number in range(r.first, r.first + r.samples)] for r in requests]
+        total = sum(map(len, samples))
         if progress:
             progress(total, total)
-        return made
+        return samples
 
     def push(self, model: Any, version: int) -> None:
         """See `Generator.push`."""

@@ -65,18 +65,18 @@ class ServedVllm:
 
         self._wake()
         threads = ThreadPoolExecutor(self._settings.batch_size, thread_name_prefix="vllm")
-        made = []
+        answers = []
         try:
             for answer in threads.map(one, prompts, sampling):
-                made.append(answer)
+                answers.append(answer)
                 if progress:
-                    progress(len(made), len(prompts))
+                    progress(len(answers), len(prompts))
         finally:  # all are done, or this was interrupted and nobody waits for the rest
             threads.shutdown(wait=False, cancel_futures=True)
         if self._sleeps:
             self._ask("/sleep?level=1")
             self._asleep = True
-        return made
+        return answers
 
     def update(self, folder: Path, label: str) -> None:
         self._wake()
@@ -168,11 +168,11 @@ def _endpoint(url: str, key: str | None, settings: GenerationSettings) -> Endpoi
 
 def _options(arguments: dict[str, Any]) -> list[str]:
     """EngineArgs as options of the command line."""
-    made = []
+    options = []
     for name, value in arguments.items():
         option = name.replace("_", "-")
-        made += [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
-    return made
+        options += [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+    return options
 
 
 def _answer(raw: bytes) -> Answer:

@@ -68,16 +68,16 @@ def _trains(trajectory: Trajectory) -> list[bool]:
 
 
 def tensors(
-    kept: Sequence[Trajectory], device: torch.device, step: int, response_limit: int, bound: int | None = None
+    trajectories: Sequence[Trajectory], device: torch.device, step: int, response_limit: int, bound: int | None = None
 ) -> tuple[Tensor, Tensor, Batch]:
     """(ids_BT, score_BT, batch): prompt and response as training sees them, where response tokens stand, and the batch on the same axis T. The mask
     has the tokens of segments that train, but for those whose lag is above `bound`."""
-    prompts = [r.prompt_ids if r.trained_prompt is None else r.trained_prompt for r in kept]
-    responses = [r.response_ids for r in kept]
+    prompts = [r.prompt_ids if r.trained_prompt is None else r.trained_prompt for r in trajectories]
+    responses = [r.response_ids for r in trajectories]
     ids = pad([prompt + response for prompt, response in zip(prompts, responses, strict=True)], device=device)
     score, mask = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape, device=device)
     roll, age = torch.zeros(ids.shape, device=device), torch.zeros_like(ids)
-    for row, (r, prompt, response) in enumerate(zip(kept, prompts, responses, strict=True)):
+    for row, (r, prompt, response) in enumerate(zip(trajectories, prompts, responses, strict=True)):
         where = slice(len(prompt), len(prompt) + len(response))
         score[row, where] = True
         mask[row, where] = torch.tensor(_trains(r), device=device, dtype=mask.dtype)
@@ -85,40 +85,40 @@ def tensors(
         age[row, where] = torch.tensor(lags(r, step), device=device)
     batch = Batch(
         mask_BT=mask if bound is None else mask * (age <= bound),
-        reward_B=torch.tensor([r.reward for r in kept], dtype=torch.float32, device=device),
-        group_B=torch.tensor([r.group_id for r in kept], device=device),
+        reward_B=torch.tensor([r.reward for r in trajectories], dtype=torch.float32, device=device),
+        group_B=torch.tensor([r.group_id for r in trajectories], device=device),
         logp_old_BT=roll,
         logp_roll_BT=roll,
-        truncated_B=torch.tensor([r.finish_reason == "length" for r in kept], device=device),
+        truncated_B=torch.tensor([r.finish_reason == "length" for r in trajectories], device=device),
         step=torch.tensor(step, device=device),
         response_limit=torch.tensor(response_limit, device=device),
     )
     return ids, score, batch
 
 
-def minibatches(kept: Sequence[Trajectory], count: int) -> list[list[int]]:
+def minibatches(trajectories: Sequence[Trajectory], count: int) -> list[list[int]]:
     """Ids of the groups of each optimiser step, in order."""
-    ids = sorted({rollout.group_id for rollout in kept})
+    ids = sorted({rollout.group_id for rollout in trajectories})
     return [part.tolist() for part in torch.tensor(ids).tensor_split(count) if len(part)]
 
 
-def share_of(kept: Sequence[Trajectory], groups: Sequence[Sequence[int]]) -> list[Trajectory]:
+def share_of(trajectories: Sequence[Trajectory], groups: Sequence[Sequence[int]]) -> list[Trajectory]:
     """This rank's rollouts: every `world`-th group of each optimiser step.
 
     Raises:
         InfrastructureError: there are fewer groups than processes.
     """
-    mine = {group for some in groups for group in some[ranks.rank() :: ranks.world()]}
+    own = {group for minibatch in groups for group in minibatch[ranks.rank() :: ranks.world()]}
     if len(groups[0]) < ranks.world():
         raise InfrastructureError(f"{len(groups[0])} groups are left for {ranks.world()} processes: lower `processes` or `minibatches`")
-    return [rollout for rollout in kept if rollout.group_id in mine]
+    return [rollout for rollout in trajectories if rollout.group_id in own]
 
 
 def make_step(
     actor: Actor,
     recipe: Recipe,
     settings: RlStage,
-    kept: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
     by_id: Mapping[str, Problem],
     history: History,
     held: Mapping[str, float],
@@ -126,17 +126,17 @@ def make_step(
     step: int,
 ) -> Step:
     """What the step knows, as tensors."""
-    ids_BT, score_BT, batch = tensors(kept, actor.policy.device, step, settings.generation.max_new_tokens, settings.max_staleness)
+    ids_BT, score_BT, batch = tensors(trajectories, actor.policy.device, step, settings.generation.max_new_tokens, settings.max_staleness)
     names = [name for name, declared in TENSORS.items() if declared.held and name in held and name in recipe.read]
     anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in names}
-    rows = [by_id[r.problem_id] for r in kept]
-    return Step(step, actor, settings, seed, rows, kept, ids_BT, score_BT, batch.having(**anchors), history.rewards_by_part)
+    rows = [by_id[r.problem_id] for r in trajectories]
+    return Step(step, actor, settings, seed, rows, trajectories, ids_BT, score_BT, batch.having(**anchors), history.rewards_by_part)
 
 
-def left_out(rollouts: Sequence[Trajectory], batch: Batch, kept: Mapping[str, torch.Tensor]) -> dict[tuple[int, int, int], str]:
+def left_out(rollouts: Sequence[Trajectory], batch: Batch, keep: Mapping[str, torch.Tensor]) -> dict[tuple[int, int, int], str]:
     """Place -> reason of the rollouts of all ranks that no token trains of. batch, kept: of this rank's `rollouts`, before and by routing."""
     fresh_B = present(batch.mask_BT).tolist()
-    keeps = {name: keep_B.tolist() for name, keep_B in kept.items()}
+    keeps = {name: keep_B.tolist() for name, keep_B in keep.items()}
     reasons = [
         STALE if not fresh_B[row] else next((f"{ROUTED} {name}" for name, keep in keeps.items() if not keep[row]), "") for row in range(len(rollouts))
     ]

@@ -24,26 +24,26 @@ def over_ranks(function: Callable[[Batch], Batch], batch: Batch) -> Batch:
     """`function` of all ranks' rows, cut back to this rank's."""
     if ranks.world() == 1:
         return function(batch)
-    whole, mine = gather(batch)
-    made = function(whole).rows(mine).narrow(batch.mask_BT.shape[1])
-    return made.having(**{name: tensor for name, tensor in batch.tensors().items() if name in TENSORS and TENSORS[name].numbered})
+    whole, own = gather(batch)
+    result = function(whole).rows(own).narrow(batch.mask_BT.shape[1])
+    return result.having(**{name: tensor for name, tensor in batch.tensors().items() if name in TENSORS and TENSORS[name].numbered})
 
 
 def tensors_over_ranks(function: Callable[[Batch], Mapping[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
     """Tensors with a row per rollout that `function` gives of all ranks' rows, cut back to this rank's."""
     if ranks.world() == 1:
         return dict(function(batch))
-    whole, mine = gather(batch)
-    return {name: value.index_select(0, mine) for name, value in function(whole).items()}
+    whole, own = gather(batch)
+    return {name: value.index_select(0, own) for name, value in function(whole).items()}
 
 
 def add_up(names: Sequence[str], totals: Sequence[Mapping[str, Tensor]], like: Tensor) -> dict[str, Tensor]:
     """The sums `names` over slices, and over the slices of all ranks; a rank without a slice takes part with zeros."""
-    made = {name: sum((total[name] for total in totals), torch.zeros((), dtype=like.dtype, device=like.device)) for name in names}
+    result = {name: sum((total[name] for total in totals), torch.zeros((), dtype=like.dtype, device=like.device)) for name in names}
     if dist.is_initialized():
-        for value in made.values():
+        for value in result.values():
             dist.all_reduce(value)
-    return made
+    return result
 
 
 def gather(batch: Batch) -> tuple[Batch, Tensor]:
@@ -68,8 +68,8 @@ def gather(batch: Batch) -> tuple[Batch, Tensor]:
             parts = [torch.where(part < 0, part, part + place * span) for place, part in enumerate(parts)]
         whole[name] = torch.cat(parts).index_select(0, order)
     before = sum(rows[: dist.get_rank()])
-    mine = order.argsort()[before : before + len(batch.group_B)]
-    return batch.having(**whole), mine
+    own = order.argsort()[before : before + len(batch.group_B)]
+    return batch.having(**whole), own
 
 
 def _all(tensor: Tensor, fill: float) -> list[Tensor]:

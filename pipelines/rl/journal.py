@@ -20,7 +20,7 @@ def report(
 ) -> None:
     """One row of the journal: of what the policy answered; `trained_*` of what trained; how many of which. Of several processes all must call."""
     answers, trained = account.episodes(account.of_policy(rollouts)), account.training(rollouts)
-    told, outcomes = _told(answers), Counter(r.outcome for r in answers)
+    means, outcomes = _means(answers), Counter(r.outcome for r in answers)
     parts: dict[str, float] = {}
     for r in answers:
         for part, value in r.reward_parts.items():
@@ -30,13 +30,13 @@ def report(
     rates = {f"tokens_per_second_{phase}": count / taken[phase] for phase, count in tokens.items() if taken.get(phase)}
     speed = tokens["generate"] / sum(clock.seconds.values())
     journal.log(
-        step, total, f"reward {told['reward']:.3f}  length {told['length']:.0f}  entropy {figures['entropy']:.2f}  {speed:,.0f} tokens/s",
-        **told,
+        step, total, f"reward {means['reward']:.3f}  length {means['length']:.0f}  entropy {figures['entropy']:.2f}  {speed:,.0f} tokens/s",
+        **means,
         length_max=float(max(r.written for r in answers)),
         truncated=sum(r.finish_reason == "length" for r in answers) / len(answers),
         working=sum(_has_working(r.response) for r in answers) / len(answers),
         **parts,
-        **{f"trained_{name}": value for name, value in _told(trained).items()},
+        **{f"trained_{name}": value for name, value in _means(trained).items()},
         **account.counts(rollouts),
         **_advantages(batch),
         **figures,
@@ -45,7 +45,7 @@ def report(
     )  # fmt: skip
 
 
-def _told(rollouts: Sequence[Trajectory]) -> dict[str, float]:
+def _means(rollouts: Sequence[Trajectory]) -> dict[str, float]:
     """Means over rollouts, and the share of groups whose rewards differ; 0 of none."""
     groups: dict[int, set[float]] = {}
     for rollout in rollouts:

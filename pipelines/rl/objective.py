@@ -69,10 +69,10 @@ def routes(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
     return tensors_over_ranks(of_all, slim)
 
 
-def masked(batch: Batch, kept: Mapping[str, Tensor]) -> Batch:
+def masked(batch: Batch, keep: Mapping[str, Tensor]) -> Batch:
     """The batch in which only rows train that all of these keep."""
     mask_BT = batch.mask_BT
-    for keep_B in kept.values():
+    for keep_B in keep.values():
         mask_BT = mask_BT * keep_B[:, None].to(mask_BT)
     return batch.having(mask_BT=mask_BT)
 
@@ -135,21 +135,21 @@ def weigh(recipe: Recipe, batch: Batch) -> Batch:
 
 def _weigh(recipe: Recipe, batch: Batch) -> Batch:
     tensors = Tensors(recipe, batch)
-    made: dict[str, Tensor] = {}
+    filled: dict[str, Tensor] = {}
     if recipe.shrinks:
         old = Tensors(recipe, batch, _as_live(batch))
         old["kept_BT"] = _product(old, recipe.lists["token_mask"]) * (_mismatch(old, recipe.corrections) > 0)
-        tensors["mask_BT"] = made["mask_BT"] = old.call(recipe.single["denominator"])
+        tensors["mask_BT"] = filled["mask_BT"] = old.call(recipe.single["denominator"])
     for name in recipe.having(When.WHOLE):
         if name in recipe.derived:
-            tensors[name] = made[name] = tensors.call(recipe.derived[name])
+            tensors[name] = filled[name] = tensors.call(recipe.derived[name])
     if "mismatch_mean" in recipe.needs:
         weight = _mismatch(Tensors(recipe, batch), recipe.corrections)
-        made["mismatch_mean"] = (weight * tensors["mask_BT"]).sum() / tensors["mask_BT"].sum().clamp(min=1)
+        filled["mismatch_mean"] = (weight * tensors["mask_BT"]).sum() / tensors["mask_BT"].sum().clamp(min=1)
     if recipe.lists["token_weight"]:
-        made["weight_BT"] = _product(tensors, recipe.lists["token_weight"])
-    made["coefficient_B"] = tensors.call(recipe.single["aggregation"])
-    return batch.having(**made)
+        filled["weight_BT"] = _product(tensors, recipe.lists["token_weight"])
+    filled["coefficient_B"] = tensors.call(recipe.single["aggregation"])
+    return batch.having(**filled)
 
 
 def _as_live(batch: Batch) -> dict[str, Tensor]:

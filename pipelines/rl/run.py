@@ -117,9 +117,9 @@ class Run:
 
     def score(self, step: int, trajectories: list[Trajectory]) -> tuple[list[Trajectory], Scored]:
         """This process' share as a batch with its advantages, and the trajectories, of which those that routing leaves out are dropped."""
-        kept = training(trajectories)
-        groups = minibatches(kept, self.settings.minibatches)
-        now = make_step(self.actor, self.recipe, self.settings, share_of(kept, groups), self.problems, self.history, self.held, self.seed, step)
+        trained = training(trajectories)
+        groups = minibatches(trained, self.settings.minibatches)
+        now = make_step(self.actor, self.recipe, self.settings, share_of(trained, groups), self.problems, self.history, self.held, self.seed, step)
         with gathered(self.actor.policy):
             filled = fill(self.recipe, now)
             routed = routes(self.recipe, filled)

@@ -56,7 +56,7 @@ def optimise(
     largest = {"mismatch_max": 0.0}
     norm = 0.0
     held: dict[str, float] = defaultdict(float)
-    parts = [_Part.of(actor, recipe, settings, ids_BT, score_BT, batch, some) for some in groups]
+    parts = [_Part.of(actor, recipe, settings, ids_BT, score_BT, batch, group_ids) for group_ids in groups]
     if not settings.on_policy:
         with torch.no_grad():
             parts = [replace(part, old=[part.old_of(live) for _, live in part.forward()]) for part in parts]
@@ -138,8 +138,8 @@ class _Part:
                 piece = self.batch.rows(micro).narrow(width)
                 along = {name: piece[name] for name in beside if name in piece}
                 with graph():
-                    made = live(names | {"logp_BT"}, ids_BT=self.ids_BT[micro, :width], score_BT=self.score_BT[micro, :width], along=along)
-                yield piece.having(**(self.old_of(made) if self.old is None else self.old[number])), made
+                    now = live(names | {"logp_BT"}, ids_BT=self.ids_BT[micro, :width], score_BT=self.score_BT[micro, :width], along=along)
+                yield piece.having(**(self.old_of(now) if self.old is None else self.old[number])), now
                 number += 1
             for _ in range(missing):
                 with graph():
@@ -149,8 +149,8 @@ class _Part:
 
     def old_of(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the policy says of a slice, as what an unchanged one said before the update."""
-        kept = {"logp_old_BT"} if score.anchored_to_behaviour(self.recipe, self.settings) else set()
-        return {old: live[d.live].detach() for old, d in TENSORS.items() if d.live and old not in kept and d.live in live}
+        needed = {"logp_old_BT"} if score.anchored_to_behaviour(self.recipe, self.settings) else set()
+        return {old: live[d.live].detach() for old, d in TENSORS.items() if d.live and old not in needed and d.live in live}
 
     def keep(self, folder: Path) -> Path:
         """Write the rows to a file in `folder`."""
@@ -224,12 +224,12 @@ def gaps(piece: Batch, before_BT: Tensor) -> tuple[dict[str, float], float]:
     mask = piece.mask_BT.bool()
     d = (before_BT - piece["logp_roll_BT"])[mask]
     ratio = d.exp()
-    made = {
+    sums = {
         "mismatch_k1": float(-d.sum()),
         "mismatch_k3": float((ratio - 1 - d).sum()),
         "mismatch_outside": float(((ratio < 0.5) | (ratio > 2)).sum()),
     }
     if "logp_ref_BT" in piece:
         away = (piece["logp_ref_BT"] - before_BT)[mask]
-        made["kl_reference"] = float((away.exp() - 1 - away).sum())
-    return made, float(d.abs().max()) if len(d) else 0.0
+        sums["kl_reference"] = float((away.exp() - 1 - away).sum())
+    return sums, float(d.abs().max()) if len(d) else 0.0

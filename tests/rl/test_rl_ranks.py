@@ -1,6 +1,7 @@
 """Data-parallel ranks in real processes: their losses and gradients add up to those of one process with all rows, and the loop does what one does."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from batches import loss_and_gradients, ragged, widened
-from loops import PROBLEMS, TOKENIZER, policy_of, settings
+from killing import Killed, die_after
+from loops import ONE_AHEAD, PROBLEMS, TOKENIZER, policy_of, settings
 
 from pipelines.config.common import GenerationSettings
-from pipelines.config.rl import ValidationSettings
+from pipelines.config.rl import ScheduleSettings, ValidationSettings
 from pipelines.errors import UserError
 from pipelines.generation import torch_engine
 from pipelines.models.checkpoints import Checkpoints
@@ -42,6 +44,7 @@ def work(rank: int, folder: str) -> None:
     start = torch.load(f"{folder}/start.pt")
     gather_to_save(rank, start)
     stops(rank, Path(folder) / "stopped", start)
+    cut(rank, Path(folder) / "in flight", start)
     found = add_up(rank) | {"loops": {name: loop(rank, Path(folder) / name, start, **changes) for name, changes in LOOPS.items()}}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -108,9 +111,11 @@ LOOPS = {
     "npo": {"row": "npo", "prompts_per_step": 10},
     "dapo": {"row": "dapo", "minibatches": 2},
     "data half": {"row": "remix", "overrides": DATA_HALF},
+    "one ahead": {"row": "grpo", "schedule": ONE_AHEAD},
     "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
 }
-"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, fewer held-out problems than ranks."""
+"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, answers made
+beside updates, fewer held-out problems than ranks."""
 
 
 def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, **changes) -> dict:
@@ -158,11 +163,41 @@ def test_ranks_stop_together_and_keep_the_batch(ranks):
     assert len(kept) == 2 and any(torch.isinf(batch["advantage_BT"]).any() for batch in kept)
 
 
+def cut(rank: int, folder: Path, start) -> None:
+    """In flight on two ranks: again the same, and after a kill between checkpoints, with groups under way, too."""
+    schedule = ScheduleSettings(kind="in_flight", bound=2, groups=8)
+    changes = {"steps": 4, "schedule": schedule, "generation": GenerationSettings(max_new_tokens=24, batch_size=6)}
+    found = []
+    for name, stops_at in {"whole": [None], "again": [None], "cut": [3, None]}.items():
+        for stop in stops_at:
+            policy, journal = policy_of(start), Journal(folder / name / f"journal-{rank}.jsonl", "rl")
+            (folder / name / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if stop:
+                die_after(journal, stop)
+            with pytest.raises(Killed) if stop else nullcontext():
+                train(
+                    policy, TOKENIZER, PROBLEMS[:10], recipe("grpo"), settings(**changes), stage="rl@t", seed=1, journal=journal,
+                    checkpoints=Checkpoints(folder / name / "checkpoints", {}, writes=rank == 0), rollout_folder=folder / name / "rollouts",
+                )  # fmt: skip
+        said = {path.name: path.read_bytes() for path in sorted((folder / name / "rollouts").iterdir())}
+        found.append((weights(policy), [json.loads(line) for line in journal.path.read_text().splitlines()], said))
+    for other in found[1:]:
+        assert all(torch.equal(value, other[0][tensor]) for tensor, value in found[0][0].items())
+        assert found[0][1:] == other[1:]
+    assert any(row["under_way"] for row in found[0][1]) or rank
+
+
 def told(folder: Path):
     """The journal of the first rank and what the rollouts say."""
     rows = [json.loads(line) for line in (folder / "journal-0.jsonl").read_text().splitlines()]
     paths = sorted((folder / "rollouts").glob("*.parquet"))
     return rows, [(r.problem_id, r.group_id, r.sample_id, r.response_ids, r.origin, r.dropped) for path in paths for r in read_trajectories(path)]
+
+
+def test_in_flight_on_two_ranks_is_reproducible_and_survives_a_kill(ranks):
+    """What `cut` asserts held on both ranks."""
+    folder, *_ = ranks
+    assert len(list((folder / "in flight" / "cut" / "rollouts").iterdir())) == 4
 
 
 def test_the_loop_on_two_ranks_does_what_one_process_does(ranks, tmp_path, start):

@@ -29,8 +29,8 @@ async def adaptive(
         negative = len(judged) - positive
         if positive >= (task.samples / 2 if until == "balanced" else 1) and (until == "positive" or negative >= task.samples / 2):
             break
-    kept = {t.sample_id for t in down_sampled(episodes(pool), task.samples, above)}
-    return [t if t.sample_id in kept else drop(t, SPARE) for t in pool]
+    chosen = {t.sample_id for t in down_sampled(episodes(pool), task.samples, above)}
+    return [t if t.sample_id in chosen else drop(t, SPARE) for t in pool]
 
 
 def down_sampled(pool: Sequence[Trajectory], count: int, above: float) -> list[Trajectory]:

@@ -85,8 +85,8 @@ def _stub(step: Step, row: int, end: int) -> list[int]:
     text = step.actor.tokenizer.decode(r.response_ids[:end])
     opening = prompting.opening(problem, step.settings.generation.prompt)
     cut = text.find(prompting.END_THINK)
-    kept = r.response_ids[:end] if cut < 0 else _tokenise(step, text[:cut])
-    return [*r.prompt_ids, *kept, *_tokenise(step, opening)]
+    beginning = r.response_ids[:end] if cut < 0 else _tokenise(step, text[:cut])
+    return [*r.prompt_ids, *beginning, *_tokenise(step, opening)]
 
 
 def _tokenise(step: Step, text: str) -> list[int]:

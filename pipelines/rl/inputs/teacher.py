@@ -27,18 +27,18 @@ def teacher_topk(step: Step, *, rate: float = 0.05) -> Tensor:
     out = torch.zeros(topk_BTK.shape, device=topk_BTK.device)
     rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
     for start in range(0, len(rows), step.settings.micro_batch):
-        some = rows[start : start + step.settings.micro_batch]
-        whole = [(prompts[row] or [], step.rollouts[row].response_ids) for row in some]
+        micro = rows[start : start + step.settings.micro_batch]
+        whole = [(prompts[row] or [], step.rollouts[row].response_ids) for row in micro]
         ids = pad([[*prompt, *response] for prompt, response in whole], device=out.device)
         score = torch.zeros_like(ids, dtype=torch.bool)
         for place, (prompt, response) in enumerate(whole):
             score[place, len(prompt) : len(prompt) + len(response)] = True
-        kept = step.score_BT[some]
+        score_BT = step.score_BT[micro]
         along = torch.zeros((*ids.shape, topk_BTK.shape[-1]), dtype=torch.long, device=out.device)
-        along[score] = topk_BTK[some][kept]
+        along[score] = topk_BTK[micro][score_BT]
         how = {"temperature": step.settings.generation.temperature, "along": {"topk_BTK": along}}
         said = scored(step.settings, step.actor.frozen["teacher"], ids, score, {"topk": of_topk}, **how)["topk"]
-        some_BTK = torch.zeros((len(some), *out.shape[1:]), device=out.device)
-        some_BTK[kept] = said[score]
-        out[some] = some_BTK
+        micro_BTK = torch.zeros((len(micro), *out.shape[1:]), device=out.device)
+        micro_BTK[score_BT] = said[score]
+        out[micro] = micro_BTK
     return out

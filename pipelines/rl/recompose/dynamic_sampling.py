@@ -20,5 +20,5 @@ def dynamic_sampling(rollouts: list[Trajectory], at: Recomposition, *, rounds: i
         further = at.more(number)
         out += further
         informative += mixed(by_group(further))
-    kept = set(informative[: len(first)] or first)
-    return [r if r.group_id in kept else drop(r, FULL if r.group_id in informative else UNIFORM) for r in out]
+    trained = set(informative[: len(first)] or first)
+    return [r if r.group_id in trained else drop(r, FULL if r.group_id in informative else UNIFORM) for r in out]

@@ -31,14 +31,14 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
 
 def _ask_guide(groups: Sequence[list[Trajectory]], at: Recomposition, guide: Generator, tries: int) -> list[list[Trajectory]]:
     """`tries` judged responses of the guide to the problem of each of these groups, numbered on from it; every process answers its share."""
-    mine = groups[ranks.rank() :: ranks.world()]
-    problems = [at.problems[group[0].problem_id] for group in mine]
-    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in mine])
-    verdicts = iter(at.rewards.pool.verify_batch([(p, s.text) for p, some in zip(problems, samples, strict=True) for s in some]))
+    own_groups = groups[ranks.rank() :: ranks.world()]
+    problems = [at.problems[group[0].problem_id] for group in own_groups]
+    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in own_groups])
+    verdicts = iter(at.rewards.pool.verify_batch([(p, s.text) for p, guide_samples in zip(problems, samples, strict=True) for s in guide_samples]))
     answers = []
-    for group, problem, some in zip(mine, problems, samples, strict=True):
-        guided = [_guided(group[0], len(group) + number, sample) for number, sample in enumerate(some)]
-        at.rewards(problem, guided, [sample.text for sample in some], [next(verdicts) for _ in some])
+    for group, problem, guide_samples in zip(own_groups, problems, samples, strict=True):
+        guided = [_guided(group[0], len(group) + number, sample) for number, sample in enumerate(guide_samples)]
+        at.rewards(problem, guided, [sample.text for sample in guide_samples], [next(verdicts) for _ in guide_samples])
         answers.append(guided)
     return ranks.collect(answers)
 

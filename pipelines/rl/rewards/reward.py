@@ -29,9 +29,9 @@ class Rewards:
             values |= part(group, at)
         for place, (trajectory, verdict) in enumerate(zip(group, verdicts, strict=True)):
             trajectory.outcome, trajectory.extracted, trajectory.detail = verdict.outcome.value, verdict.extracted, verdict.detail
-            mine = {name: column[place] for name, column in values.items()}
-            trajectory.reward_parts = trajectory.reward_parts | {name: value for name, value in mine.items() if value is not None}
-            missing = [name for name, value in mine.items() if value is None]
+            parts = {name: column[place] for name, column in values.items()}
+            trajectory.reward_parts = trajectory.reward_parts | {name: value for name, value in parts.items() if value is not None}
+            missing = [name for name, value in parts.items() if value is None]
             if missing and verdict.outcome is not Outcome.INFRASTRUCTURE:
                 trajectory.outcome, trajectory.detail = Outcome.INFRASTRUCTURE.value, f"part '{missing[0]}' of the reward could not be had"
             trajectory.reward = 0.0 if missing else self._combined(trajectory.reward_parts)

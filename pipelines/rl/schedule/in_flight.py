@@ -87,7 +87,7 @@ class InFlight:
         self._wait(clock)
         self._advance()
         clock.lap("generate")
-        mine = [self._consumed(ticket, place, step) for place, ticket in zip(self._share(), self._ready()[: self._batch], strict=True)]
+        groups = [self._consumed(ticket, place, step) for place, ticket in zip(self._share(), self._ready()[: self._batch], strict=True)]
         clock.lap("verify")
         if self._running == "finish":
             self._advance(lambda: False)
@@ -95,7 +95,7 @@ class InFlight:
         self._figures = {"given_up": float(self._given_up), "under_way": float(len(self._tickets))}
         self._given_up = 0
         self.source.ledger.record_under_way(step + 1, self._state())
-        return self.source.gathered(step, 0, mine)
+        return self.source.gathered(step, 0, groups)
 
     def ahead(self, step: int) -> None:
         """Serve the policy as it stands, before the update of the step before `step`, and answer beside that."""
@@ -174,13 +174,13 @@ class InFlight:
         self._engine.interrupt()
         self._said |= {each.key: each for each in self._engine.said}
         self._engine.said.clear()
-        mine: dict[tuple[Any, ...], Said] = {}
+        under_way: dict[tuple[Any, ...], Said] = {}
         for ticket in self._tickets.values():
             key = ticket.group.task.key
             parts = {said.key: said for said in self._said.values() if said.key[: len(key)] == key}
             ticket.version = min((version for said in parts.values() for version in said.versions), default=ticket.version)
-            mine |= parts
-        self._said = mine
+            under_way |= parts
+        self._said = under_way
 
     def _wait(self, clock: Clock) -> None:
         if self._beside is not None:
@@ -206,17 +206,17 @@ class InFlight:
         """What was under way when a run before this one went on to `step`."""
         self._leave()
         self._given_up = 0
-        kept = self.source.ledger.under_way(step) or {"figures": {}, "next": (step - 1) * self._batch, "tickets": [], "drawn": {}, "said": []}
-        said = [Said(**each | {"key": tuple(each["key"])}) for each in kept["said"]]
+        recorded = self.source.ledger.under_way(step) or {"figures": {}, "next": (step - 1) * self._batch, "tickets": [], "drawn": {}, "said": []}
+        said = [Said(**each | {"key": tuple(each["key"])}) for each in recorded["said"]]
         self._said = {each.key: each for each in said}
         self._engine = Engine(self.source.generator, self._beat, said)
-        self._next, self._figures = kept["next"], kept["figures"]
+        self._next, self._figures = recorded["next"], recorded["figures"]
         slots = self._share()
         self._drawn = {
             int(draw): [self.source.task(int(draw), 0, slot, self.source.problems[name]) for slot, name in zip(slots, names, strict=True)]
-            for draw, names in kept["drawn"].items()
+            for draw, names in recorded["drawn"].items()
         }
-        for ticket in kept["tickets"]:
+        for ticket in recorded["tickets"]:
             draw, place = divmod(ticket["number"], self._batch)
             task = self.source.task(draw + 1, 0, slots[place], self.source.problems[ticket["problem"]])
             self._admit(task, ticket["number"], ticket["version"])

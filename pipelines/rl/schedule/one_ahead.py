@@ -46,11 +46,11 @@ class OneAhead:
             self._begin(step)
         assert self._under_way is not None
         _, beside, future = self._under_way
-        mine = future.result()
+        groups = future.result()
         self._under_way = None
         clock.lap("wait")
         clock.beside = beside.seconds
-        return self.source.gathered(step, 0, mine)
+        return self.source.gathered(step, 0, groups)
 
     def ahead(self, step: int) -> None:
         """Begin `step` with the policy as it stands, before the update of the step before."""

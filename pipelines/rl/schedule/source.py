@@ -83,9 +83,9 @@ class Source:
         """This process' groups."""
         return self.answering.groups(tasks, step, self.seed[1], clock, progress)
 
-    def gathered(self, step: int, number: int, mine: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
+    def gathered(self, step: int, number: int, groups: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
         """The answers of all processes to a draw, in the order of its problems. No two draws of a step share a group's id."""
-        answers = [trajectory for group in ranks.collect(mine) for trajectory in group]
+        answers = [trajectory for group in ranks.collect(groups) for trajectory in group]
         if number:
             answers = [replace(r, group_id=number * self.settings.prompts_per_step + r.group_id) for r in answers]
         self.ledger.record(step, number, answers)

@@ -131,8 +131,8 @@ def projection_residual(
 def projection_distance(basis_NH: Tensor, feature_MH: Tensor, rank: int) -> Tensor:
     """Mean square of what is left of each feature (M, H), less the basis' mean, outside its `rank` main directions."""
     mean_H = basis_NH.mean(0)
-    kept = min(rank, len(basis_NH) - 1, basis_NH.shape[1])
-    directions_HH = torch.linalg.eigh((basis_NH - mean_H).mT @ (basis_NH - mean_H)).eigenvectors[:, -kept:]
+    count = min(rank, len(basis_NH) - 1, basis_NH.shape[1])
+    directions_HH = torch.linalg.eigh((basis_NH - mean_H).mT @ (basis_NH - mean_H)).eigenvectors[:, -count:]
     centred_MH = feature_MH - mean_H
     return ((centred_MH - centred_MH @ directions_HH @ directions_HH.mT) ** 2).mean(-1)
 
