@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from typing import Any
 
 from pipelines import paths
 from pipelines.config.rl import RlStage
@@ -50,7 +52,7 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
     reference = context.root / paths.model(settings.reference)
     sources_of = {"init": init, "reference": reference}
     frozen = {
-        name: load_policy(sources_of[role.source], device)[0].eval().requires_grad_(False)
+        name: _beside(sources_of[role.source], tokenizer, device, f"{context.stage}: the policy '{name}' of recipe '{chosen.name}'")
         for name, role in roles_of(chosen).items()
         if role.source != "copy"
     }
@@ -86,3 +88,15 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
     for text in notices(context.journal.rows()):
         context.notice(text)
     return trained.summary | {"problems": float(len(problems))}
+
+
+def _beside(source: Path, tokenizer: Any, device: str, what: str) -> Any:
+    """A policy that does not train.
+
+    Raises:
+        UserError: it reads other ids than the one that trains.
+    """
+    policy, theirs = load_policy(source, device)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"{what} is {source.name}, whose tokenizer is another than that of the policy: the same ids would mean other text")
+    return policy.eval().requires_grad_(False)

@@ -2,22 +2,27 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from killing import Killed
-from loops import ONE_AHEAD, PROBLEMS, TOKENIZER, policy_of, prepared, run, settings, trained
+from loops import ONE_AHEAD, PROBLEMS, TINY, TOKENIZER, policy_of, prepared, run, settings, trained
 
-from pipelines import prompting
+from pipelines import paths, prompting
+from pipelines.__main__ import run as stage
 from pipelines.config.common import GenerationSettings, OptimiserSettings, PromptSettings
 from pipelines.config.rl import KlControl, RlStage, ValidationSettings
 from pipelines.config.training import LoraSettings
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.models import precision
 from pipelines.models.adapters import add_adapters, plain_weights
+from pipelines.models.loading import save_policy
 from pipelines.models.scoring import pad, token_logp
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
 from pipelines.records import GUIDE, POLICY, Trajectory, one_turn
 from pipelines.rl.collate import fresh, tensors
 from pipelines.rl.journal import notices
@@ -178,6 +183,17 @@ def test_bfloat16_where_the_hardware_has_it_and_nowhere_else(tmp_path, start, mo
     assert all(value.dtype == torch.float32 for value in weights.values())
     assert row["grad_norm"] == pytest.approx(whole["grad_norm"], rel=0.1) and row["grad_norm"] != whole["grad_norm"]
     assert 1e-7 < row["mismatch_k3"] < 1e-2  # sampled in float32, scored in bfloat16: measured
+
+
+def test_a_guide_that_reads_other_ids_is_refused(tmp_path, rl_project):
+    root = tmp_path / "project"
+    shutil.copytree(rl_project, root)
+    given = json.loads((root / "given.json").read_text())
+    given["settings"] |= {"recipe": "npo", "reference": "other"}
+    tokenizer = train_tokenizer([problem.prompt for problem in PROBLEMS[:50]], 380)
+    save_policy(root / paths.model("other"), tiny_model(TINY, tokenizer, 1), tokenizer)
+    with pytest.raises(UserError, match="policy 'guide' of recipe 'npo' is other, whose tokenizer is another than that of the policy"):
+        stage("rl@t", root, given, "cpu")
 
 
 def test_settings_that_contradict_each_other_are_refused():
