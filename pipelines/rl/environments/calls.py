@@ -58,6 +58,25 @@ def outside_thought(text: str) -> str:
     return text.partition(THINK)[0]
 
 
+def aside(text: str) -> str:
+    """What a turn says beside its calls."""
+    aloud = outside_thought(text)
+    place = len(text) - len(aloud) if END_THINK in text else 0
+    return text[:place] + _MARKED.sub("", aloud) + text[place + len(aloud) :]
+
+
+def require_shown(tokenizer: Any, text: str, names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: the text that the chat template made does not name these tools.
+    """
+    if missing := [name for name in names if name not in text]:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} does not show tools, here {missing[0]!r}: describe them in "
+            "generation.prompt.system and set `described: false`"
+        )
+
+
 def _object(text: str) -> Call | Malformed:
     try:
         given = json.loads(text)

@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-import os
-import selectors
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import Problem
+from pipelines.rl.environments.conversation import worth
+from pipelines.rl.environments.process import Process
 
 HOST = Path(__file__).with_name("host.py")
 STARTUP_SECONDS = 60.0
-LONGEST = 1 << 20
-"""Bytes of one answer."""
 
 
 class Hosted:
@@ -71,12 +66,7 @@ class HostedSession:
 
     async def reward(self) -> float | None:
         """See `Session.reward`."""
-        value = await self.ask("get_reward", {})
-        if value is None:
-            return None
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InfrastructureError(f"get_reward of the environment gave {value!r}; expected a number in [0, 1], or None")
-        return float(value)
+        return worth(await self.ask("get_reward", {}), "get_reward of the environment")
 
     async def end(self) -> None:
         """See `Session.end`."""
@@ -101,7 +91,7 @@ class _Worker:
 
     def __init__(self, box: Hosted) -> None:
         self.box = box
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._lock = threading.Lock()
         self._lives = 0
         self._born: dict[int, int] = {}
@@ -124,13 +114,15 @@ class _Worker:
         """The value of an answer."""
         number = request["episode"]
         with self._lock:
-            if self._process is None:
+            if self._process is None or self._process.gone:
                 self._start()
+            assert self._process is not None
             if request["method"] == "reset":
                 self._born[number] = self._lives
             elif self._born.get(number) != self._lives:
                 raise InfrastructureError("the process of the environment ended under the episode")
-            told = self._exchange(request, self.box.seconds)
+            self._process.send(request)
+            told = self._process.receive(self.box.seconds)
             if request["method"] == "end":
                 self._born.pop(number, None)
         if "error" in told:
@@ -138,42 +130,6 @@ class _Worker:
         return told["value"]
 
     def _start(self) -> dict[str, Any]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))}
-        self._process = subprocess.Popen(
-            [self.box.python, str(HOST), self.box.factory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-        )
+        self._process = Process(self.box.python, HOST, self.box.factory)
         self._lives += 1
-        return self._read(STARTUP_SECONDS)
-
-    def _exchange(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            self.kill()
-            raise InfrastructureError("the process of the environment is gone") from None
-        return self._read(seconds)
-
-    def _read(self, seconds: float) -> dict[str, Any]:
-        """One line, within the seconds and the bytes."""
-        assert self._process is not None and self._process.stdout is not None
-        buffer, until = b"", time.monotonic() + seconds
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not buffer.endswith(b"\n"):
-                chunk = os.read(self._process.stdout.fileno(), 1 << 16) if selector.select(max(until - time.monotonic(), 0)) else None
-                buffer += chunk or b""
-                if not chunk or len(buffer) > LONGEST:
-                    self.kill()
-                    why = f"took more than {seconds:g} seconds" if chunk is None else "ended" if not chunk else f"answered more than {LONGEST} bytes"
-                    raise InfrastructureError(f"the process of the environment {why}")
-        return json.loads(buffer)
-
-    def kill(self) -> None:
-        """End the process and what it started."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, 9)
-            self._process.wait()
-            self._process = None
+        return self._process.receive(STARTUP_SECONDS)

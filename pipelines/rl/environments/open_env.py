@@ -15,8 +15,9 @@ from pipelines.config.common import PromptSettings
 from pipelines.errors import InfrastructureError
 from pipelines.extras import require
 from pipelines.generation import Engine
-from pipelines.records import PROMPT, Outcome, Problem, Segment, Verdict
+from pipelines.records import PROMPT, Problem
 from pipelines.rl.environments.calls import Results
+from pipelines.rl.environments.conversation import Conversation, judged, turn_keys
 from pipelines.rl.episodes import Episode, Prompt, Task
 
 Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
@@ -62,34 +63,27 @@ class OpenEnv:
             first = await ask("reset", {"seed": seeding.key(*task.key, path) >> 33})
             asked = replace(task.problem, prompt="\n".join(filter(None, [task.problem.prompt, self._text(first)])))
             task = replace(task, prompt=self.prompt(engine.tokenizer, asked, engine.settings.prompt))
-            segments, said, worth, reason = task.start, [], 0.0, "turns"
-            room = int(min(self._tokens, engine.context - len(task.prompt.ids)))
-            used = sum(len(segment.ids) for segment in task.opening)
-            for number in range(self._turns):
-                key = (*task.key, path, number) if number else (*task.key, path)
-                turn = await engine.sample([i for s in segments for i in s.ids], key, max(room - used, 1), task.prompt.messages)
-                segments.append(turn.segment)
-                used += len(turn.segment.ids)
+            conversation = Conversation(engine, task.start, turn_keys((*task.key, path)), self._tokens, task.prompt.messages)
+            said: list[str] = []
+            value, reason = 0.0, "turns"
+            for _ in range(self._turns):
+                turn = await conversation.turn()
                 said.append(turn.text)
                 if turn.finish_reason != "stop":
                     reason = turn.finish_reason
                     break
                 told = await ask("step", self._more | {self._action: turn.text})
-                worth += float(told.get("reward") or 0.0)
+                value += float(told.get("reward") or 0.0)
                 if told.get("done"):
                     reason = "stop"
                     break
                 assert self._results is not None
-                ids = self._results([self._text(told)])
-                if used + len(ids) >= room:
+                if not conversation.read(self._results([self._text(told)]), PROMPT):
                     reason = "length"
                     break
-                segments.append(Segment(PROMPT, ids))
-                used += len(ids)
                 said.append(self._text(told))
-        worth = min(max(worth, 0.0), 1.0)
-        verdict = Verdict(Outcome.CORRECT if worth == 1 else Outcome.WRONG, worth, detail="by the environment")
-        return Episode(segments, reason, "\n".join(said), said[-1], verdict, {"turns": float((len(said) + 1) // 2)})
+        verdict = judged(min(max(value, 0.0), 1.0))
+        return Episode(conversation.segments, reason, "\n".join(said), said[-1], verdict, {"turns": float((len(said) + 1) // 2)})
 
     def _text(self, told: Mapping[str, Any]) -> str:
         """

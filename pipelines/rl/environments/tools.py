@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pipelines import prompting
 from pipelines.config.common import PromptSettings
-from pipelines.errors import UserError
-from pipelines.generation import Engine, Key
-from pipelines.records import TOOL, Outcome, Problem, Segment, Verdict
-from pipelines.rl.environments.calls import FORMATS, Call, Malformed, Results, outside_thought
+from pipelines.generation import Engine
+from pipelines.records import TOOL, Problem
+from pipelines.rl.environments.calls import FORMATS, Call, Malformed, Results, outside_thought, require_shown
+from pipelines.rl.environments.conversation import Conversation, judged, turn_keys
 from pipelines.rl.environments.hosted import Hosted
 from pipelines.rl.environments.toolbox import Builtin, Session, Toolbox
 from pipelines.rl.episodes import Episode, Prompt, Task
@@ -57,11 +57,7 @@ class Tools:
             self._results = Results(tokenizer)
         schemas = list(self._box.schemas.values()) if self._described else []
         ids = prompting.prompt_ids(tokenizer, problem, settings, schemas)
-        if schemas and (missing := [name for name in self._box.schemas if name not in tokenizer.decode(ids)]):
-            raise UserError(
-                f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} does not show tools, here {missing[0]!r}: describe them in "
-                "generation.prompt.system and set `described: false`"
-            )
+        require_shown(tokenizer, tokenizer.decode(ids), list(self._box.schemas) if schemas else [])
         return Prompt(ids, prompting.conversation(tokenizer, problem, settings))
 
     async def run(self, task: Task, path: int, engine: Engine) -> Episode:
@@ -71,64 +67,41 @@ class Tools:
             if session.said:  # as TRL does, behind the problem
                 asked = replace(task.problem, prompt=task.problem.prompt + session.said)
                 task = replace(task, prompt=self.prompt(engine.tokenizer, asked, engine.settings.prompt))
-            episode = await _Conversation(self, task, (*task.key, path), engine, session).run()
-            worth = await session.reward()
+            conversation = Conversation(engine, task.start, turn_keys((*task.key, path)), self._tokens, task.prompt.messages)
+            episode = await _Turns(self, conversation, session, engine.tokenizer).run()
+            value = await session.reward()
         finally:
             await session.end()
-        if worth is None:
-            return episode
-        return replace(episode, verdict=Verdict(Outcome.CORRECT if worth == 1 else Outcome.WRONG, worth, detail="by the environment"))
+        return episode if value is None else replace(episode, verdict=judged(value))
 
 
-class _Conversation:
+class _Turns:
     """One episode, turn by turn."""
 
-    def __init__(self, how: Tools, task: Task, key: Key, engine: Engine, session: Session) -> None:
-        self._how, self._task, self._key, self._engine, self._session = how, task, key, engine, session
-        self._segments = task.start
-        self._used = sum(len(segment.ids) for segment in task.opening)
-        self._room = min(how._tokens, engine.context - len(task.prompt.ids))
+    def __init__(self, how: Tools, conversation: Conversation, session: Session, tokenizer: Any) -> None:
+        self._how, self._conversation, self._session, self._tokenizer = how, conversation, session, tokenizer
         self._counts = {"turns": 0.0, "tool_calls": 0.0, "tool_errors": 0.0}
 
     async def run(self) -> Episode:
-        opening = [token for segment in self._task.opening for token in segment.ids]
-        said = [self._engine.tokenizer.decode(opening) if opening else ""]
-        reason = "turns"
+        said: list[str] = []
+        reason, answer = "turns", ""
         while self._counts["turns"] < self._how._turns:
-            turn = await self._turn()
-            said = [said[0] + turn.text] if self._counts["turns"] == 1 else [*said, turn.text]
-            found = self._how._parse(outside_thought(said[-1]))[: self._how._calls]
+            turn = await self._conversation.turn()
+            self._counts["turns"] += 1
+            answer = turn.text
+            said.append(answer)
+            found = self._how._parse(outside_thought(answer))[: self._how._calls]
             unreadable = self._how._malformed == "end" and any(isinstance(call, Malformed) for call in found)
             if turn.finish_reason != "stop" or not found or unreadable:
                 reason = turn.finish_reason
                 break
             results = [await self._result(call) for call in found]
-            if not self._read(results):
+            assert self._how._results is not None
+            if not self._conversation.read(self._how._results(results), TOOL):
                 reason = "length"
                 break
             said += results
-        return Episode(self._segments, reason, "\n".join(said), said[-1], figures=self._counts)
-
-    async def _turn(self) -> Any:
-        """What the policy says next."""
-        number = int(self._counts["turns"])
-        key = (*self._key, number) if number else self._key
-        ids = [token for segment in self._segments for token in segment.ids]
-        turn = await self._engine.sample(ids, key, max(int(self._room) - self._used, 1), self._task.prompt.messages)
-        self._segments.append(turn.segment)
-        self._used += len(turn.segment.ids)
-        self._counts["turns"] += 1
-        return turn
-
-    def _read(self, results: list[str]) -> bool:
-        """Let the policy read these, if there is room left to answer."""
-        assert self._how._results is not None
-        ids = self._how._results(results)
-        if self._used + len(ids) >= self._room:
-            return False
-        self._segments.append(Segment(TOOL, ids))
-        self._used += len(ids)
-        return True
+        return Episode(self._conversation.segments, reason, "\n".join(said), answer, figures=self._counts)
 
     async def _result(self, call: Call | Malformed) -> str:
         """What the policy reads of a call."""
@@ -146,7 +119,7 @@ class _Conversation:
 
     def _cut(self, text: str) -> str:
         """A result in at most `result_tokens`; of a flood only the beginning is tokenised."""
-        most, tokenizer = self._how._result_tokens, self._engine.tokenizer
+        most, tokenizer = self._how._result_tokens, self._tokenizer
         start = text[: 16 * most]
         ids = tokenizer(start, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return text if len(ids) <= most and start == text else tokenizer.decode(ids[:most]) + CUT
