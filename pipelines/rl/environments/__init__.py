@@ -1,9 +1,10 @@
 """Slot `environment`: how an episode goes, a file for each class."""
 
+from pipelines.rl.environments.harness import Harness
 from pipelines.rl.environments.open_env import OpenEnv
 from pipelines.rl.environments.single_turn import SingleTurn
 from pipelines.rl.environments.tools import Tools
 
-__all__ = ["ENVIRONMENTS", "OpenEnv", "SingleTurn", "Tools"]
+__all__ = ["ENVIRONMENTS", "Harness", "OpenEnv", "SingleTurn", "Tools"]
 
-ENVIRONMENTS = {"single_turn": SingleTurn, "tools": Tools, "open_env": OpenEnv}
+ENVIRONMENTS = {"single_turn": SingleTurn, "tools": Tools, "open_env": OpenEnv, "harness": Harness}
