@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -304,23 +305,23 @@ def test_a_class_that_cannot_be_had_is_refused(guessing):
 class EchoServer:
     """What an OpenEnv server says over its WebSocket (0.10: one environment a connection, errors as frames), for a number that is to be found."""
 
-    def __init__(self, capacity: int = 1, behaviour: str = "") -> None:
-        self.capacity, self.behaviour, self.open, self.most, self.seeds = capacity, behaviour, 0, 0, []
+    def __init__(self, capacity: int = 1, behaviour: str = "", late: float = 0.0) -> None:
+        self.capacity, self.behaviour, self.late, self.open, self.most, self.seeds = capacity, behaviour, late, 0, 0, []
 
     async def talk(self, socket) -> None:
         self.open += 1
-        self.most = max(self.most, self.open)
         try:
             if self.open > self.capacity:
                 await socket.send(json.dumps({"type": "error", "data": {"message": "no room", "code": "CAPACITY_REACHED"}}))
                 return
+            self.most = max(self.most, self.open)
             async for line in socket:
                 given = json.loads(line)
                 if given["type"] == "reset":
                     self.seeds.append(given["data"]["seed"])
                     told = {"observation": {"text": "Find it."}, "reward": None, "done": False}
                 elif self.behaviour == "hangs":
-                    await asyncio.sleep(30)
+                    await asyncio.sleep(3)
                 elif self.behaviour == "leaves":
                     return
                 elif self.behaviour == "strange":
@@ -329,18 +330,19 @@ class EchoServer:
                     right = "651" in given["data"]["message"]
                     told = {"observation": {"text": "yes" if right else "no, think again"}, "reward": right, "done": right}
                 await socket.send(json.dumps({"type": "observation", "data": told}))
+            await asyncio.sleep(self.late)
         finally:
             self.open -= 1
 
 
 @contextmanager
-def served(server: EchoServer):
+def served(server: EchoServer, **settings):
     """Its address, while it runs in a thread."""
     loop, up = asyncio.new_event_loop(), threading.Event()
     where = []
 
     async def main() -> None:
-        async with serve(server.talk, "127.0.0.1", 0) as running:
+        async with serve(server.talk, "127.0.0.1", 0, **settings) as running:
             where.append(running.sockets[0].getsockname()[1])
             up.set()
             await stop
@@ -382,6 +384,24 @@ def test_an_open_env_server_that_fails_is_infrastructure(behaviour, detail):
 
 def test_more_sessions_than_the_server_has_are_infrastructure():
     with served(EchoServer(1)) as url:
-        (made,) = groups(lambda before, number: "651", [problem()], OpenEnv(url=url, sessions=4), count=4)
+        (made,) = groups(lambda before, number: "651", [problem()], OpenEnv(url=url, sessions=4, seconds=0.5), count=4)
     assert sorted(t.outcome for t in made) == ["correct"] + ["infrastructure"] * 3
     assert any("CAPACITY_REACHED" in t.detail for t in made)
+
+
+def test_an_open_env_server_that_asks_who_is_there_is_answered_while_the_policy_decodes():
+    """As uvicorn does every 20 seconds: who does not answer within another 20 is left."""
+
+    def script(before: str, number: int) -> str:
+        time.sleep(1.0)
+        return "651" if "think again" in before else "one"
+
+    with served(EchoServer(), ping_interval=0.2, ping_timeout=0.2) as url:
+        ((made,),) = groups(script, [problem()], OpenEnv(url=url), count=1)
+    assert made.outcome == "correct", made.detail
+
+
+def test_a_session_that_ends_late_is_waited_for():
+    with served(EchoServer(late=0.3)) as url:
+        (made,) = groups(lambda before, number: "651", [problem()], OpenEnv(url=url), count=3)
+    assert [t.outcome for t in made] == ["correct"] * 3, [t.detail for t in made]

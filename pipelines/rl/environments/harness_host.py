@@ -96,7 +96,7 @@ class Classic:
         return {"prompt": prompt, "answer": given["answer"], "info": info, "example_id": 0}
 
     async def play(self, row: dict, url: str) -> dict:
-        """One episode. A turn that says nothing is the policy's fault, other errors are nobody's."""
+        """One episode. A turn that says nothing, which verifiers takes for an error, is left to the problem's verifier."""
         clients, types = importlib.import_module("verifiers.clients"), importlib.import_module("verifiers.types")
         failed: list = []
         FAILED.set(failed)
@@ -105,11 +105,11 @@ class Classic:
             made = await self.environment.run_rollout(self.row(row), client, MODEL, {})
         finally:
             await client.close()
-        if failed:
-            raise RuntimeError(f"reward function {failed[0]}")
         error = made.get("error")
-        if error and error["error"] != "EmptyModelResponseError":
-            raise RuntimeError(f"{error['error']}: {error['message']}")
+        if error and error["error"] == "EmptyModelResponseError":
+            return {}
+        if error or failed:
+            raise RuntimeError(f"{error['error']}: {error['message']}" if error else failed[0])
         if made.get("stop_condition") == "timeout_reached":
             raise RuntimeError("the environment's own time-out was reached, which counts the policy's time")
         return {"reward": made["reward"], "metrics": made.get("metrics") or {}}
@@ -131,7 +131,7 @@ def watched(function: typing.Callable) -> typing.Callable:
             value = function(*args, **kwargs)
             return float(await value if inspect.isawaitable(value) else value)
         except Exception as error:
-            FAILED.get([]).append(f"{function.__name__} raised {type(error).__name__}: {error}")
+            FAILED.get([]).append(f"reward function {function.__name__} raised {type(error).__name__}: {error}")
             raise
 
     return call

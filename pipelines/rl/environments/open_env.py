@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,6 +22,8 @@ from pipelines.rl.environments.calls import Results
 from pipelines.rl.environments.conversation import Conversation, judged, turn_keys
 from pipelines.rl.episodes import Episode, Prompt, Task
 
+PAUSE_SECONDS = 0.1
+"""Before a server that is full is asked again."""
 Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """(kind of message, data) -> data of the observation."""
 
@@ -50,6 +54,7 @@ class OpenEnv:
         self._url, self._action, self._more, self._observation = url, action, dict(more or {}), observation
         self._turns, self._tokens, self._seconds, self._sessions = turns, tokens, seconds, sessions
         self._results: Results | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def prompt(self, tokenizer: Any, problem: Problem, settings: PromptSettings) -> Prompt:
         """See `Environment.prompt`."""
@@ -105,18 +110,41 @@ class OpenEnv:
         from websockets.asyncio.client import connect
         from websockets.exceptions import ConnectionClosed, WebSocketException
 
+        async def opened() -> Any:
+            return await connect(self._url, open_timeout=self._seconds, max_size=1 << 20, proxy=None, ping_interval=None)
+
+        async def told(socket: Any, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+            with contextlib.suppress(ConnectionClosed):  # it may have said why before it left
+                await socket.send(json.dumps({"type": kind, "data": data}))
+            return json.loads(await asyncio.wait_for(socket.recv(), self._seconds))
+
+        socket, until = None, time.monotonic() + self._seconds
+
+        async def ask(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+            nonlocal socket
+            while True:
+                socket = socket or await self._aside(opened())
+                answer = await self._aside(told(socket, kind, data))
+                if answer.get("type") == "observation":
+                    return answer["data"]
+                if kind != "reset" or (answer.get("data") or {}).get("code") != "CAPACITY_REACHED" or time.monotonic() > until:
+                    raise InfrastructureError(f"{self._url} answered {kind} with {str(answer)[:200]}")
+                # the session of the episode before may not have ended there yet
+                await self._aside(socket.close())
+                socket = None
+                await asyncio.sleep(PAUSE_SECONDS)
+
         try:
-            # no pings: while the policy decodes nobody answers them
-            async with connect(self._url, open_timeout=self._seconds, max_size=1 << 20, proxy=None, ping_interval=None) as socket:
-
-                async def ask(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
-                    with contextlib.suppress(ConnectionClosed):  # it may have said why before it left
-                        await socket.send(json.dumps({"type": kind, "data": data}))
-                    told = json.loads(await asyncio.wait_for(socket.recv(), self._seconds))
-                    if told.get("type") != "observation":
-                        raise InfrastructureError(f"{self._url} answered {kind} with {str(told)[:200]}")
-                    return told["data"]
-
-                yield ask
+            yield ask
         except (OSError, WebSocketException, TimeoutError) as error:
             raise InfrastructureError(f"{self._url}: {str(error) or type(error).__name__}") from None
+        finally:
+            if socket is not None:
+                await self._aside(socket.close())
+
+    async def _aside(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do this in a loop that goes on while the policy decodes or trains: servers ask whether somebody is there, and leave who does not answer."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, daemon=True, name="open_env").start()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
