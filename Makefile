@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: run test check lint repro install install-vllm lock clean
+.PHONY: run test check lint repro install install-vllm install-harnesses lock clean
 
 run: $(INSTALLED) bubblewrap
 	@$(BIN)/touchstone run
@@ -63,10 +63,16 @@ install-vllm: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c .venv/vllm.txt --editable '.[vllm]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
+# Virtual environments of other projects, whose packages would not stand beside ours: tests of RL's environments use them where they are.
+install-harnesses:
+	$(PYTHON) -m venv .venv-verifiers03 && .venv-verifiers03/bin/python -m pip install --quiet $(PIP_FLAGS) 'verifiers>=0.3.1,<0.4'
+	$(PYTHON) -m venv .venv-verifiers04 && .venv-verifiers04/bin/python -m pip install --quiet $(PIP_FLAGS) 'verifiers>=0.4,<0.5' uv
+	$(PYTHON) -m venv .venv-openenv && .venv-openenv/bin/python -m pip install --quiet $(PIP_FLAGS) 'openenv==0.10.0'
+
 # Write the lock from this environment, after an upgrade that has passed `make test`.
 lock: $(INSTALLED)
 	@{ grep '^#' requirements/lock.txt; $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude touchstone | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements/lock.new
 	@mv requirements/lock.new requirements/lock.txt
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf .venv .venv-verifiers03 .venv-verifiers04 .venv-openenv .pytest_cache .ruff_cache .import_linter_cache *.egg-info

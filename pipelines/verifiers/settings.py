@@ -41,12 +41,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "judge": {name: field.rebuild_annotation() for name, field in Rubric.model_fields.items()},
 }
 
+FOR_ENVIRONMENTS = {"row": Annotated[int, Field(ge=0)]}
+"""What an environment of RL reads there, whatever the verifier: the row of its own data that the problem stands for."""
+
 
 def objection(verifier: str, name: str, *values: Any) -> str | None:
     """What is wrong with one setting of `verifier`, None if nothing is; without a value its name alone is judged."""
-    known = SETTINGS[verifier]
+    known = SETTINGS[verifier] | FOR_ENVIRONMENTS
     if name not in known:
-        return f"verifier '{verifier}' has no setting '{name}'{nearest(name, known) or '; it takes none'}"
+        return f"verifier '{verifier}' has no setting '{name}'{nearest(name, SETTINGS[verifier]) or '; it takes none'}"
     for value in values:
         try:
             TypeAdapter(known[name]).validate_python(value)
