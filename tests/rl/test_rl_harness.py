@@ -21,7 +21,7 @@ from pipelines.rl.environments.messages import BadRequest, Template, read
 from pipelines.rl.guidance import solution_prefix
 from pipelines.store import read_trajectories
 
-HARNESSES = '''
+HARNESSES = r'''
 """Harnesses that users wrote."""
 import asyncio, json, os, threading, time, urllib.error, urllib.request
 
@@ -135,6 +135,19 @@ def writes(row, url):
     ask(url, [user(told)])
     return None
 
+def streamed(row, url):
+    """The same answer in events, whose pieces it puts together; and what models there are."""
+    with urllib.request.urlopen(url + "/models") as answer:
+        (model,) = json.loads(answer.read())["data"]
+    body = {"model": model["id"], "messages": [user("a")], "tools": TOOLS, "stream": True, "stream_options": {"include_usage": True}}
+    with urllib.request.urlopen(urllib.request.Request(url + "/chat/completions", json.dumps(body).encode())) as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        *events, end = [line[len("data: "):] for line in answer.read().decode().split("\n\n")[:-1]]
+    said, usage = map(json.loads, events)
+    (choice,), (call,) = said["choices"], said["choices"][0]["delta"]["tool_calls"]
+    assert end == "[DONE]" and usage["choices"] == [] and usage["usage"]["completion_tokens"] > 3 and call["index"] == 0
+    return float(choice["finish_reason"] == "tool_calls" and call["function"] == {"name": "double", "arguments": '{"number": 3}'})
+
 def sums(row, url):
     """What the loop trains on: one question, and another look at it."""
     messages = [user(row["prompt"])]
@@ -188,6 +201,11 @@ def test_tools_go_through_the_template_and_calls_come_back():
     assert made.outcome == "correct" and made.reward_parts["turns"] == 2.0
     with pytest.raises(UserError, match="does not show tools, here 'double'"):
         played(lambda before, number: call, harness("doubling", described=True))
+
+
+def test_an_answer_is_streamed_in_one_event():
+    (made,) = played(lambda before, number: '<tool_call>{"name": "double", "arguments": {"number": 3}}</tool_call>', harness("streamed"))
+    assert made.reward == 1.0 and made.outcome == "correct", made.detail
 
 
 def test_a_harness_that_drops_thinking_begins_another_trajectory():
@@ -246,6 +264,7 @@ def test_without_a_reward_the_verifier_says():
     [
         ({}, "400 messages: a list"),
         ({"messages": [{"content": "a"}]}, "400 every message needs a role"),
+        ({"messages": [{"role": "end", "content": "a"}]}, "400 every message needs a role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "400 content parts other than text"),
         ({"messages": [{"role": "user", "content": 3}]}, "400 the content of a message"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}, "400 tool_calls is a list"),
@@ -315,7 +334,10 @@ def test_a_program_that_cannot_be_had_is_refused():
         groups(lambda before, number: "", [problem(solution="one two three four")], harness("silent"), guide=hint)
 
 
-@pytest.mark.parametrize("schedule", [ScheduleSettings(), IN_FLIGHT])
+DROPPING = ScheduleSettings(kind="in_flight", bound=2, groups=8, running="drop")
+
+
+@pytest.mark.parametrize("schedule", [ScheduleSettings(), IN_FLIGHT, DROPPING])
 def test_a_run_trains_on_it_and_does_it_again(tmp_path, start, schedule):
     """Two trainings give the same weights, journal and rollouts, and what was sampled is what trains."""
     overrides = {"environment": {"name": "harness", "program": "harnesses:sums", "described": False}}

@@ -20,6 +20,8 @@ Message = dict[str, Any]
 """role, content (a string), and for an assistant that called tools `tool_calls` [{function: {name, arguments}}] with the arguments parsed."""
 
 
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+"""As they are sent -> as templates know them."""
 _NO_CALLS = "tool_calls is a list of {id, type: function, function: {name, arguments}}"
 
 
@@ -33,10 +35,12 @@ def read(given: object) -> Message:
     Raises:
         BadRequest: it is none, or has other content than text.
     """
-    if not isinstance(given, Mapping) or not isinstance(given.get("role"), str):
-        raise BadRequest("every message needs a role")
-    message: Message = {"role": given["role"], "content": _text(given.get("content"))}
-    if given["role"] == "assistant":
+    role = ROLES.get(str(given.get("role"))) if isinstance(given, Mapping) else None
+    if role is None:
+        raise BadRequest(f"every message needs a role, one of {', '.join(ROLES)}")
+    assert isinstance(given, Mapping)
+    message: Message = {"role": role, "content": _text(given.get("content"))}
+    if role == "assistant":
         message["content"] = message["content"].strip()
         calls = given.get("tool_calls") or []
         if not isinstance(calls, list):
