@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "judge": {name: field.rebuild_annotation() for name, field in Rubric.model_fields.items()},
 }
 
-FOR_ENVIRONMENTS = {"row": Annotated[int, Field(ge=0)]}
+FOR_ENVIRONMENTS: dict[str, Any] = {"row": Annotated[int, Field(ge=0)]}
 """What an environment of RL reads there, whatever the verifier: the row of its own data that the problem stands for."""
 
 
