@@ -42,6 +42,10 @@ class Verdict:
         return self.outcome is Outcome.CORRECT
 
 
+ROW = "row"
+"""In `Problem.args`: the row of its own data that an environment of RL plays in place of the problem."""
+
+
 def problem_id(prompt: str, answer: str) -> str:
     """Content hash of a problem (whitespace and case of the prompt do not matter): 16 hex digits of SHA-256."""
     normalised = " ".join(prompt.split()).casefold()
@@ -54,7 +58,7 @@ class Problem:
 
     answer: the gold: a number or expression (math), the canonical program (code), an option or text (logic).
     answer_type: integer | expression | text | program.
-    verifier, verifier_args: name in `pipelines.verifiers.VERIFIERS` and a JSON object of its settings (tests, options, ...).
+    verifier, verifier_args: name in `pipelines.verifiers.VERIFIERS` and a JSON object of its settings (tests, options, ...), and ROW.
     solution: worked text that ends before the answer; "" means answered without working, None means not known.
     parents: problem ids that a synthesised row was made from.
     topics: labels such as "word problem" or "level 3"; difficulty stage and synthesis group by them.

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.chat import ChatClient
 from pipelines.errors import InfrastructureError
-from pipelines.records import Outcome, Problem, Verdict
+from pipelines.records import ROW, Outcome, Problem, Verdict
 from pipelines.verifiers.judgement import Job, failed
 
 URL, KEY = "TOUCHSTONE_JUDGE_URL", "TOUCHSTONE_JUDGE_KEY"
@@ -70,7 +70,7 @@ def verify_judge(problem: Problem, text: str) -> Verdict | Job:
         InfrastructureError: no address of a judge is set, so nothing can be judged.
     """
     try:
-        settings = Rubric.model_validate(problem.args)
+        settings = Rubric.model_validate({name: value for name, value in problem.args.items() if name != ROW})
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipelines.config.checking import nearest
+from pipelines.records import ROW
 from pipelines.verifiers.answers import MATCHES
 from pipelines.verifiers.judge import Rubric
 from pipelines.verifiers.programs import COMPARISONS
@@ -41,8 +42,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "judge": {name: field.rebuild_annotation() for name, field in Rubric.model_fields.items()},
 }
 
-FOR_ENVIRONMENTS: dict[str, Any] = {"row": Annotated[int, Field(ge=0)]}
-"""What an environment of RL reads there, whatever the verifier: the row of its own data that the problem stands for."""
+FOR_ENVIRONMENTS: dict[str, Any] = {ROW: Annotated[int, Field(ge=0)]}
+"""What an environment of RL reads there, whatever the verifier."""
 
 
 def objection(verifier: str, name: str, *values: Any) -> str | None:

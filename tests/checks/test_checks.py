@@ -73,6 +73,7 @@ FAULTS = [
     (mine(verifier="maths"), "sources.train.mine.verifier: there is no 'maths'; did you mean 'math'?"),
     (mine(verifier_args={"percnt": "ignore"}), "sources.train.mine.verifier_args.percnt: verifier 'math' has no setting 'percnt'; did you mean 'percent'?"),
     (mine(verifier_args={"units": "strct"}), "sources.train.mine.verifier_args.units: verifier 'math': setting 'units': input should be 'lenient', 'ignore' or 'strict', got 'strct'"),
+    (mine(verifier_args={"row": -1}), "sources.train.mine.verifier_args.row: verifier 'math': setting 'row': input should be greater than or equal to 0, got -1"),
     (mine(domain="code", verifier="code"), "sources.train.mine.verifier_args: the first row: "),
     (mine(domain="code", verifier="code", fields={"prompt": "question", "answer": "answer", "verifier_args.assert": "tests"}), "sources.train.mine.fields.verifier_args.assert: verifier 'code' has no setting 'assert'; did you mean 'asserts'?"),
     (mine(kind="huggingface", path="./nothing"), "sources.train.mine.path: ./nothing: no such folder"),

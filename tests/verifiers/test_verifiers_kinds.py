@@ -272,7 +272,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, reply: Answer, text: str = "It is 4.
     with serve(lambda prompt, number: reply) as endpoint, VerifierPool(1) as pool:
         monkeypatch.setenv("TOUCHSTONE_JUDGE_URL", endpoint.url)
         monkeypatch.setenv("TOUCHSTONE_JUDGE_KEY", "secret")
-        verdicts = pool.verify_batch([(problem("4", "judge", rubric=RUBRIC, **arguments), text)] * 2)
+        verdicts = pool.verify_batch([(problem("4", "judge", rubric=RUBRIC, row=3, **arguments), text)] * 2)
     assert verdicts[0] == verdicts[1]
     assert "secret" not in repr(verdicts)
     return verdicts[0].outcome, verdicts[0].score, endpoint.requests
