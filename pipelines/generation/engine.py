@@ -79,7 +79,8 @@ class Engine:
         self._numbers = self._total = self._done = 0
         self._stream: Stream | None = None
         self._opened = ExitStack()
-        self._known: set[asyncio.Task[Any]] = set()
+        self._known: dict[asyncio.Task[Any], int] = {}
+        """With the order of its episode."""
         self._running: set[asyncio.Task[Any]] = set()
         """Of those, the ones that wait neither for the policy nor for others of their own."""
         self._quiet = asyncio.Event()
@@ -110,9 +111,9 @@ class Engine:
             self.advance(lambda: False)
             return [task.result() for task in tasks]
 
-    def begin(self, episode: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """An episode that goes on in every `advance`, until its task is done or cancelled."""
-        task = self._task(episode)
+    def begin(self, episode: Coroutine[Any, Any, T], order: int = 0) -> asyncio.Task[T]:
+        """An episode that goes on in every `advance`, until its task is done or cancelled. Where many wait for the policy, lower orders go first."""
+        task = self._task(episode, order)
         task.add_done_callback(self._ended)
         return task
 
@@ -151,7 +152,7 @@ class Engine:
         if known is not None and known.finish_reason:
             return Turn(Segment(POLICY, known.ids, known.logp, known.versions, trains=True), known.finish_reason, known.text)
         said, logp, versions = ((), (), []) if known is None else (tuple(known.ids), tuple(known.logp), known.versions)
-        request = Request(tuple(ids), 1, key[:-1], key[-1], tuple(messages), limit, said, logp)  # type: ignore[arg-type]
+        request = Request(tuple(ids), 1, key[:-1], key[-1], tuple(messages), limit, said, logp, self._known[asker])  # type: ignore[arg-type]
         asked = _Asked(request, self._loop.create_future(), asker, list(versions))
         self._asked.append(asked)
         self._wait(asked.task)
@@ -162,7 +163,7 @@ class Engine:
         asker = self._asker()
         if not parts:
             return []
-        tasks = [self._task(part) for part in parts]
+        tasks = [self._task(part, self._known[asker]) for part in parts]
         self._wait(asker)
         left = self._loop.create_future()
         waiting = len(tasks)
@@ -242,14 +243,14 @@ class Engine:
             segment = Segment(POLICY, sample.token_ids, sample.logp, versions, trains=True)
             asked.future.set_result(Turn(segment, sample.finish_reason, sample.text))
 
-    def _task(self, part: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _task(self, part: Coroutine[Any, Any, T], order: int) -> asyncio.Task[T]:
         task = self._loop.create_task(part)
-        self._known.add(task)
+        self._known[task] = order
         self._running.add(task)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._known.discard(task)
+        self._known.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._error = self._error or error
             self._quiet.set()

@@ -22,6 +22,7 @@ class Request:
 
     messages: the same prompt as chat turns, for engines that take no token ids. limit: tokens of a response, where it is below the engine's.
     said: how the response begins, from an interrupted one of the same key; it is part of the sample, with `said_logp`, and counts for the limit.
+    order: of requests that wait those of a lower one go first.
     """
 
     prompt_ids: tuple[int, ...]
@@ -32,6 +33,7 @@ class Request:
     limit: int | None = None
     said: tuple[int, ...] = ()
     said_logp: tuple[float, ...] = ()
+    order: int = 0
 
     @property
     def start(self) -> tuple[int, ...]:

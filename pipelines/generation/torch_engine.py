@@ -172,12 +172,16 @@ class _Rows:
         longest = self._engine._responses.check_room(requests, self._engine.context)
         first = len(self._requests)
         self._requests += requests
-        # Prompts of like length decode together, which wastes the least padding.
         waiting = [*self._waiting, *range(first, len(self._requests))]
-        self._waiting = deque(sorted(waiting, key=lambda number: (len(self._requests[number].start), number)))
+        self._waiting = deque(sorted(waiting, key=self._turn))
         self._longest = max(self._longest, longest)
         self._grow(min(self._settings.batch_size, self.running() + len(self._waiting)), max(len(r.start) for r in requests))
         self.fill()
+
+    def _turn(self, number: int) -> tuple[int, bool, int, int]:
+        """What begins first: what has begun before, then prompts of like length together, which wastes the least padding."""
+        request = self._requests[number]
+        return request.order, not request.said, len(request.start), number
 
     def _grow(self, rows: int, longest: int) -> None:
         """So many rows, all of whose samples still run, and room for prompts of so many tokens."""

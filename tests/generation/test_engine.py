@@ -206,6 +206,26 @@ def test_what_was_said_is_not_sampled_again():
     assert any(request.said for request in asked)
 
 
+def test_what_is_under_way_longest_goes_first():
+    """Interrupted turns, whose starts are the longest, and what waited with them, before episodes of a higher order."""
+    generator, ended = TorchGenerator(model(), TOKENIZER, SETTINGS), []
+
+    async def one(engine: Engine, prompt, number: int) -> None:
+        await engine.sample(prompt, ("k", number), 12)
+        ended.append(number)
+
+    with Engine(generator) as engine:
+        for n, p in enumerate(prompts(8)):
+            engine.begin(one(engine, [*p, *p, *p], n), order=0)
+        engine.advance(lambda: bool(ended))
+        engine.interrupt()
+        for n, p in enumerate(prompts(8), 8):
+            engine.begin(one(engine, p, n), order=1)
+        engine.advance(lambda: False)
+    assert sorted(ended) == list(range(16))
+    assert max(ended.index(n) for n in range(8)) < 8 + SETTINGS.batch_size - 1  # others only in rows that they leave free
+
+
 def test_an_episode_that_is_given_up_holds_nobody():
     generator = TorchGenerator(model(), TOKENIZER, SETTINGS)
     with Engine(generator) as engine:

@@ -60,5 +60,5 @@ def test_nothing_is_older_than_the_bound_and_tokens_say_their_version(tmp_path, 
             lags.append(step - 1 - min(versions))
             assert lags[-1] <= bound and step - 1 - max(versions) >= (step > 1)
     assert max(lags) == bound or bound == 4
-    assert all(row["staleness_max"] <= bound for row in rows)
+    assert all(row["staleness_max"] <= bound and row["given_up"] == 0 for row in rows)
     assert any(len(set(t.policy_version)) > 1 for path in (tmp_path / "rollouts").glob("*.parquet") for t in read_trajectories(path)) == (bound > 1)

@@ -26,23 +26,25 @@ Running = Literal["go_on", "finish", "drop"]
 
 @dataclass
 class _Ticket:
-    """A group that was admitted. version: of the weights that its oldest token is of, those of its admission while it has none."""
+    """A group that was admitted. version: of the weights that its oldest token is of, or that are served while it has none. begun: it has some."""
 
     number: int
     version: int
     group: Group
     done: asyncio.Task[list[Trajectory]]
+    begun: bool = False
 
 
 class InFlight:
     """While an update runs the engine answers until the next step's groups are ready; the others go on with the new weights, or as `running` says.
 
-    bound: most updates between the weights of a group's oldest token and those that it trains; what would be older is given up. groups: most that
-    are under way at once, of all processes. running: at an update, what is under way goes on with the new weights (`go_on`, so that its tokens are
-    of several versions), is finished first (`finish`), or is given up (`drop`).
+    bound: most updates between the weights of a group's oldest token and those that it trains. A step waits for what would be too old for the next,
+    so that long answers are not thrown away; what is too old all the same is given up. groups: most that are under way at once, of all processes.
+    running: at an update, what is under way goes on with the new weights (`go_on`, so that its tokens are of several versions), is finished first
+    (`finish`), or is given up (`drop`).
 
-    Admission is AReaL's (arXiv 2505.24298), consumption in the order of admission. No clock decides anything: an update takes as long as the next
-    step's groups do. So a run is reproducible, and one that was killed goes on from the ledger with what was under way.
+    Admission is AReaL's (arXiv 2505.24298); of the groups that are done the oldest train first. No clock decides anything: an update takes as long
+    as the next step's groups do. So a run is reproducible, and one that was killed goes on from the ledger with what was under way.
     """
 
     def __init__(self, source: Source, policy: Any, behaviour: Any, *, bound: int, groups: int, running: Running) -> None:
@@ -85,7 +87,7 @@ class InFlight:
             self._restore(step)
             self._go_on(step)
         self._wait(clock)
-        self._advance()
+        self._advance(lambda: self._enough(step))
         clock.lap("generate")
         groups = [self._consumed(ticket, place, step) for place, ticket in zip(self._share(), self._ready()[: self._batch], strict=True)]
         clock.lap("verify")
@@ -103,7 +105,7 @@ class InFlight:
         self._go_on(step)
         if self.source.ledger.answered(step, 0) is None:
             clock = Clock()
-            self._beside = clock, self._threads.submit(self._answer_beside, clock)
+            self._beside = clock, self._threads.submit(self._answer_beside, step, clock)
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
         """See `Source.pass_rate`."""
@@ -129,6 +131,8 @@ class InFlight:
         version = max(step - 2, 0)
         self.source.generator.push(self._behaviour, version)
         for ticket in list(self._tickets.values()):
+            if not ticket.begun:
+                ticket.version = version
             if step - 1 - ticket.version > self._bound or (self._running == "drop" and not ticket.done.done()):
                 self._engine.give_up(ticket.done)
                 del self._tickets[ticket.number]
@@ -143,7 +147,7 @@ class InFlight:
     def _admit(self, task: Task, number: int, version: int) -> None:
         assert self._engine is not None
         group = Group(self.source.answering, self._engine, task, 0, self.source.seed[1])
-        self._tickets[number] = _Ticket(number, version, group, self._engine.begin(group.answer()))
+        self._tickets[number] = _Ticket(number, version, group, self._engine.begin(group.answer(), number // self._batch))
 
     def _task(self, number: int) -> Task:
         draw, place = divmod(number, self._batch)
@@ -152,14 +156,20 @@ class InFlight:
         return self._drawn[draw + 1][place]
 
     def _ready(self) -> list[_Ticket]:
-        return [ticket for _, ticket in sorted(self._tickets.items()) if ticket.done.done()]
+        """What may train, the oldest first."""
+        return sorted((ticket for ticket in self._tickets.values() if ticket.done.done()), key=lambda ticket: (ticket.version, ticket.number))
 
-    def _advance(self, enough: Callable[[], bool] | None = None) -> None:
+    def _enough(self, step: int) -> bool:
+        """Whether as many groups are done as `step` trains, and all that would be too old for the next."""
+        due = (ticket for ticket in self._tickets.values() if step - ticket.version > self._bound)
+        return len(self._ready()) >= self._batch and all(ticket.done.done() for ticket in due)
+
+    def _advance(self, enough: Callable[[], bool]) -> None:
         assert self._engine is not None
-        self._engine.advance(enough or (lambda: len(self._ready()) >= self._batch))
+        self._engine.advance(enough)
 
-    def _answer_beside(self, clock: Clock) -> None:
-        self._advance()
+    def _answer_beside(self, step: int, clock: Clock) -> None:
+        self._advance(lambda: self._enough(step))
         clock.lap("generate")
 
     def _consumed(self, ticket: _Ticket, place: int, step: int) -> list[Trajectory]:
@@ -178,7 +188,8 @@ class InFlight:
         for ticket in self._tickets.values():
             key = ticket.group.task.key
             parts = {said.key: said for said in self._said.values() if said.key[: len(key)] == key}
-            ticket.version = min((version for said in parts.values() for version in said.versions), default=ticket.version)
+            versions = [version for said in parts.values() for version in said.versions]
+            ticket.version, ticket.begun = min(versions, default=ticket.version), bool(versions)
             under_way |= parts
         self._said = under_way
 

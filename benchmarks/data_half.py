@@ -1,0 +1,262 @@
+"""What the data half of RL does to learning, on the embedded model in minutes: `python -m benchmarks.data_half [--only tools ...] [--seeds 1 2 3]`.
+
+    tools      word problems with numbers of three digits: a policy that may call a calculator against one that may not, after the same steps of RL
+               from one cold start, in which every second solution calls it: pass@1 with its paired interval, and the call rate over the steps
+    guidance   problems that none of 8 answers solved: share of groups with both outcomes, and pass@1 after the same steps, with half of a group's
+               answers going on from a prefix of the solution, and without
+    bandit     BOTS over graded problems against every problem once per epoch: share of groups with both outcomes, and pass@1
+    adaptive   rounds until a group has both outcomes, against groups of one size, at the same number of answers: likewise, and pass@1
+    schedules  answers made before, beside and across updates, with lengths that differ much: tokens a second, how old tokens are, pass@1 after the
+               same updates, share of the time in which the engine has nothing to do
+
+Every figure is of held-out problems or of the journal; one JSON object of all stands on the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.policies import journal, supervised
+from pipelines import prompting, seeding
+from pipelines.config.common import GenerationSettings, OptimiserSettings
+from pipelines.config.rl import RlStage, ScheduleSettings
+from pipelines.config.sources import ArithmeticSource
+from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.evaluation.statistics import paired_difference
+from pipelines.generation import TorchGenerator
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.tiny import tiny_model
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.records import Outcome, Problem, Trajectory
+from pipelines.rl import recipe
+from pipelines.rl.clock import Clock
+from pipelines.rl.environments.calls import Results
+from pipelines.rl.run import answerers
+from pipelines.rl.train import train
+from pipelines.sft.examples import Example, chat_examples, document
+from pipelines.sources.arithmetic import problems as arithmetic
+from pipelines.store import read_trajectories
+from pipelines.verifiers import VerifierPool
+
+CALLS = 2
+"""One cold-start solution in so many calls the calculator."""
+TOOLS = {"name": "tools", "call": "function", "described": False, "turns": 3, "tokens": 96}
+ARCHITECTURE = ArchitectureSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, vocab_size=512, context=256)
+
+
+Trained = tuple[Any, list[dict[str, Any]], list[list[Trajectory]]]
+"""The policy, the rows of its journal, the trajectories by step."""
+
+
+class Testbed:
+    """One cold start, and what is trained from it. The problems are of `source`; `traces` turns a problem into what SFT learns of it."""
+
+    def __init__(self, source: ArithmeticSource, seed: int, traces: Callable[[Any, Sequence[Problem]], list[Example]], epochs: float) -> None:
+        self.seed = seed
+        every = list(arithmetic(source, seed, "stories", Path()))
+        self.learnt, self.problems, self.held_out = every[:-600], every[-600:-200], every[-200:]
+        self.tokenizer = train_tokenizer([document(problem) for problem in self.learnt], 512)
+        self.policy = tiny_model(ARCHITECTURE, self.tokenizer, seed)
+        settings = LanguageModellingSettings(epochs=epochs, batch_size=32, optimiser=OptimiserSettings(name="muon", lr=3e-3))
+        with tempfile.TemporaryDirectory() as folder:
+            supervised(Path(folder), self.policy, traces(self.tokenizer, self.learnt), settings)
+
+    def rl(self, steps: int, problems: Sequence[Problem] | None = None, row: str = "grpo", **changes: Any) -> Trained:
+        """16 problems a step, 8 answers each. changes: of the stage; `overrides` of the recipe."""
+        policy = copy.deepcopy(self.policy).requires_grad_(True)
+        overrides = changes.pop("overrides", {})
+        stage = RlStage(**{
+            "init": "sft", "reference": "sft", "domains": ("math",), "steps": steps, "checkpoint_every": 10**6,
+            "generation": GenerationSettings(max_new_tokens=48), "optimiser": OptimiserSettings(lr=3e-4, schedule="constant", weight_decay=0.0),
+            **changes,
+        })  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder, journal(Path(folder) / "rl", "rl") as kept:
+            checkpoints = Checkpoints(Path(folder) / "checkpoints", {})
+            checkpoints.prepare()
+            train(
+                policy, self.tokenizer, problems or self.problems, recipe(row, **overrides), stage, stage="rl@b", seed=self.seed, journal=kept,
+                checkpoints=checkpoints, rollout_folder=Path(folder) / "rollouts",
+            )  # fmt: skip
+            steps_told = [read_trajectories(path) for path in sorted((Path(folder) / "rollouts").glob("*.parquet"))]
+            return policy, kept.rows(), steps_told
+
+    def answers(self, policy: Any, problems: Sequence[Problem], samples: int = 8, **overrides: Any) -> list[list[Trajectory]]:
+        """Groups of answers to problems in the environment of the overrides."""
+        generator = TorchGenerator(policy, self.tokenizer, GenerationSettings(max_new_tokens=48))
+        with VerifierPool() as pool:
+            _, examining = answerers(recipe("grpo", **overrides), generator, pool)
+            tasks = [examining.task(p, place, samples, (self.seed, "benchmark", place, p.problem_id)) for place, p in enumerate(problems)]
+            return examining.groups(tasks, 0, "benchmark", Clock())
+
+    def pass_rates(self, policy: Any, **overrides: Any) -> np.ndarray:
+        """By held-out problem."""
+        return rates(self.answers(policy, self.held_out, **overrides))
+
+
+def rates(groups: Sequence[Sequence[Trajectory]]) -> np.ndarray:
+    return np.array([np.mean([t.outcome == Outcome.CORRECT for t in group]) for group in groups])
+
+
+def mixed(trajectories: Sequence[Trajectory]) -> float:
+    """Share of groups with both outcomes."""
+    groups: dict[int, set[bool]] = {}
+    for t in trajectories:
+        groups.setdefault(t.group_id, set()).add(t.outcome == Outcome.CORRECT)
+    return float(np.mean([len(outcomes) == 2 for outcomes in groups.values()]))
+
+
+def plain(tokenizer: Any, problems: Sequence[Problem]) -> list[Example]:
+    return chat_examples(tokenizer, problems, 256)[0]
+
+
+def with_calls(tokenizer: Any, problems: Sequence[Problem]) -> list[Example]:
+    """Answers without working, but for one in CALLS, which calls the calculator: an example for each turn, with the loss on it alone."""
+    results, examples = Results(tokenizer), []
+    for place, problem in enumerate(problems):
+        if place % CALLS:
+            examples += plain(tokenizer, [replace(problem, solution="")])
+            continue
+        start = prompting.prompt_ids(tokenizer, problem)
+        call = [*tokenizer(f"<tool_call>calculator({(problem.solution or '').partition(' =')[0]})</tool_call>")["input_ids"], tokenizer.eos_token_id]
+        asked = [*start, *call, *results([problem.answer])]
+        answer = prompting.response_ids(tokenizer, replace(problem, solution=""))
+        examples += [Example([*start, *call], len(start)), Example([*asked, *answer], len(asked))]
+    return examples
+
+
+def tools(seed: int, steps: int = 60) -> dict[str, Any]:
+    source = ArithmeticSource(kind="arithmetic", count=6600, levels={1: 1}, styles={"terse": 1}, largest=999)
+    bed = Testbed(source, seed, with_calls, epochs=6)
+    environment = {"environment": TOOLS}
+    with_tool, rows, _ = bed.rl(steps, overrides=environment)
+    without, _, _ = bed.rl(steps)
+    first, second = bed.pass_rates(with_tool, **environment), bed.pass_rates(without)
+    change = paired_difference(first, second, 10000, seeding.generator(seed, "tools"))
+    return {
+        "start": [float(bed.pass_rates(bed.policy, **environment).mean()), float(bed.pass_rates(bed.policy).mean())],
+        "with": float(first.mean()), "without": float(second.mean()), "difference": [change.mean, change.low, change.high],
+        "calls": [float(np.mean([row["reward_tool_calls"] for row in rows[place : place + 10]])) for place in range(0, steps, 10)],
+    }  # fmt: skip
+
+
+def guidance(seed: int, steps: int = 40) -> dict[str, Any]:
+    bed = Testbed(stories({2: 1, 3: 1, 4: 1}), seed, plain, epochs=1)
+    unsolved = [p for p, rate in zip(bed.problems, rates(bed.answers(bed.policy, bed.problems)), strict=True) if rate == 0]
+    found: dict[str, Any] = {"problems": len(unsolved)}
+    for name, overrides in {"without": {}, "with": {"guidance": {"name": "solution_prefix", "episodes": 4, "share": (0.5, 0.95)}}}.items():
+        policy, _, told = bed.rl(steps, unsolved, overrides=overrides)
+        found[name] = {
+            "mixed": float(np.mean([mixed(step) for step in told])), "mixed_first_ten": float(np.mean([mixed(step) for step in told[:10]])), "pass_at_1": float(bed.pass_rates(policy).mean()),
+            "trained_problems": float(rates(bed.answers(policy, unsolved)).mean()),
+        }  # fmt: skip
+    return found
+
+
+def bandit(seed: int, steps: int = 40) -> dict[str, Any]:
+    bed = Testbed(stories({1: 1, 2: 1, 3: 1, 4: 1}), seed, plain, epochs=2)
+    graded = [replace(p, pass_rate=float(rate)) for p, rate in zip(bed.problems, rates(bed.answers(bed.policy, bed.problems)), strict=True)]
+    found: dict[str, Any] = {
+        "graded": {"never": float(np.mean([p.pass_rate == 0 for p in graded])), "always": float(np.mean([p.pass_rate == 1 for p in graded]))}
+    }
+    for name, overrides in {"shuffle": {}, "bots": {"tasks": [{"name": "bots"}]}}.items():
+        policy, _, told = bed.rl(steps, graded, overrides=overrides)
+        found[name] = {"mixed": float(np.mean([mixed(step) for step in told])), "pass_at_1": float(bed.pass_rates(policy).mean())}
+    return found
+
+
+def adaptive(seed: int, answers: int = 5120) -> dict[str, Any]:
+    bed = Testbed(stories({1: 1, 2: 1, 3: 1, 4: 1}), seed, plain, epochs=2)
+    found = {}
+    rounds = {"explore": {"name": "adaptive", "rounds": 4, "per_round": 4}}
+    for name, overrides in {"fixed": {}, "rounds": rounds}.items():
+        policy, told = bed.policy, []
+        steps = answers // (16 * 8)
+        policy, rows, told = bed.rl(steps, overrides=overrides)
+        sampled = np.cumsum([row["answered"] for row in rows])
+        last = int(np.searchsorted(sampled, answers, side="right"))
+        if last < len(rows):
+            policy, rows, told = bed.rl(max(last, 1), overrides=overrides)
+        trained = [[t for t in step if not t.dropped] for step in told]
+        found[name] = {
+            "answers": int(sum(row["answered"] for row in rows)), "steps": len(rows), "mixed": float(np.mean([mixed(step) for step in trained])),
+            "pass_at_1": float(bed.pass_rates(policy).mean()),
+        }  # fmt: skip
+    return found
+
+
+def schedules(seed: int, steps: int = 20) -> dict[str, Any]:
+    bed = Testbed(stories({1: 4, 2: 2, 3: 1, 4: 1}), seed, plain, epochs=2)
+    kinds = {
+        "synchronous": ScheduleSettings(),
+        "one ahead": ScheduleSettings(kind="one_ahead"),
+        **{f"in flight, bound {bound}": ScheduleSettings(kind="in_flight", bound=bound, groups=16 * bound) for bound in (1, 2, 4)},
+    }
+    found = {}
+    for name, schedule in kinds.items():
+        began = time.monotonic()
+        policy, rows, told = bed.rl(steps, row="tis", schedule=schedule, generation=GenerationSettings(max_new_tokens=96, batch_size=512))
+        seconds = time.monotonic() - began
+        lags = Counter(step - 1 - version for step, answered in enumerate(told, 1) for t in answered for version in t.policy_version)
+        tokens = lags.total()
+        busy = sum(row.get("seconds_generate", 0.0) for row in rows)
+        found[name] = {
+            "tokens_per_second": tokens / seconds, "lags": {lag: count / tokens for lag, count in sorted(lags.items())},
+            "pass_at_1": float(bed.pass_rates(policy).mean()), "engine_idle": 1 - busy / seconds,
+            "given_up": float(sum(row.get("given_up", 0.0) for row in rows)),
+        }  # fmt: skip
+    return found
+
+
+def stories(levels: dict[int, float]) -> ArithmeticSource:
+    return ArithmeticSource(kind="arithmetic", count=3600, levels=levels, styles={"steps": 1})
+
+
+Part = Callable[[int], dict[str, Any]]
+PARTS: dict[str, Part] = {"tools": tools, "guidance": guidance, "bandit": bandit, "adaptive": adaptive, "schedules": schedules}
+
+
+def lines(figures: Any, indent: str = "  ") -> Iterator[str]:
+    """Nested figures for people."""
+    for name, value in figures.items():
+        if isinstance(value, dict) and any(isinstance(each, dict | list) for each in value.values()):
+            yield f"{indent}{name}"
+            yield from lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name:<24}{shown(value)}"
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(shown(each) for each in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_half", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    options = parser.parse_args()
+    figures: dict[str, Any] = {}
+    for part in options.only:
+        for seed in options.seeds:
+            began = time.monotonic()
+            figures[f"{part}, seed {seed}"] = made = PARTS[part](seed)
+            print(f"{part}, seed {seed} ({time.monotonic() - began:.0f} s)", *lines(made), sep="\n", flush=True)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
