@@ -1,7 +1,7 @@
 """What the data half of RL does to learning, on the embedded model in minutes: `python -m benchmarks.data_half [--only tools ...] [--seeds 1 2 3]`.
 
     tools      word problems with numbers of three digits: a policy that may call a calculator against one that may not, after the same steps of RL
-               from one cold start, in which every second solution calls it: pass@1 with its paired interval, and the call rate over the steps
+               from one cold start, in which one solution in three calls it: pass@1 with its paired interval, and the call rate over the steps
     guidance   problems that none of 8 answers solved: share of groups with both outcomes, and pass@1 after the same steps, where no answer of a group
                goes on from a prefix of the solution, where one of 8 does (a share of it from .05 to .95), and where half do (from .5)
     bandit     BOTS over graded problems against every problem once per epoch: share of groups with both outcomes, and pass@1
@@ -49,7 +49,7 @@ from pipelines.sources.arithmetic import problems as arithmetic
 from pipelines.store import read_trajectories
 from pipelines.verifiers import VerifierPool
 
-CALLS = 2
+CALLS = 3
 """One cold-start solution in so many calls the calculator."""
 TOOLS = {"name": "tools", "call": "function", "described": False, "turns": 3, "tokens": 96}
 ARCHITECTURE = ArchitectureSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, vocab_size=512, context=256)
