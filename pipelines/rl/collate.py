@@ -134,7 +134,7 @@ def make_step(
 
 
 def left_out(rollouts: Sequence[Trajectory], batch: Batch, keep: Mapping[str, torch.Tensor]) -> dict[tuple[int, int, int], str]:
-    """Place -> reason of the rollouts of all ranks that no token trains of. batch, kept: of this rank's `rollouts`, before and by routing."""
+    """Place -> reason of the rollouts of all ranks that no token trains of. batch, keep: of this rank's `rollouts`, before and by routing."""
     fresh_B = present(batch.mask_BT).tolist()
     keeps = {name: keep_B.tolist() for name, keep_B in keep.items()}
     reasons = [

@@ -22,7 +22,7 @@ from pipelines.rl.environments.branches import Branches, Limits
 from pipelines.rl.environments.conversation import judged, worth
 from pipelines.rl.environments.door import Asked, Door, Line
 from pipelines.rl.environments.messages import Template
-from pipelines.rl.environments.process import Process
+from pipelines.rl.environments.process import Process, told_of
 from pipelines.rl.episodes import Episode, Prompt, Task
 
 HOST = Path(__file__).with_name("harness_host.py")
@@ -103,11 +103,9 @@ class Harness:
         number = next(self._numbers)
         worker = self._workers[number % len(self._workers)]
         branches = Branches(engine, self._template, task, path, self._call, self._limits)
-        problem = task.problem
-        row = {"prompt": problem.prompt, "answer": problem.answer, "domain": problem.domain, **problem.args}
         line = self._door.line()
         try:
-            await asyncio.to_thread(worker.begin, number, row, line)
+            await asyncio.to_thread(worker.begin, number, told_of(task.problem), line)
             ended = await self._listen(line, branches)
         finally:
             line.close()

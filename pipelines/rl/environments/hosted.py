@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import Problem
 from pipelines.rl.environments.conversation import worth
-from pipelines.rl.environments.process import Process
+from pipelines.rl.environments.process import Process, told_of
 
 HOST = Path(__file__).with_name("host.py")
 STARTUP_SECONDS = 60.0
@@ -38,8 +38,7 @@ class Hosted:
         """
         number = next(self._numbers)
         session = HostedSession(self._workers[number % len(self._workers)], number)
-        row = {"prompt": problem.prompt, "answer": problem.answer, "domain": problem.domain, **problem.args}
-        said = await session.ask("reset", row)
+        said = await session.ask("reset", told_of(problem))
         session.said = "" if said is None else str(said)
         return session
 

@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InfrastructureError
+from pipelines.records import Problem
 
 LONGEST = 1 << 20
 """Bytes of one line."""
 LOOPBACK = "127.0.0.1,localhost"
+
+
+def told_of(problem: Problem) -> dict[str, Any]:
+    """What a program outside gets to know of a problem."""
+    return {"prompt": problem.prompt, "answer": problem.answer, "domain": problem.domain, **problem.args}
 
 
 class Process:

@@ -21,9 +21,9 @@ def solution_prefix(
     shown: Literal["opening", "hint"] = "opening",
     hint: str = "{problem}\nThe solution begins: {prefix}",
 ) -> Task:
-    """The first `episodes` of a group are given a share, drawn from `share`, of the tokens of the worked solution: as the `opening` of the answer,
-    which the policy goes on from and which itself does not train (Prefix-RFT, arXiv 2507.01679), or as a `hint` in the prompt, which training does
-    not see (Guide, arXiv 2506.13923). A problem without a solution is left as it is.
+    """The first `episodes` of a group are given a share, drawn from `share`, of the tokens of the worked solution: as the `opening` of the
+    answer, which the policy goes on from (Prefix-RFT, arXiv 2507.01679, which also trains the prefix where its entropy is high: here it does not
+    train), or as a `hint` in the prompt, which training does not see (Guide, arXiv 2506.13923). A problem without a solution is left as it is.
     """
     if path >= episodes or not task.problem.solution:
         return task
