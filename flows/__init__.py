@@ -1,7 +1,4 @@
-"""What runs when: one flow per stage, and `post_training.py`, which walks the graph. The work itself is in `tasks`.
-
-Each stage's module is also a command, `python -m flows.STAGE`: that is what dvc.yaml runs.
-"""
+"""What runs when: `post_training.py` walks the graph, `kinds.py` has a flow per kind of stage. The work itself is in `tasks`."""
 
 from tasks.environment import prepare
 

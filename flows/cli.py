@@ -30,12 +30,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = add("run", run, "run every stage that is not current, then name the report")
-    sub.add_argument("--until", metavar="STAGE", help="stop after this stage; only what it needs runs (rl means all RL stages)")
+    sub.add_argument("--until", metavar="STAGE", help="stop after this stage; only what it needs runs; a kind means all of that kind")
     sub.add_argument("--force", metavar="STAGE", action="append", default=[], help="run this stage though it is current; may be given again")
     changed = sub.add_mutually_exclusive_group()
     changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
-    add("check", check, "check all of params.yaml and say what a run would do, stage by stage; nothing runs, nothing changes")
+    add("check", check, "check all of params.yaml and say what a run would do, stage by stage; nothing runs")
     add("up", up, "start a lasting Prefect server and the MLflow UI on loopback")
     add("down", down, "stop what `up` started")
     add("serve", serve, "serve the deployments of prefect.yaml until Ctrl-C, so that the Prefect UI or a schedule can start runs")
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         if first is None:
             print("everything is current")
         else:
-            command.start_servers(first)  # while Prefect is imported here
+            command.start_servers(plan.stages[first])  # while Prefect is imported here
             from flows.post_training import post_training
 
             command.with_server(lambda: post_training(until=options.until, force=options.force))

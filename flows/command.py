@@ -7,8 +7,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from pipelines import graph
 from pipelines.errors import UserError
+from pipelines.graph import Stage
 from tasks import services, settings
 from tasks.preloading import PRELOADED
 from tasks.tracking import Tracker
@@ -28,21 +28,10 @@ def run(command: Callable[[], object]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def run_stage(stage: str, flow: Callable[[], object]) -> int:
-    """Run the flow of a stage (`rl` for any of its kind) as a command, once params hold: no server is started for what cannot run."""
-
-    def checked() -> int:
-        settings.params(settings.root())
-        start_servers(stage)
-        return with_server(flow)
-
-    return run(checked)
-
-
-def start_servers(stage: str) -> None:
+def start_servers(stage: Stage) -> None:
     """Have what the first stage needs come up while this process does something else: Prefect, unless an address is set, and what it imports."""
     services.TEMPORARY.start(settings.root())
-    if graph.with_model(stage):
+    if stage.loads_model:
         PRELOADED.start(settings.root(), libraries=True)
 
 

@@ -6,34 +6,11 @@ from contextlib import ExitStack
 
 from prefect import flow
 
-from flows.base import base
-from flows.curation import curation
-from flows.difficulty import difficulty
-from flows.evaluation import evaluation
-from flows.merging import merging
-from flows.report import report
-from flows.rl import rl
-from flows.sft import sft
-from flows.sources import sources
-from flows.synthesis import synthesis
-from pipelines import graph
+from flows.kinds import FLOWS
 from tasks import locking, owed, planning, reporting, settings
 from tasks.execution import tell
 from tasks.preloading import PRELOADED
 from tasks.tracking import Tracker
-
-FLOWS = {
-    "sources": sources,
-    "curation": curation,
-    "base": base,
-    "sft": sft,
-    "difficulty": difficulty,
-    "synthesis": synthesis,
-    "rl": rl,
-    "merging": merging,
-    "evaluation": evaluation,
-    "report": report,
-}
 
 
 @flow(name="post-training")
@@ -50,7 +27,7 @@ def post_training(until: str | None = None, force: list[str] | None = None) -> l
             if owed.untold(project, stage):
                 tell(stage)
         progress = reporting.start_progress()
-        for done, stage in enumerate(plan.stages):
+        for done, (stage, node) in enumerate(plan.stages.items()):
             reporting.show_progress(progress, done, len(plan.stages), stage)
             if not planning.stale(project, plan, stage):
                 continue
@@ -58,10 +35,9 @@ def post_training(until: str | None = None, force: list[str] | None = None) -> l
                 tracker = Tracker.open(project)
                 pipeline_run = stack.enter_context(tracker.pipeline())
                 reporting.show_link(tracker.link(pipeline_run))
-            if any(graph.with_model(later) for later in plan.stages[done:]):  # the libraries come in while stages run that need none
+            if any(later.loads_model for later in list(plan.stages.values())[done:]):  # the libraries come in while stages run that need none
                 PRELOADED.start(project, libraries=True)
-            name, _, item = stage.partition("@")
-            FLOWS[name](*([item] if item else []), pipeline_run)
+            FLOWS[node.kind](stage, pipeline_run)
             ran.append(stage)
         reporting.show_progress(progress, len(plan.stages), len(plan.stages), "complete")
         reporting.show_scores(project)

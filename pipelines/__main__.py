@@ -1,7 +1,7 @@
 """Run one stage's science without any orchestrator: `python -m pipelines STAGE [--params params.yaml] [--root .]`.
 
-The flows start the same command, with `--settings FILE` in place of `--params`: one JSON object {seed, settings}, already
-resolved, so that the stage loads its own section's code only. Exit codes: 0 done, 2 a sentence for the user on stderr.
+The flows start the same command, with `--settings FILE` in place of `--params`: one JSON object {seed, kind, settings, reads, makes, records},
+already resolved, so that the stage loads the code of its own kind only. Exit codes: 0 done, 2 a sentence for the user on stderr.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipelines import answered, graph, paths
+from pipelines import answered, paths
 from pipelines.errors import UserError
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.preloaded import die_with_parent
@@ -28,7 +28,7 @@ from pipelines.store import discard, replacing, write_json
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
-    parser.add_argument("stage", help="address of a stage: " + ", ".join(ENTRIES) + " (an RL stage is rl@NAME)")
+    parser.add_argument("stage", help="name of a stage")
     parser.add_argument("--params", type=Path, default=paths.PARAMS, help="a whole params file")
     parser.add_argument("--settings", type=Path, help="this stage's resolved settings as JSON, instead of --params")
     parser.add_argument("--root", type=Path, default=Path(), help="project root")
@@ -64,39 +64,39 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """{seed, settings} of the stage, from the file the flow wrote or resolved here from params."""
+    """What the stage is given, from the file the flow wrote or resolved here from params."""
     if options.settings:
         return json.loads(options.settings.read_text())
-    from pipelines import checks, config  # all sections, which a flow's child does not need
+    from pipelines import checks, graph  # all sections, which a flow's child does not need
 
     params = checks.load(options.params, options.root)
-    return {"seed": params.seed, "settings": config.resolve(params, options.stage).model_dump(mode="json")}
+    return graph.given(params, options.stage)
 
 
 def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: Any = "refuse", keep_work: bool = False) -> dict[str, float]:
     """Run `stage`, then write its metrics, its plot and its manifest, and clear its work unless it is to be kept. Returns the metrics."""
-    module, settings_module, settings_class = ENTRIES[stage.partition("@")[0]]
+    module, settings_module, settings_class = ENTRIES[given["kind"]]
     settings = getattr(importlib.import_module(settings_module), settings_class).model_validate(given["settings"])
-    slug = paths.slug(stage)
-    work = root / paths.WORK / slug
+    work = root / paths.WORK / stage
     work.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
     journal = Journal(work / f"rank-{rank}.jsonl", stage, io.StringIO()) if rank else Journal(work / "journal.jsonl", stage)
-    context = Context(stage, root, given["seed"], settings, work, journal, device, on_change)
-    inputs = graph.inputs(stage, *getattr(settings, "models", ()))
-    beginning = None if rank else begin(root, stage, given, inputs=inputs, modules=(module, settings_module))
-    answers = answered.of_stage(root, stage, given, work, begin=not rank)
+    context = Context(stage, root, given["seed"], settings, work, journal, device, on_change, first=not rank)
+    decided = {name: given[name] for name in ("seed", "kind", "settings")}
+    reads, makes, records = ([Path(path) for path in given[name]] for name in ("reads", "makes", "records"))
+    beginning = None if rank else begin(root, stage, decided, inputs=reads, modules=(module, settings_module))
+    answers = answered.of_stage(root, stage, decided, work, begin=not rank)
     with answered.kept(answers):
         summary = importlib.import_module(module).run(context)
     if beginning is None:
         return summary  # the first process writes for all
-    for path in graph.records(stage):
+    for path in records:
         if path.suffix == ".json":
             write_json(root / path, summary)
         else:
             write_plot(root / path, journal.rows())
     told = {"accepted": context.accepted, "origins": context.origins, "endpoints": answers.summary(), "notices": context.notices, "device": device}
-    write_manifest(beginning, outputs=graph.outputs(stage), **told)
+    write_manifest(beginning, outputs=makes, **told)
     if not keep_work:
         discard(context.resume)
     return summary

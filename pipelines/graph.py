@@ -1,96 +1,123 @@
-"""The graph of stages as data: what each reads and writes. dvc.yaml says the same for DVC; a test holds the two together."""
+"""The graph of stages as data: what each reads and makes, by what params.yaml says. DVC is told the same (`tasks.dvc_graph`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import paths
-
-HEAD = ("sources", "curation", "base", "sft", "difficulty", "synthesis")
-TAIL = ("merging", "evaluation", "report")
-
-
-def stages(rl: dict[str, Any]) -> list[str]:
-    """Addresses of all stages in an order in which they can run; `rl` is params' rl.stages (name -> settings).
-
-    RL stages run in the order of their names, except that a stage follows its `init` and its `reference`.
-    """
-    ordered: list[str] = []
-
-    def visit(name: str) -> None:
-        for role in ("init", "reference"):
-            model = rl[name][role] if isinstance(rl[name], dict) else getattr(rl[name], role)
-            if model in rl and model not in ordered:
-                visit(model)
-        if name not in ordered:
-            ordered.append(name)
-
-    for name in rl:
-        visit(name)
-    return [*HEAD, *(f"rl@{name}" for name in ordered), *TAIL]
-
+from pipelines.config import MODELS, ROWS, Params, order, resolve
+from pipelines.config.common import Section
 
 LEARNING = ("base", "sft", "rl")
-"""Stages that learn step by step: their journal becomes a plot."""
+"""Kinds that learn step by step: their journal becomes a plot."""
+LOADING = ("base", "sft", "grade", "rl", "merge", "evaluation")
+"""Kinds that load a model, and so torch and transformers."""
+SEEDLESS = ("curation", "report")
+"""Kinds that draw nothing at random."""
+SELECTING = ("sft", "grade", "synthesise", "rl")
+"""Kinds that write down which rows they have read."""
+CURATING = ("sources", "curation", "grade", "synthesise")
+"""Kinds that keep and drop rows, with a ledger."""
 
 
-def with_model(stage: str) -> bool:
-    """Whether a stage loads a model, and so torch and transformers."""
-    return stage.partition("@")[0] in ("base", "sft", "difficulty", "rl", "merging", "evaluation")
+@dataclass(frozen=True)
+class Stage:
+    """One stage. settings: resolved. reads: files and folders that it reads, makes: those that it makes; relative to the project root."""
+
+    name: str
+    kind: str
+    settings: Section
+    reads: tuple[Path, ...]
+    makes: tuple[Path, ...]
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """Small files that tell of its run."""
+        return records(self.name, self.kind)
+
+    @property
+    def loads_model(self) -> bool:
+        return self.kind in LOADING
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model that it makes, if it makes one."""
+        return self.name if paths.model(self.name) in self.makes else None
+
+    def feeds(self, other: Stage) -> bool:
+        """Does `other` read what this one writes?"""
+        written = [*self.makes, *self.records, paths.manifest(self.name)]
+        return self.name != other.name and any(out == read or out in read.parents or read in out.parents for read in other.reads for out in written)
 
 
-def inputs(stage: str, *models: str) -> list[Path]:
-    """Data that a stage reads; `models` are what an RL stage names as its `init` and `reference`.
+Graph = Mapping[str, Stage]
+"""Name -> stage, in an order in which they can run."""
 
-    Merging names its experts by their manifests: data/models holds its own output too, and DVC would see a cycle.
+
+def graph(params: Params) -> Graph:
+    """All stages of params."""
+    kinds = {"sources": "sources", "curation": "curation", "base": "base"}
+    kinds |= {name: params.stages[name].kind for name in order(params.stages)}
+    kinds |= {"evaluation": "evaluation", "report": "report"}
+    return {name: stage(name, kind, resolve(params, name)) for name, kind in kinds.items()}
+
+
+def stage(name: str, kind: str, settings: Any) -> Stage:
+    """One stage, of its resolved settings alone."""
+    return Stage(name, kind, settings, tuple(_reads(kind, settings)), tuple(makes(name, kind)))
+
+
+def given(params: Params, name: str) -> dict[str, Any]:
+    """What a stage is given, as plain data: {seed, kind, settings, reads, makes, records}.
+
+    Raises:
+        UserError: there is no such stage.
     """
-    if stage.startswith("rl@"):
-        return [*map(paths.model, models), paths.SELECTED, paths.SYNTHESISED]
+    found = stage(name, params.stages[name].kind if name in params.stages else name, resolve(params, name))
+    paths_of = {part: [path.as_posix() for path in getattr(found, part)] for part in ("reads", "makes", "records")}
+    return {"seed": params.seed, "kind": found.kind, "settings": found.settings.model_dump(mode="json"), **paths_of}
+
+
+def upstream(stages: Graph, names: set[str]) -> list[str]:
+    """`names` and every stage they need, in the order of running."""
+    needed = set(names)
+    for name in reversed(stages):
+        if name in needed:
+            needed |= {other for other, each in stages.items() if each.feeds(stages[name])}
+    return [name for name in stages if name in needed]
+
+
+def _reads(kind: str, settings: Any) -> list[Path]:
+    if kind in ROWS or kind in MODELS:
+        read = [*map(paths.model, settings.models_read), *map(paths.rows, settings.rows_read)]
+        if kind == "synthesise":
+            read += [paths.CURATION, paths.BENCHMARKS]
+        if kind == "merge" and settings.search:
+            read.append(paths.BENCHMARKS)
+        return list(dict.fromkeys(read))
     return {
-        "sources": [paths.EXTERNAL / "sources"],
-        "curation": [paths.SOURCES],
-        "base": [paths.SPLITS["base"], paths.EXTERNAL / "base"],
-        "sft": [paths.SPLITS["sft"], paths.BASE],
-        "difficulty": [paths.SPLITS["rl"], paths.SFT],
-        "synthesis": [paths.GRADED, paths.CURATION, paths.BENCHMARKS],
-        "merging": [paths.BASE, paths.SFT, paths.RL_MANIFESTS, paths.UNGRADED, paths.BENCHMARKS],
-        "evaluation": [paths.BENCHMARKS, paths.MODELS, paths.ROLLOUTS],
-        "report": [
-            paths.SOURCES,
-            paths.CURATION,
-            paths.DIFFICULTY,
-            paths.SYNTHESIS,
-            paths.EVALUATION,
-            paths.MODELS,
-            paths.METRICS,
-            paths.PLOTS,
-            paths.MANIFESTS,
-        ],
-    }[stage]
+        "sources": lambda: [paths.EXTERNAL / "sources"],
+        "curation": lambda: [paths.SOURCES],
+        "base": lambda: [paths.SPLITS["base"], paths.EXTERNAL / "base"],
+        "evaluation": lambda: [paths.BENCHMARKS, *map(paths.model, settings.models), *(paths.ROLLOUTS / name for name in settings.rollouts)],
+        "report": lambda: [paths.SOURCES, paths.CURATION, paths.EVALUATION, paths.MODELS, paths.METRICS, paths.PLOTS, paths.MANIFESTS],
+    }[kind]()
 
 
-def outputs(stage: str) -> list[Path]:
-    """Folders that a stage writes."""
-    if stage.startswith("rl@"):
-        name = stage.removeprefix("rl@")
-        return [paths.model(name), paths.ROLLOUTS / name]
+def makes(name: str, kind: str) -> list[Path]:
+    """Files and folders that a stage of a kind makes."""
+    if kind in (*MODELS, *ROWS):
+        made = paths.model(name) if kind in MODELS else paths.ROWS / name
+        return [made, *([paths.ROLLOUTS / name] if kind == "rl" else []), *([paths.seen(name)] if kind in SELECTING else [])]
     return {
-        "sources": [paths.SOURCES],
-        "curation": [paths.CURATION],
-        "base": [paths.BASE],
-        "sft": [paths.SFT],
-        "difficulty": [paths.DIFFICULTY],
-        "synthesis": [paths.SYNTHESIS],
-        "merging": [paths.MERGED],
-        "evaluation": [paths.EVALUATION],
-        "report": [paths.REPORT],
-    }[stage]
+        "sources": [paths.SOURCES], "curation": [paths.CURATION], "base": [paths.BASE], "evaluation": [paths.EVALUATION], "report": [paths.REPORT],
+    }[kind]  # fmt: skip
 
 
-def records(stage: str) -> list[Path]:
+def records(name: str, kind: str) -> tuple[Path, ...]:
     """Small files that tell of a stage's run: its metrics and, where it learns, its plot. The report reads them all, so it has none."""
-    slug = paths.slug(stage)
-    metrics = [] if stage == "report" else [paths.METRICS / f"{slug}.json"]
-    plots = [paths.PLOTS / f"{slug}.csv"] if stage.partition("@")[0] in LEARNING else []
-    return metrics + plots
+    metrics = () if kind == "report" else (paths.METRICS / f"{name}.json",)
+    return (*metrics, paths.PLOTS / f"{name}.csv") if kind in LEARNING else metrics

@@ -21,23 +21,22 @@ CURATION = Path("data/curation")
 SPLITS = {name: CURATION / f"{name}.parquet" for name in ("base", "sft", "rl")}
 
 MODELS = Path("data/models")
-"""One folder per model: base, sft, one per RL stage, merged."""
+"""One folder per model: base, and one per stage that makes one."""
 BASE = MODELS / "base"
-SFT = MODELS / "sft"
-MERGED = MODELS / "merged"
-SEARCH = MERGED / "search.json"
-"""What a search for the best merge tried, where params ask for one."""
+SEARCH = "search.json"
+"""Name of what a search for the best merge tried, in the folder of its model."""
 
-DIFFICULTY = Path("data/difficulty")
-SELECTED = DIFFICULTY / "selected.parquet"
-"""Problems inside the band, with pass rates."""
-GRADED = DIFFICULTY / "graded.parquet"
-"""All graded problems."""
-UNGRADED = DIFFICULTY / "dropped.parquet"
-"""Problems that are not selected, with the reason."""
+ROWS = Path("data/rows")
+"""One folder per stage that makes rows."""
+MADE = "problems.parquet"
+"""Name of the rows that such a stage hands on."""
+GRADED = "graded.parquet"
+"""Name of all graded problems, of a stage of kind grade."""
+UNGRADED = "ungraded.parquet"
+"""Name of the problems beyond its limit."""
 
-SYNTHESIS = Path("data/synthesis")
-SYNTHESISED = SYNTHESIS / "problems.parquet"
+SEEN = Path("data/seen")
+"""<stage>.parquet: problem ids of the rows that a stage has read, and where it found them."""
 
 ROLLOUTS = Path("data/rollouts")
 """One folder per RL stage, one Parquet file per some steps."""
@@ -63,11 +62,11 @@ CARD = "card.json"
 DROPPED = "dropped.parquet"
 """Name of the file of dropped rows in the folder of each curating stage."""
 IDENTITY = Path("data/identity")
-"""<stage>.json: digests of the code and versions of the libraries that decide the stage's results; DVC's stage `code` writes them."""
+"""<kind>.json: digests of the code and versions of the libraries that decide the results of stages of a kind; DVC's stage `code` writes them."""
 MANIFESTS = Path("data/manifests")
-"""One provenance statement per stage. They stand apart from the outputs, so that a rerun that writes the same bytes stops there."""
-RL_MANIFESTS = MANIFESTS / "rl"
-"""Those of the RL stages. Each names the digest of every file of its model, so depending on this folder is depending on all experts."""
+"""<stage>.json: one provenance statement per stage. They stand apart from the outputs, so that a rerun that writes the same bytes stops there."""
+GRAPH = Path("data/dvc.yaml")
+"""The stages of params.yaml as DVC reads them; whoever runs them writes it."""
 
 EXTERNAL = Path("data/external")
 """<stage>/: links to the local files and folders that params name, so that DVC sees when their content changes."""
@@ -90,23 +89,28 @@ FINISHED = STATE / "finished"
 
 
 def model(name: str) -> Path:
-    """Folder of the model called `name`: base, sft, merged, or an RL stage."""
+    """Folder of the model called `name`: base, or that of a stage."""
     return MODELS / name
+
+
+def rows(reference: str) -> Path:
+    """File of the rows that a reference in params names: `curation/SPLIT`, `STAGE`, `STAGE/FILE`, or a file of the project's own."""
+    if reference.endswith((".jsonl", ".parquet")):
+        return Path(reference)
+    stage, _, file = reference.partition("/")
+    return SPLITS[file] if stage == "curation" else ROWS / stage / f"{file or 'problems'}.parquet"
+
+
+def seen(stage: str) -> Path:
+    """Which rows a stage has read."""
+    return SEEN / f"{stage}.parquet"
 
 
 def manifest(stage: str) -> Path:
     """Provenance statement of a stage; that of the report, which depends on all the others, lies beside the page."""
-    if stage == "report":
-        return REPORT / "manifest.json"
-    name, _, item = stage.partition("@")
-    return MANIFESTS / name / f"{item}.json" if item else MANIFESTS / f"{name}.json"
+    return REPORT / "manifest.json" if stage == "report" else MANIFESTS / f"{stage}.json"
 
 
-def identity(stage: str) -> Path:
-    """What decides a stage's results beside its settings and data; all RL stages share one."""
-    return IDENTITY / f"{stage.partition('@')[0]}.json"
-
-
-def slug(stage: str) -> str:
-    """A stage's address (`rl@math`) as a file name (`rl-math`)."""
-    return stage.replace("@", "-")
+def identity(kind: str) -> Path:
+    """What decides the results of stages of a kind beside their settings and data."""
+    return IDENTITY / f"{kind}.json"

@@ -3,7 +3,8 @@
     problems      all rows of the sources               benchmarks   held-out problems, by `benchmark`
     splits        curated rows, by `split`              dropped      rows that a stage refused, by `stage`, with step, reason, detail
     ledger        rows in, kept and dropped by stage and step; reasons: the counted reasons of each step
-    graded        problems with pass rates              selected     those inside the band        synthesised   new ones
+    graded        problems with pass rates              selected     those inside the band        synthesised   new ones, all by `stage`
+    seen          problem ids of the rows that a stage has read, by `stage`, with the reference that each came by as `data`
     rollouts      every response of RL, by `stage`, with its `origin` and, where it did not train, why it was `dropped`
     samples      every response of the evaluation, by `model` and `benchmark`
 
@@ -29,8 +30,6 @@ from fsspec import AbstractFileSystem
 from pipelines import paths
 from pipelines.errors import UserError
 
-LEDGERS = {"sources": paths.SOURCES, "curation": paths.CURATION, "difficulty": paths.DIFFICULTY, "synthesis": paths.SYNTHESIS}
-"""Stages that refuse rows -> the folder with their account."""
 STEPS = pa.schema(
     [("stage", pa.string()), ("place", pa.int64()), ("step", pa.string()), ("input", pa.int64()), ("kept", pa.int64()), ("dropped", pa.int64())]
 )
@@ -39,9 +38,8 @@ REASONS = pa.schema([("stage", pa.string()), ("step", pa.string()), ("reason", p
 FILES: dict[str, tuple[Path, str, dict[str, int]]] = {
     "problems": (paths.PROBLEMS, "", {}),
     "benchmarks": (paths.BENCHMARKS, "*.parquet", {"benchmark": 1}),
-    "graded": (paths.GRADED, "", {}),
-    "selected": (paths.SELECTED, "", {}),
-    "synthesised": (paths.SYNTHESISED, "", {}),
+    "graded": (paths.ROWS, f"*/{paths.GRADED}", {"stage": 2}),
+    "seen": (paths.SEEN, "*.parquet", {"stage": 1}),
     "rollouts": (paths.ROLLOUTS, "*/*.parquet", {"stage": 2}),
     "samples": (paths.SAMPLES, "*/*.parquet", {"model": 2, "benchmark": 1}),
 }
@@ -101,11 +99,16 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     connection.register_filesystem(ReadOnly((root / DATA).resolve()))
     made = {name: _over(root, *where) for name, where in FILES.items()}
     made["splits"] = _union(root, {path.stem: path for path in paths.SPLITS.values()}, "split")
-    made["dropped"] = _union(root, {stage: folder / paths.DROPPED for stage, folder in LEDGERS.items()}, "stage")
+    ledgers = {"sources": paths.SOURCES, "curation": paths.CURATION}
+    rows = {folder.name: paths.ROWS / folder.name for folder in sorted((root / paths.ROWS).glob("*")) if folder.is_dir()}
+    graded = {stage for stage, folder in rows.items() if (root / folder / paths.GRADED).is_file()}
+    made["dropped"] = _union(root, {stage: folder / paths.DROPPED for stage, folder in (ledgers | rows).items()}, "stage")
+    for name, chosen in {"selected": graded, "synthesised": rows.keys() - graded}.items():
+        made[name] = _union(root, {stage: rows[stage] / paths.MADE for stage in sorted(chosen)}, "stage")
     for name, query in made.items():
         if query:
             connection.execute(f"create view {name} as {query}")
-    _accounts(connection, root)
+    _accounts(connection, root, ledgers | rows)
     if not tables(connection):
         raise UserError(f"{root}: nothing to query yet: run `touchstone run` first")
     for name, value in LOCKS.items():
@@ -157,10 +160,10 @@ def _union(root: Path, files: dict[str, Path], column: str) -> str | None:
     return " union all by name ".join(parts) or None
 
 
-def _accounts(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
-    """The tables `ledger` and `reasons`."""
+def _accounts(connection: duckdb.DuckDBPyConnection, root: Path, ledgers: dict[str, Path]) -> None:
+    """The tables `ledger` and `reasons`. ledgers: stage that refuses rows -> the folder with its account."""
     steps, reasons = [], []
-    for stage, folder in LEDGERS.items():
+    for stage, folder in ledgers.items():
         file = root / folder / paths.LEDGER
         account = json.loads(file.read_text()) if file.is_file() else {}
         for place, step in enumerate(_steps(account)):
@@ -173,11 +176,11 @@ def _accounts(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 
 
 def _steps(account: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps of a ledger; difficulty has one."""
+    """The steps of a ledger; that of kind grade has one."""
     if "selected" not in account:
         return account.get("steps", [])
     kept = account["selected"]
-    return [{"step": "difficulty", "input": account["input"], "kept": kept, "dropped": account["input"] - kept, "reasons": account["reasons"]}]
+    return [{"step": "grade", "input": account["input"], "kept": kept, "dropped": account["input"] - kept, "reasons": account["reasons"]}]
 
 
 def _source(path: Path) -> str:

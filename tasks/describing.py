@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines import graph
-from pipelines.config import Params, resolve
 from tasks import planning, settings, versioning
 
 
 def plan(project: Path) -> Iterator[str]:
-    """Lines for people; nothing on the disk changes.
+    """Lines for people; nothing on the disk changes, but that data/dvc.yaml comes in line with params.
 
     Raises:
         UserError: params do not hold; a line for all that is wrong.
@@ -20,18 +19,18 @@ def plan(project: Path) -> Iterator[str]:
     from pipelines.checks.outside import left_open
 
     loaded = settings.params(project)
-    stages = settings.stages(loaded)
+    stages = graph.graph(loaded)
+    versioning.align(project, loaded, stages)
     running: list[str] = []
-    for stage in stages:
+    for name, stage in stages.items():
         answer = versioning.look(project, stage)
-        above = [name for name in running if settings.feeds(loaded, name, stage)]
-        yield f"{stage}: {_state(answer, above)}"
+        above = [other for other in running if stages[other].feeds(stage)]
+        yield f"{name}: {_state(answer, above)}"
         if answer.state == "stale" or above:
-            running.append(stage)
-        models = loaded.rl.stages[stage.partition("@")[2]].models if "@" in stage else ()
-        yield "    reads  " + ", ".join(dict.fromkeys(path.as_posix() for path in graph.inputs(stage, *models)))
-        yield "    makes  " + ", ".join(path.as_posix() for path in graph.outputs(stage))
-        yield from (f"    {line}" for line in _decided(loaded, stage))
+            running.append(name)
+        yield "    reads  " + ", ".join(path.as_posix() for path in stage.reads)
+        yield "    makes  " + ", ".join(path.as_posix() for path in stage.makes)
+        yield from (f"    {line}" for line in DECIDED[stage.kind](stage.settings))
     for line in left_open(loaded, project):
         yield f"not known yet: {line}"
     yield f"params.yaml holds: {len(stages)} stages, {len(running)} to run"
@@ -42,16 +41,6 @@ def _state(answer: versioning.Answer, above: list[str]) -> str:
     if answer.state == "current":
         return f"current, unless {' or '.join(above)} makes something else" if above else "current"
     return f"{'taken from the cache' if answer.state == 'restored' else 'runs'} ({planning.told(answer.reasons)})"
-
-
-def _decided(loaded: Params, stage: str) -> Iterator[str]:
-    """The settings that decide most, resolved."""
-    given: Any = resolve(loaded, stage)
-    kind = stage.partition("@")[0]
-    yield from {
-        "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "difficulty": _difficulty, "synthesis": _synthesis, "rl": _rl,
-        "merging": _merging, "evaluation": _evaluation, "report": lambda given: [f"samples {given.samples}"],
-    }[kind](given)  # fmt: skip
 
 
 def _sources(given: Any) -> Iterator[str]:
@@ -73,34 +62,41 @@ def _base(given: Any) -> Iterator[str]:
         return
     shape = given.architecture
     yield f"from scratch: {shape.family}, {shape.layers} layers of {shape.hidden_size}, vocabulary {shape.vocab_size}, context {shape.context}"
-    yield from _sft(given)
+    yield from _training(given)
 
 
 def _sft(given: Any) -> Iterator[str]:
+    yield f"from {given.init}; {_data(given)}"
+    yield from _training(given)
+
+
+def _training(given: Any) -> Iterator[str]:
     train = given.train
     yield f"epochs {train.epochs:g}, batches of {train.batch_size}, {train.optimiser.name} at {train.optimiser.lr:g}"
 
 
-def _difficulty(given: Any) -> Iterator[str]:
+def _grade(given: Any) -> Iterator[str]:
+    yield f"by {given.init}; {_data(given)}"
     yield f"{given.samples} samples, stop {given.stop}, band {list(given.band)}, limit {_pairs(given.limit) or 'none'}"
     yield _generation(given.generation)
 
 
-def _synthesis(given: Any) -> Iterator[str]:
+def _synthesise(given: Any) -> Iterator[str]:
+    yield _data(given)
     asked = f" by {given.teacher.model}" if given.method == "teacher" else ""
     yield f"{given.method}{asked}, budget {given.budget}, topics below {given.weak_below:g}"
 
 
 def _rl(given: Any) -> Iterator[str]:
     changed = "".join(f"; {slot}: {value}" for slot, value in given.overrides.items())
-    yield f"from {given.init}, reference {given.reference}, domains {', '.join(given.domains)}"
+    yield f"from {given.init}, reference {given.reference or given.init}; {_data(given)}"
     yield f"recipe {given.recipe}{changed}"
     yield f"{given.steps} steps of {given.prompts_per_step} x {given.group_size}, {given.optimiser.name} at {given.optimiser.lr:g}"
     yield f"{_generation(given.generation)}, {given.precision}, {given.processes} process{'es' if given.processes > 1 else ''}"
 
 
-def _merging(given: Any) -> Iterator[str]:
-    yield f"{given.method} ({_pairs(given.settings) or 'its defaults'}) of {', '.join(given.models)} on {given.base}"
+def _merge(given: Any) -> Iterator[str]:
+    yield f"{given.method} ({_pairs(given.settings) or 'its defaults'}) of {', '.join(given.models)} on {given.init}"
     if given.search:
         yield f"search: {', '.join(each.method for each in given.search.candidates)}, budget {given.search.budget}"
 
@@ -111,6 +107,10 @@ def _evaluation(given: Any) -> Iterator[str]:
     yield f"gate: {given.gate.candidate} against {given.gate.against}, better on {', '.join(given.gate.improve) or 'none'}"
 
 
+def _report(given: Any) -> Iterator[str]:
+    yield f"samples {given.samples}"
+
+
 def _generation(given: Any) -> str:
     asked = f" asking {given.server.model}" if given.engine == "server" else ""
     return f"engine {given.engine}{asked}, {given.max_new_tokens} tokens at temperature {given.temperature:g}"
@@ -118,3 +118,25 @@ def _generation(given: Any) -> str:
 
 def _pairs(given: Mapping[Any, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in given.items())
+
+
+def _data(given: Any) -> str:
+    """`data difficulty, synthesis where domain math`."""
+    shares = {name: f" {rows.share:g}" if rows.share else "" for name, rows in given.data.items()}
+    return "data " + ", ".join(f"{name}{shares[name]}{_where(rows.where)}" for name, rows in given.data.items()) + _where(given.where)
+
+
+def _where(where: Any) -> str:
+    conditions = {name: value for name, value in where.model_dump().items() if value is not None}
+    return " where " + ", ".join(f"{name} {_listed(value)}" for name, value in conditions.items()) if conditions else ""
+
+
+def _listed(value: Any) -> str:
+    return value if isinstance(value, str) else " or ".join(map(str, value))
+
+
+DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
+    "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "grade": _grade, "synthesise": _synthesise, "rl": _rl, "merge": _merge,
+    "evaluation": _evaluation, "report": _report,
+}  # fmt: skip
+"""Kind -> lines of the settings that decide most, resolved."""

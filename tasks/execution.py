@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from pipelines import paths
+from pipelines import graph, paths
 from pipelines.lineage import manifests
 from pipelines.store import read_json
 from tasks import locking, owed, processes, promotion, reporting, settings, versioning
@@ -24,22 +24,23 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
     with locking.single_run(project):
         settings.check_disk(project)
         loaded = settings.params(project)
-        versioning.link_external(project, loaded)
-        versioning.prune(project, loaded)
-        owed.settle(project, settings.stages(loaded))
+        given = graph.given(loaded, stage)
+        stages = graph.graph(loaded)
+        versioning.align(project, loaded, stages)
+        versioning.prune(project, stages)
+        owed.settle(project, stages)
         owed.forget(project, stage)
-        versioning.prepare_code(project, stage)
-        before, depended = versioning.fingerprint(project, stage), versioning.dependencies(project, stage)
-        given = settings.given(loaded, stage)
+        versioning.prepare_code(project, stages[stage])
+        before, depended = versioning.fingerprint(project, stages[stage]), versioning.dependencies(project, stage)
         tracker = Tracker.open(project)
-        inputs = versioning.digests(project, stage)
-        models = versioning.models_read(project, loaded, stage)
+        inputs = versioning.digests(project, stages[stage])
+        models = versioning.models_read(project, stages, stage)
         with (
             tracker.pipeline(pipeline_run) as parent,
             tracker.stage(stage, given, parent=parent, flow_run=str(flow_run.root_flow_run_id), inputs=inputs, models=models) as run,
         ):
             processes.run_stage(project, stage, given, run.log_rows)
-            versioning.check_unchanged(project, stage, before)
+            versioning.check_unchanged(project, stages[stage], before)
             finished = Finished(stage, run.id, given, models, depended, versioning.output_digests(project, stage))
             owed.finish(project, finished)
             if not versioning.under_dvc():
@@ -67,13 +68,12 @@ def _tell(run: StageRun, finished: Finished) -> None:
     run.tag({f"dvc.out.{path}": digest for path, digest in finished.outputs.items()})
     if notices := manifests.notices(read_json(project / paths.manifest(stage))):
         run.tag({"touchstone.notices": "; ".join(notices)})
-    if model := versioning.trained(stage):
-        run.register(model, finished.outputs[paths.model(model).as_posix()], versioning.weights(project, stage))
-    if stage == "merging" and (project / paths.SEARCH).exists():
-        run.log_search(read_json(project / paths.SEARCH))
+    if (model := paths.model(stage).as_posix()) in finished.outputs:
+        run.register(stage, finished.outputs[model], versioning.weights(project, stage))
+        if (search := project / model / paths.SEARCH).exists():
+            run.log_search(read_json(search))
     if stage == "evaluation":
-        makers = {versioning.trained(maker): maker for maker in settings.stages(settings.params(project))}
-        decision = promotion.promote(run, finished.models, lambda model: versioning.weights(project, makers[model]))
+        decision = promotion.promote(run, finished.models, lambda model: versioning.weights(project, model))
         run.tag(
             {
                 "gate.candidate": decision.model,

@@ -58,7 +58,7 @@ def finish(project: Path, finished: Finished) -> None:
 def recorded(project: Path, finished: Finished) -> None:
     """DVC knows the stage: nobody resumes it any more, and it need not be forced."""
     (project / paths.FORCED / finished.stage).unlink(missing_ok=True)
-    discard(project / paths.WORK / paths.slug(finished.stage) / paths.RESUME)
+    discard(project / paths.WORK / finished.stage / paths.RESUME)
     if finished.told:
         forget(project, finished.stage)
     else:

@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from pipelines import graph, paths
+from pipelines import paths
 
 OWN = ("TOUCHSTONE_", "PREFECT_", "MLFLOW_", "DVC_")
 """Variables that no library reads which is imported before a stage begins, so that they may change between stages."""
@@ -87,11 +87,11 @@ class Preloaded:
             )  # fmt: skip
         self._requests, self._state = ours, wanted
 
-    def stage(self, project: Path, arguments: list[str], stderr: Any) -> StageProcess:
+    def stage(self, project: Path, arguments: list[str], stderr: Any, *, needs_libraries: bool) -> StageProcess:
         """Start `python -m pipelines` with these arguments. Its output goes where this process's goes, its errors to the file `stderr`."""
         self.start(project, libraries=False)
         assert self._requests
-        request = json.dumps({"arguments": arguments, "environment": dict(os.environ), "needs_libraries": graph.with_model(arguments[0])}) + "\n"
+        request = json.dumps({"arguments": arguments, "environment": dict(os.environ), "needs_libraries": needs_libraries}) + "\n"
         sent = socket.send_fds(self._requests, [request.encode()], [1, stderr.fileno()])
         self._requests.sendall(request.encode()[sent:])
         return StageProcess(self._requests, arguments)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from pipelines import paths
 from pipelines.errors import UserError
+from pipelines.graph import LOADING
 from pipelines.progress import Journal
 from pipelines.store import write_json
 from tasks.preloading import PRELOADED
@@ -46,13 +47,13 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -
         UserError: the child said in one sentence what the user can mend.
         RuntimeError: it failed otherwise; its error output is the message.
     """
-    work = project / paths.WORK / paths.slug(stage)
+    work = project / paths.WORK / stage
     work.mkdir(parents=True, exist_ok=True)
     settings, errors = work / "settings.json", work / "stderr.log"
     write_json(settings, given)
     arguments = [stage, "--settings", str(settings), "--root", str(project), "--keep-work"]
     follow = _Follower(Journal(work / "journal.jsonl", stage), on_rows)
-    with errors.open("wb") as stderr, whole(PRELOADED.stage(project, arguments, stderr)) as process:
+    with errors.open("wb") as stderr, whole(PRELOADED.stage(project, arguments, stderr, needs_libraries=given["kind"] in LOADING)) as process:
         while process.poll() is None:
             try:
                 process.wait(POLL)

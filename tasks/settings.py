@@ -16,11 +16,11 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from pipelines import graph, paths
-from pipelines.config import Params, resolve
+from pipelines import paths
+from pipelines.config import Params
 from pipelines.errors import UserError
+from pipelines.graph import Graph
 
 HOST = "127.0.0.1"
 
@@ -79,44 +79,16 @@ def params(project: Path) -> Params:
     return checks.load(project / paths.PARAMS, project)
 
 
-def stages(loaded: Params) -> list[str]:
-    return graph.stages(dict(loaded.rl.stages))
-
-
-def given(loaded: Params, stage: str) -> dict[str, Any]:
-    """What a stage is given: {seed, settings}, resolved, as plain data."""
-    return {"seed": loaded.seed, "settings": resolve(loaded, stage).model_dump(mode="json")}
-
-
-def matching(loaded: Params, stage: str) -> list[str]:
-    """The stage called `stage`, or all RL stages for `rl`.
+def matching(stages: Graph, named: str) -> set[str]:
+    """The stage called `named`, or all of the kind `named`.
 
     Raises:
         UserError: there is no such stage.
     """
-    everything = stages(loaded)
-    found = [name for name in everything if name == stage or name.partition("@")[0] == stage]
+    found = {name for name, stage in stages.items() if name == named} or {name for name, stage in stages.items() if stage.kind == named}
     if not found:
-        raise UserError(f"there is no stage '{stage}'; there are {', '.join(everything)}")
+        raise UserError(f"there is no stage '{named}'; there are {', '.join(stages)}")
     return found
-
-
-def upstream(loaded: Params, stage: str) -> list[str]:
-    """`matching` stages and every stage they need, in the order of running."""
-    everything = stages(loaded)
-    needed = set(matching(loaded, stage))
-    for name in reversed(everything):
-        if name in needed:
-            needed |= {parent for parent in everything if parent != name and feeds(loaded, parent, name)}
-    return [name for name in everything if name in needed]
-
-
-def feeds(loaded: Params, parent: str, child: str) -> bool:
-    """Does `child` read what `parent` writes?"""
-    name = child.partition("@")[2]
-    models = loaded.rl.stages[name].models if name else ()
-    written = [*graph.outputs(parent), *graph.records(parent), paths.manifest(parent)]
-    return any(out == read or out in read.parents or read in out.parents for read in graph.inputs(child, *models) for out in written)
 
 
 def check_disk(project: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipelines import graph, paths
+from pipelines import paths
 from pipelines.lineage.manifests import git_state
 from tasks import processes, settings
 
@@ -187,8 +187,8 @@ class StageRun:
         """The stage's metrics file and the digests of what it wrote."""
         from pipelines.store import read_json
 
-        for path in graph.records(self.stage):
-            if path.suffix == ".json":
+        for path in self.given["records"]:
+            if path.endswith(".json"):
                 self._log([(name, value, 0) for name, value in read_json(self.tracker.project / path).items()], prefix="final.")
 
     def log_search(self, record: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """DVC, asked and told in process: is a stage current, can it be had from the cache, and record what it has just made.
 
 The questions are those of `dvc repro`, in the same order: a stage whose command, code, params, data and outputs are as
-dvc.lock says is current; one that the run cache knows is checked out; any other runs. Under `dvc repro` DVC does the asking
-and recording itself; what a stage starts from is compared before and after all the same.
+data/dvc.lock says is current; one that the run cache knows is checked out; any other runs. `dvc repro` runs the one stage of dvc.yaml, which
+is `touchstone run`. Under `dvc repro data/dvc.yaml` DVC does the asking and recording itself; what a stage starts from is compared before and
+after all the same.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import graph, paths
+from pipelines import paths
 from pipelines.config import Params
 from pipelines.errors import UserError
+from pipelines.graph import Graph, Stage
 from pipelines.lineage import external
 from pipelines.lineage.digests import files_below
-from tasks import identity, settings
+from pipelines.lineage.manifests import parameters
+from pipelines.store import read_json
+from tasks import dvc_graph, identity
 
-CODE = "code"
-"""DVC's stage that writes what decides the results of the others."""
+PIPELINE = "pipeline"
+"""The stage of dvc.yaml, which runs those of data/dvc.yaml."""
 
 State = Literal["current", "restored", "stale"]
 
@@ -40,8 +44,13 @@ class Answer:
 
 
 def under_dvc() -> bool:
-    """Was this process started by `dvc repro`?"""
-    return "DVC_STAGE" in os.environ
+    """Does DVC itself run the stage that this process is?"""
+    return os.environ.get("DVC_STAGE", PIPELINE) != PIPELINE
+
+
+def _load(repository: Any, stage: str) -> Any:
+    """A stage of data/dvc.yaml."""
+    return repository.stage.load_one(path=paths.GRAPH.as_posix(), name=stage)
 
 
 @contextmanager
@@ -61,43 +70,40 @@ def _repository(project: Path) -> Iterator[Any]:
         raise UserError(f"DVC: {error}{cause}") from error
 
 
-def look(project: Path, stage: str) -> Answer:
-    """What `settle` would say, with nothing checked out and nothing recorded."""
+def look(project: Path, stage: Stage) -> Answer:
+    """What `settle_all` would say, with nothing checked out and nothing recorded."""
     with _repository(project) as repository, repository.lock:
-        found = repository.stage.load_one(name=stage)
-        edited = identity.changed_since_written(project, stage)
-        reasons = _changes(project, found) or tuple(edited)
-        return Answer(stage, "current" if not reasons else "restored" if not edited and _in_cache(repository, found) else "stale", reasons)
+        found = _load(repository, stage.name)
+        edited = identity.changed_since_written(project, stage.kind)
+        reasons = _changes(project, stage, found) or tuple(edited)
+        return Answer(stage.name, "current" if not reasons else "restored" if not edited and _in_cache(repository, found) else "stale", reasons)
 
 
-def settle(project: Path, stage: str, *, force: bool = False) -> Answer:
-    """Is `stage` current? If not, but the cache holds what it would make, its outputs are checked out and recorded."""
-    return settle_all(project, [stage], [stage] if force else [])[0]
-
-
-def settle_all(project: Path, stages: Sequence[str], forced: Sequence[str] = ()) -> list[Answer]:
-    """`settle` of each stage in turn, up to the first that has to run."""
+def settle_all(project: Path, stages: Sequence[Stage], forced: Sequence[str] = ()) -> list[Answer]:
+    """Is a stage current? If not, but the cache holds what it would make, its outputs are checked out and recorded. Each in turn, up to the
+    first that has to run."""
     identity.write(project)
     answers: list[Answer] = []
     with _repository(project) as repository, repository.lock:
-        found = {each.addressing: each for each in repository.index.stages}  # one by one, dvc.yaml is read again for each
-        _record_code(found[CODE])
+        every = [each for each in repository.index.stages if each.path_in_repo == paths.GRAPH.as_posix()]
+        found = {each.name: each for each in every}  # one by one, the file is read again for each
+        _record_code(found[dvc_graph.CODE])
         for stage in stages:
-            answers.append(_settle(project, repository, found[stage], stage in forced))
+            answers.append(_settle(project, repository, stage, found[stage.name], stage.name in forced))
             if answers[-1].state == "stale":
                 break
     return answers
 
 
-def _settle(project: Path, repository: Any, stage: Any, force: bool) -> Answer:
+def _settle(project: Path, repository: Any, stage: Stage, found: Any, force: bool) -> Answer:
     if force:
-        return Answer(stage.addressing, "stale", ("forced",))
-    reasons = _changes(project, stage)
+        return Answer(stage.name, "stale", ("forced",))
+    reasons = _changes(project, stage, found)
     if not reasons:
-        return Answer(stage.addressing, "current")
-    if _restore(repository, stage):
-        return Answer(stage.addressing, "restored", reasons)
-    return Answer(stage.addressing, "stale", reasons)
+        return Answer(stage.name, "current")
+    if _restore(repository, found):
+        return Answer(stage.name, "restored", reasons)
+    return Answer(stage.name, "stale", reasons)
 
 
 def _record_code(code: Any) -> None:
@@ -106,21 +112,21 @@ def _record_code(code: Any) -> None:
         _commit(code)
 
 
-def _changes(project: Path, stage: Any) -> tuple[str, ...]:
+def _changes(project: Path, stage: Stage, found: Any) -> tuple[str, ...]:
     """Why a stage is not current; empty where it is."""
-    never = not any(out.hash_info for out in stage.outs)
-    return ("it has not run yet",) if never else tuple(_reasons(project, stage.name, stage.status().get(stage.addressing, [])))
+    never = not any(out.hash_info for out in found.outs)
+    return ("it has not run yet",) if never else tuple(_reasons(project, stage, found.status().get(found.addressing, [])))
 
 
-def _reasons(project: Path, stage: str, entries: list[Any]) -> Iterator[str]:
-    """DVC's status of a stage as short phrases: `params.yaml: sft.train modified`, and of its code `pipelines/store.py`, `torch 2.13 -> 2.14`."""
+def _reasons(project: Path, stage: Stage, entries: list[Any]) -> Iterator[str]:
+    """DVC's status of a stage as short phrases: `params.yaml: stages.sft.train modified`, and of its code `pipelines/store.py`, `torch 2.13 -> 2.14`."""
     for entry in entries:
         if isinstance(entry, str):
             yield entry
             continue
         for changes in entry.values():
             for path, change in changes.items():
-                if path == paths.identity(stage).as_posix():
+                if path == paths.identity(stage.kind).as_posix():
                     yield from identity.changed_since_run(project, stage) or [f"{path} {change}"]
                 elif isinstance(change, dict):
                     yield from (f"{path}: {key} {how}" for key, how in change.items())
@@ -164,39 +170,35 @@ def _commit(stage: Any) -> None:
     stage.dump(update_pipeline=False)
 
 
-def digests(project: Path, stage: str) -> dict[str, str]:
+def digests(project: Path, stage: Stage) -> dict[str, str]:
     """Path -> DVC's digest of every data input of a stage as it lies there now, code and params apart.
 
     Raises:
         UserError: one is missing.
     """
     with _repository(project) as repository:
-        found = repository.stage.load_one(name=stage)
+        found = _load(repository, stage.name)
         found.save_deps()
-        return {dep.def_path: dep.hash_info.value for dep in found.deps if _is_data(dep, stage)}
-
-
-def _is_data(dep: Any, stage: str) -> bool:
-    return dep.def_path not in (paths.PARAMS.as_posix(), paths.identity(stage).as_posix())
+        others = (paths.PARAMS.as_posix(), paths.identity(stage.kind).as_posix())
+        return {dep.def_path: dep.hash_info.value for dep in found.deps if dep.def_path not in others}
 
 
 def output_digests(project: Path, stage: str) -> dict[str, str]:
     """Path -> DVC's digest of every output of a stage as it lies there now."""
     with _repository(project) as repository:
-        found = repository.stage.load_one(name=stage)
+        found = _load(repository, stage)
         for out in found.outs:
             out.save()
         return {out.def_path: out.hash_info.value for out in found.outs}
 
 
 def weights(project: Path, stage: str) -> dict[str, Path]:
-    """Name -> file in DVC's cache, of the model that `stage` has made: files that nothing changes any more.
+    """Name -> file in DVC's cache, of the model that the stage called `stage` has made: files that nothing changes any more.
 
     Under `dvc repro` DVC itself fills its cache after the stage; here the model is put there first.
     """
     with _repository(project) as repository:
-        folder = paths.model(trained(stage) or "").as_posix()
-        out = next(out for out in repository.stage.load_one(name=stage).outs if out.def_path == folder)
+        out = next(out for out in _load(repository, stage).outs if out.def_path == paths.model(stage).as_posix())
         out.save()
         out.commit()
         return {"/".join(key): Path(out.cache.oid_to_path(digest.value)) for key, (_, digest) in out.get_obj().iteritems()}
@@ -205,43 +207,31 @@ def weights(project: Path, stage: str) -> dict[str, Path]:
 def intact(project: Path, stage: str) -> bool:
     """Do the outputs of a stage lie there as dvc.lock has them?"""
     with _repository(project) as repository:
-        return not any(out.workspace_status() for out in repository.stage.load_one(name=stage).outs)
+        return not any(out.workspace_status() for out in _load(repository, stage).outs)
 
 
-def trained(stage: str) -> str | None:
-    """Name of the model that a stage makes, if it makes one."""
-    name, _, item = stage.partition("@")
-    return {"base": "base", "sft": "sft", "merging": "merged", "rl": item}.get(name)
-
-
-def models_read(project: Path, loaded: Params, stage: str) -> dict[str, str]:
+def models_read(project: Path, stages: Graph, stage: str) -> dict[str, str]:
     """Model -> DVC's recorded digest of its folder, of every model that `stage` reads."""
-    makers = {name: maker for maker in settings.stages(loaded) if maker != stage and (name := trained(maker))}
-    models = loaded.rl.stages[stage.partition("@")[2]].models if "@" in stage else ()
-    read = graph.inputs(stage, *models)
-    everything = paths.MODELS in read
-    experts = set(loaded.rl.stages) if paths.RL_MANIFESTS in read else set()
+    wanted = [name for name, other in stages.items() if other.model and other.feeds(stages[stage])]
     with _repository(project) as repository:
-        wanted = [name for name in makers if everything or name in experts or paths.model(name) in read]
-        stages = {name: repository.stage.load_one(name=makers[name]) for name in wanted}
-        outs = {name: next(out for out in found.outs if out.def_path == paths.model(name).as_posix()) for name, found in stages.items()}
-        return {name: out.hash_info.value for name, out in outs.items() if out.hash_info.value}
+        found = {name: next(out for out in _load(repository, name).outs if out.def_path == paths.model(name).as_posix()) for name in wanted}
+        return {name: out.hash_info.value for name, out in found.items() if out.hash_info.value}
 
 
-def fingerprint(project: Path, stage: str) -> dict[str, str]:
+def fingerprint(project: Path, stage: Stage) -> dict[str, str]:
     """Digest of everything a stage depends on: code, data, params. Taken before and after a run, it tells of edits during it."""
-    code = identity.current(project, stage)
+    code = identity.current(project, stage.kind)
     with _repository(project) as repository:
-        found = repository.stage.load_one(name=stage)
+        found = _load(repository, stage.name)
         found.save_deps()
-        other = {str(dep): str(dep.hash_info.value) for dep in found.deps if dep.def_path != paths.identity(stage).as_posix()}
+        other = {str(dep): str(dep.hash_info.value) for dep in found.deps if dep.def_path != paths.identity(stage.kind).as_posix()}
         return {**code["files"], **code["libraries"], **other}
 
 
 def dependencies(project: Path, stage: str) -> dict[str, str]:
     """DVC's digest of everything a stage depends on as it lies there now."""
     with _repository(project) as repository:
-        found = repository.stage.load_one(name=stage)
+        found = _load(repository, stage)
         found.save_deps()
         return _digests_of(found)
 
@@ -253,11 +243,11 @@ def _digests_of(found: Any) -> dict[str, str]:
 def recorded(project: Path, stage: str) -> tuple[dict[str, str], dict[str, str]]:
     """`dependencies` and `output_digests` of a stage as dvc.lock has them, whatever lies there now."""
     with _repository(project) as repository:
-        found = repository.stage.load_one(name=stage)
+        found = _load(repository, stage)
         return _digests_of(found), {out.def_path: out.hash_info.value for out in found.outs}
 
 
-def prepare_code(project: Path, stage: str) -> None:
+def prepare_code(project: Path, stage: Stage) -> None:
     """Have the identity of the code that is about to run on the disk, where DVC compares it; `dvc repro` has seen to that itself.
 
     Raises:
@@ -265,11 +255,11 @@ def prepare_code(project: Path, stage: str) -> None:
     """
     if not under_dvc():
         identity.write(project)
-    elif changed := identity.changed_since_written(project, stage):
-        raise UserError(f"{stage}: {', '.join(changed)} changed since DVC's stage `{CODE}` looked; run `dvc repro` again, with that stage in it")
+    elif changed := identity.changed_since_written(project, stage.kind):
+        raise UserError(f"{stage.name}: {', '.join(changed)} changed since DVC's stage `{dvc_graph.CODE}` looked; run `dvc repro` again, with that stage in it")
 
 
-def check_unchanged(project: Path, stage: str, before: dict[str, str]) -> None:
+def check_unchanged(project: Path, stage: Stage, before: dict[str, str]) -> None:
     """
     Raises:
         UserError: something that `stage` depends on is not as `before`, its fingerprint, says, so nobody can say what was made from what.
@@ -277,46 +267,63 @@ def check_unchanged(project: Path, stage: str, before: dict[str, str]) -> None:
     after = fingerprint(project, stage)
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     if changed:
-        raise UserError(f"{stage}: {', '.join(changed)} changed while the stage ran, so its outputs are not recorded; run again")
+        raise UserError(f"{stage.name}: {', '.join(changed)} changed while the stage ran, so its outputs are not recorded; run again")
 
 
 def record(project: Path, stage: str) -> None:
     """Tell DVC that `stage` has just run."""
     with _repository(project) as repository, repository.lock:
-        _commit(repository.stage.load_one(name=stage))
+        _commit(_load(repository, stage))
 
 
-def link_external(project: Path, loaded: Params) -> None:
-    """Make data/external mirror the local files that params name, so that DVC sees when their content changes."""
-    for stage in ("sources", "base"):
-        folder = project / paths.EXTERNAL / stage
-        wanted: dict[Path, Path] = {}
-        for key, path in external.local(project, settings.given(loaded, stage)["settings"]).items():
-            wanted |= {folder / key / file.relative_to(path.parent): file.resolve() for file in files_below(path)}
-        present = [entry for entry in folder.rglob("*") if entry.is_symlink()] if folder.exists() else []
-        for link in present:
-            if link not in wanted or link.readlink() != wanted[link]:
-                link.unlink()
-        for link, target in wanted.items():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(target)
-        for entry in sorted((entry for entry in folder.rglob("*") if entry.is_dir()), reverse=True):
-            if not any(entry.iterdir()):
-                entry.rmdir()
+def align(project: Path, loaded: Params, stages: Graph) -> None:
+    """Have DVC see what params say: the stages, and the content of the local files that they name. Under DVC itself the stages stand already.
+
+    Raises:
+        UserError: DVC runs a stage from a file that says something else than params.
+    """
+    if under_dvc():
+        dvc_graph.refuse_another(project, loaded, stages)
+    else:
+        dvc_graph.write(project, loaded, stages)
+    for name in ("sources", "base"):
+        _link(project, project / paths.EXTERNAL / name, stages[name].settings.model_dump(mode="json"))
 
 
-def prune(project: Path, loaded: Params) -> list[str]:
-    """Remove what RL stages that params no longer names have left: data/models is an input of evaluation. DVC's cache keeps it.
+def _link(project: Path, folder: Path, settings: Any) -> None:
+    """Make a folder below data/external mirror the local files that a section names."""
+    wanted: dict[Path, Path] = {}
+    for key, path in external.local(project, settings).items():
+        wanted |= {folder / key / file.relative_to(path.parent): file.resolve() for file in files_below(path)}
+    present = [entry for entry in folder.rglob("*") if entry.is_symlink()] if folder.exists() else []
+    for link in present:
+        if link not in wanted or link.readlink() != wanted[link]:
+            link.unlink()
+    for link, target in wanted.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(target)
+    for entry in sorted((entry for entry in folder.rglob("*") if entry.is_dir()), reverse=True):
+        if not any(entry.iterdir()):
+            entry.rmdir()
+
+
+def prune(project: Path, stages: Graph) -> list[str]:
+    """Remove what stages have left that params no longer name, or name as another kind: the report reads data/models whole. DVC's cache keeps
+    it. Returns the names of those that are gone.
 
     Only a stage with a manifest has left anything of ours; a folder that somebody put there stays.
     """
-    gone = [file.stem for file in sorted((project / paths.RL_MANIFESTS).glob("*.json")) if file.stem not in loaded.rl.stages]
-    for name in gone:
-        stage = f"rl@{name}"
-        slug = paths.slug(stage)
-        for path in (paths.model(name), paths.ROLLOUTS / name):
-            shutil.rmtree(project / path, ignore_errors=True)
-        for path in (paths.METRICS / f"{slug}.json", paths.PLOTS / f"{slug}.csv", paths.manifest(stage)):
-            (project / path).unlink(missing_ok=True)
+    gone = []
+    for file in sorted((project / paths.MANIFESTS).glob("*.json")):
+        name = file.stem
+        stage = stages.get(name)
+        if stage is None or parameters(read_json(file))["kind"] != stage.kind:
+            gone += [name] if stage is None else []
+            stays = {*stage.makes, *stage.records} if stage else set()
+            for path in {paths.model(name), paths.ROWS / name, paths.ROLLOUTS / name} - stays:
+                shutil.rmtree(project / path, ignore_errors=True)
+            for path in {paths.seen(name), paths.METRICS / f"{name}.json", paths.PLOTS / f"{name}.csv"} - stays:
+                (project / path).unlink(missing_ok=True)
+            file.unlink()
     return gone

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows.tools import rows
+from pipelines.sources import loose
 from pipelines import paths
 from pipelines.errors import UserError
 from pipelines.records import Problem
@@ -35,7 +35,7 @@ def curate(options: argparse.Namespace) -> int:
 
     out = OutputFolder(options.out, [*options.inputs, *options.against, *([options.params] if options.params else [])])
     settings = load(options.params).curation if options.params else CurationSettings()
-    read = [(path.stem, *rows.read(path)) for path in options.inputs]
+    read = [(path.stem, *loose.read(path)) for path in options.inputs]
     benchmarks = {path.stem: _benchmark(path) for path in options.against}
     bad = [(name, row) for name, _, malformed in read for row in malformed]
     asked = {"settings": settings.model_dump_json(), "code": code_sha256("pipelines.curation.run")}
@@ -54,7 +54,7 @@ def curate(options: argparse.Namespace) -> int:
 
 
 def _benchmark(path: Path) -> list[Problem]:
-    problems, bad = rows.read(path)
+    problems, bad = loose.read(path)
     if bad:
         raise UserError(f"{path}:{bad[0].line}: {bad[0].field} {bad[0].reason}; a benchmark must be read whole")
     return problems
@@ -73,9 +73,9 @@ def decontaminate(options: argparse.Namespace) -> int:
     settings = CurationSettings.model_validate(
         {"steps": ["decontaminate"], "decontamination": {"paraphrases": {"embedding": _embedding(options.embedding)}}}
     )
-    read = list(rows.lines(options.input))
+    read = list(loose.lines(options.input))
     problems = {number: _prompt(row) for number, row in read}
-    against = [_benchmark_item(f"{options.against}:{number}", row) for number, row in rows.lines(options.against)]
+    against = [_benchmark_item(f"{options.against}:{number}", row) for number, row in loose.lines(options.against)]
     usable = [replace(problem, source_id=str(number)) for number, problem in problems.items() if isinstance(problem, Problem)]
     curated = run(usable, {options.against.stem: against}, settings)
     hits = {int(hit.problem.source_id): {"reason": hit.reason, "detail": hit.detail} for hit in curated.dropped}
@@ -109,20 +109,20 @@ def _embedding(model: str | None) -> str | None:
     return model or default
 
 
-def _benchmark_item(where: str, row: dict[str, Any] | rows.Malformed) -> Problem:
+def _benchmark_item(where: str, row: dict[str, Any] | loose.Malformed) -> Problem:
     """A row that training rows are compared with: to pass over a malformed one would let what it holds through."""
     item = _prompt(row)
-    if isinstance(item, rows.Malformed):
+    if isinstance(item, loose.Malformed):
         raise UserError(f"{where}: {item}")
     return item
 
 
-def _prompt(row: dict[str, Any] | rows.Malformed) -> Problem | rows.Malformed:
+def _prompt(row: dict[str, Any] | loose.Malformed) -> Problem | loose.Malformed:
     """The problem of a row, which needs no answer here, or why it has none."""
-    if isinstance(row, rows.Malformed):
+    if isinstance(row, loose.Malformed):
         return row
-    problem = rows.problem(row, answered=False)
-    return problem if problem.prompt.strip() else rows.Malformed(f"no text in {', '.join(rows.PROMPT)}")
+    problem = loose.problem(row, answered=False)
+    return problem if problem.prompt.strip() else loose.Malformed(f"no text in {', '.join(loose.PROMPT)}")
 
 
 def _write(path: Path, chosen: list[Any]) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.tools import rows
+from pipelines.sources import loose
 from pipelines import paths
 from pipelines.errors import UserError
 
@@ -81,7 +81,7 @@ def evaluate(options: argparse.Namespace) -> int:
     ks = sorted({1, *(options.k or [options.samples])})
     if options.samples < 1 or ks[0] < 1 or ks[-1] > options.samples:
         raise UserError(f"evaluate: --samples and --k must be at least 1 and no k above the samples, got {options.samples} samples and k {ks}")
-    read, bad = rows.read(options.benchmark, _source(options))
+    read, bad = loose.read(options.benchmark, _source(options))
     problems = list({problem.problem_id: problem for problem in read}.values())[: options.limit]  # a repeated one would count twice
     if not problems:
         raise UserError(f"{options.benchmark}: no problem in it" + (f"; the first row is malformed: {bad[0].field} {bad[0].reason}" if bad else ""))

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flows.tools import rows
+from pipelines.sources import loose
 from pipelines.errors import UserError
 from pipelines.records import Outcome, Problem, Verdict
 
@@ -91,19 +91,19 @@ def _progress(rows: int, spoke: float) -> float:
     return now
 
 
-def _pairs(path: Path) -> Iterator[tuple[dict[str, Any], tuple[Problem, str] | rows.Malformed]]:
+def _pairs(path: Path) -> Iterator[tuple[dict[str, Any], tuple[Problem, str] | loose.Malformed]]:
     """Each row with the problem and prediction it holds, or why it holds none."""
-    for number, row in rows.lines(path):
+    for number, row in loose.lines(path):
         where = f"line {number}: "
-        if isinstance(row, rows.Malformed):
-            yield {}, rows.Malformed(f"{where}{row}")
+        if isinstance(row, loose.Malformed):
+            yield {}, loose.Malformed(f"{where}{row}")
             continue
         try:
             if not isinstance(row.get("prediction"), str):
-                raise rows.Malformed(f"expected `prediction` to be a string, got {row.get('prediction')!r}")
-            yield row, (rows.problem(row), row["prediction"])
-        except rows.Malformed as reason:
-            yield row, rows.Malformed(f"{where}{reason}")
+                raise loose.Malformed(f"expected `prediction` to be a string, got {row.get('prediction')!r}")
+            yield row, (loose.problem(row), row["prediction"])
+        except loose.Malformed as reason:
+            yield row, loose.Malformed(f"{where}{reason}")
 
 
 def _judged(verdict: Verdict) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pipelines import paths, tables
 from pipelines.checks import names, outside
@@ -24,6 +25,8 @@ from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine
 from pipelines.store import read_json, write_json
 
+EARLIER = ("sft", "difficulty", "synthesis", "rl", "merging")
+"""Sections that are entries of `stages` now."""
 REMEMBERED = 50
 """So many answers of the tables are kept in `.touchstone`: they are asked again when params, a table or the code that checks has changed."""
 _ANSWERED: dict[str, list[tuple[str, str]]] = {}
@@ -39,6 +42,7 @@ def load(file: Path, root: Path, where: str = "") -> Params:
     content = read_yaml(file)
     params, told = examine(Params, content)
     told += [f"section '{name}' is missing; write '{name}: {{}}' for all defaults" for name in missing(content)]
+    told += [f"section '{name}' is of an earlier form of params.yaml; `touchstone migrate` rewrites it" for name in EARLIER if name in content]
     if params is not None:
         told += [f"{key}: {sentence}" for key, sentence in faults(params, root)]
     if params is None or told:
@@ -76,23 +80,23 @@ def _remembered(root: Path) -> dict[str, list[tuple[str, str]]]:
 
 def questions(params: Params) -> list[tables.Question]:
     """Every recipe, merge and puzzle that params name."""
-    asked: list[tables.Question] = [
-        {
-            "key": f"rl.stages.{name}",
-            "about": "recipe",
-            "name": stage.recipe,
-            "overrides": stage.overrides,
-            "kl_control": stage.kl_control is not None,
-        }
-        for name, stage in params.rl.stages.items()
-    ]
-    merging, experts = params.merging, len(params.merging.models or params.rl.stages)
-    merges = {"merging": (merging.method, merging.settings, {})}
-    for number, entry in enumerate(merging.search.candidates if merging.search else ()):
-        merges[f"merging.search.candidates.{number}"] = entry.method, entry.settings, entry.grid
-    for key, (method, settings, grid) in merges.items():
-        asked.append({"key": key, "about": "merge", "method": method, "settings": settings, "grid": grid, "experts": experts})
-    generators = {f"synthesis.generators.{name}": source for name, source in (params.synthesis.generators or {}).items()}
+    asked: list[tables.Question] = []
+    generators = dict[str, Any]()
+    for name, stage in params.stages.items():
+        key = f"stages.{name}"
+        if stage.kind == "rl":
+            steered = stage.kl_control is not None
+            asked.append({"key": key, "about": "recipe", "name": stage.recipe, "overrides": stage.overrides, "kl_control": steered})
+        elif stage.kind == "merge":
+            merges = {key: (stage.method, stage.settings, dict[str, Any]())}
+            for number, entry in enumerate(stage.search.candidates if stage.search else ()):
+                merges[f"{key}.search.candidates.{number}"] = entry.method, entry.settings, entry.grid
+            for at, (method, settings, grid) in merges.items():
+                asked.append(
+                    {"key": at, "about": "merge", "method": method, "settings": settings, "grid": grid, "experts": len(stage.models)}
+                )  # fmt: skip
+        elif stage.kind == "synthesise":
+            generators |= {f"{key}.generators.{source}": given for source, given in (stage.generators or {}).items()}
     for key, source in {**names.sources(params), **generators}.items():
         if source.kind == "reasoning_gym":
             asked.append({"key": key, "about": "puzzle", "task": source.task, "count": source.count, "settings": source.settings})

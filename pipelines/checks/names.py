@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.chat import TEACHER_URL
 from pipelines.config import Params
 from pipelines.config.checking import nearest
 from pipelines.config.common import GenerationSettings
-from pipelines.config.curation import CurationSettings
+from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
+from pipelines.config.evaluation import MergeStage
+from pipelines.config.rl import RlStage
 from pipelines.config.sources import FileSource
+from pipelines.config.stage import FILES, Reading
+from pipelines.config.training import SftStage
 from pipelines.curation.judging import refuse_without_endpoint
 from pipelines.endpoint import GENERATION_URL, Endpoint
 from pipelines.errors import UserError
@@ -19,6 +23,7 @@ from pipelines.sources import DOMAINS, GENERATORS
 from pipelines.verifiers import VERIFIERS, settings
 from pipelines.verifiers.judge import URL as JUDGE_URL
 
+T = TypeVar("T")
 Faults = Iterator[tuple[str, str]]
 """Key of params.yaml -> what is wrong there, and what was expected."""
 
@@ -30,11 +35,21 @@ def faults(params: Params) -> Faults:
     for key, source in sources(params).items():
         if isinstance(source, FileSource):
             yield from verifier(key, source)
-    for name, source in (params.synthesis.generators or {}).items():
-        if source.kind not in GENERATORS:
-            yield f"synthesis.generators.{name}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
-    if params.merging.search and not params.difficulty.limit:
-        yield "merging.search", "it validates with problems that difficulty leaves ungraded, and without difficulty.limit there are none"
+    for stage, settings in of_kind(params, SynthesiseStage):
+        for name, source in (settings.generators or {}).items():
+            if source.kind not in GENERATORS:
+                yield f"stages.{stage}.generators.{name}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
+    limited = {name for name, settings in of_kind(params, GradeStage) if settings.limit}
+    for name, settings in params.stages.items():
+        for reference in settings.rows_read:
+            grader, _, file = reference.partition("/")
+            if file == "ungraded" and grader not in limited:
+                yield f"stages.{name}", f"it reads {reference}, the rows beyond the limit of stage {grader}, which has none"
+
+
+def of_kind(params: Params, kind: type[T]) -> Iterator[tuple[str, T]]:
+    """Name and settings of every stage of a kind."""
+    return ((name, settings) for name, settings in params.stages.items() if isinstance(settings, kind))
 
 
 def sources(params: Params) -> dict[str, Any]:
@@ -55,14 +70,19 @@ def domains(params: Params) -> set[str] | None:
 
 def generations(params: Params) -> dict[str, GenerationSettings]:
     """Key of params.yaml -> how a stage samples, for those that do."""
-    found = {"difficulty.generation": params.difficulty.generation, "evaluation.generation": params.evaluation.generation}
-    found |= {f"rl.stages.{name}.generation": stage.generation for name, stage in params.rl.stages.items()}
-    return found | ({"merging.search.generation": params.merging.search.generation} if params.merging.search else {})
+    found = {"evaluation.generation": params.evaluation.generation}
+    for name, settings in params.stages.items():
+        if isinstance(settings, GradeStage | RlStage):
+            found[f"stages.{name}.generation"] = settings.generation
+        elif isinstance(settings, MergeStage) and settings.search:
+            found[f"stages.{name}.search.generation"] = settings.search.generation
+    return found
 
 
 def curations(params: Params) -> dict[str, CurationSettings]:
     """Key of params.yaml -> how rows are curated."""
-    return {"curation": params.curation} | ({"synthesis.curation": params.synthesis.curation} if params.synthesis.curation else {})
+    own = {f"stages.{name}.curation": settings.curation for name, settings in of_kind(params, SynthesiseStage) if settings.curation}
+    return {"curation": params.curation, **own}
 
 
 def endpoints(params: Params) -> Faults:
@@ -73,12 +93,13 @@ def endpoints(params: Params) -> Faults:
         except UserError as error:
             yield f"{key}.steps", str(error).removeprefix("curation: ")
     needed = {}
-    if params.synthesis.method == "teacher" and params.synthesis.budget:
-        needed["synthesis.method"] = "teacher", TEACHER_URL
+    for name, settings in of_kind(params, SynthesiseStage):
+        if settings.method == "teacher" and settings.budget:
+            needed[f"stages.{name}.method"] = "teacher", TEACHER_URL
     judged = (key for key, source in sources(params).items() if isinstance(source, FileSource) and source.verifier == "judge")
     needed |= {f"{key}.verifier": ("judge", JUDGE_URL) for key in judged}
     for key, generation in generations(params).items():
-        if generation.engine == "server" and not key.startswith("rl."):  # where it cannot be anyway
+        if generation.engine == "server":
             needed[f"{key}.engine"] = "server", GENERATION_URL
             if not generation.server.model:
                 yield f"{key}.server.model", "is empty; name the model as the endpoint knows it"
@@ -95,10 +116,17 @@ def endpoints(params: Params) -> Faults:
 
 def _domains(params: Params) -> Faults:
     known = domains(params)
-    asked = {f"rl.stages.{name}.domains": stage.domains for name, stage in params.rl.stages.items()}
-    trained = {"base": params.base.train.goal, "sft": params.sft.train.goal}
-    asked |= {f"{name}.train.goal.solved": tuple(goal.solved) for name, goal in trained.items() if goal}
-    for key, names in {**asked, "difficulty.limit": tuple(params.difficulty.limit)}.items():
+    asked: dict[str, Iterable[str]] = {}
+    trained = {"base": params.base.train.goal} | {f"stages.{name}": settings.train.goal for name, settings in of_kind(params, SftStage)}
+    asked |= {f"{name}.train.goal.solved": goal.solved for name, goal in trained.items() if goal}
+    asked |= {f"stages.{name}.limit": settings.limit for name, settings in of_kind(params, GradeStage)}
+    if any(reference.endswith(FILES) for settings in params.stages.values() for reference in settings.rows_read):
+        known = None
+    for name, settings in params.stages.items():
+        if isinstance(settings, Reading):
+            asked |= {f"stages.{name}.data.{reference}.where.domain": rows.where.domain or () for reference, rows in settings.data.items()}
+            asked[f"stages.{name}.where.domain"] = settings.where.domain or ()
+    for key, names in asked.items():
         yield from _unknown(key, names, "domain of no source in sources.train", known)
 
 

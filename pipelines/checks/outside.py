@@ -15,7 +15,11 @@ from pipelines import extras
 from pipelines.checks import models, names
 from pipelines.config import Params
 from pipelines.config.checking import nearest
+from pipelines.config.evaluation import MergeStage
+from pipelines.config.rl import RlStage
 from pipelines.config.sources import FileSource
+from pipelines.config.stage import FILES
+from pipelines.config.training import SftStage
 from pipelines.curation.judging import ASKING
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.models import packaged
@@ -57,8 +61,13 @@ def faults(params: Params, root: Path, device: str) -> names.Faults:
     for key, generation in names.generations(params).items():
         if generation.engine == "scripted":
             yield from _script(f"{key}.script", root / generation.script)
-    if (policy := params.merging.tokenizer) and policy.source not in ("union", "base") and not (root / policy.source).is_dir():
-        yield "merging.tokenizer.source", f"'{policy.source}' is neither union, nor base, nor a folder"
+    for name, settings in names.of_kind(params, MergeStage):
+        if (policy := settings.tokenizer) and policy.source not in ("union", "base") and not (root / policy.source).is_dir():
+            yield f"stages.{name}.tokenizer.source", f"'{policy.source}' is neither union, nor base, nor a folder"
+    for name, stage in params.stages.items():
+        for reference in stage.rows_read:
+            if reference.endswith(FILES) and not (root / reference).is_file():
+                yield f"stages.{name}.data", f"{reference}: no such file{models.neighbour(root / reference)}"
     yield from _devices(params, device)
 
 
@@ -127,7 +136,7 @@ def _verdict(key: str, problem: Problem) -> names.Faults:
 
 def _packages(params: Params) -> names.Faults:
     wanted = {f"{key}.engine": ("ray", "ray") for key, curation in names.curations(params).items() if curation.engine == "ray"}
-    wanted |= {f"rl.stages.{name}.lora": ("peft", "lora") for name, stage in params.rl.stages.items() if stage.lora}
+    wanted |= {f"stages.{name}.lora": ("peft", "lora") for name, stage in names.of_kind(params, RlStage) if stage.lora}
     for key, generation in names.generations(params).items():
         if generation.engine == "vllm" or (generation.engine == "vllm_server" and not os.environ.get(names.GENERATION_URL)):
             wanted[f"{key}.engine"] = "vllm", generation.engine
@@ -166,13 +175,14 @@ def _script(key: str, path: Path) -> names.Faults:
 
 def _devices(params: Params, device: str) -> names.Faults:
     """Only where more than the CPU in float32 is asked for: it takes the seconds that torch takes to load."""
-    asked: dict[str, tuple[str, int]] = {f"rl.stages.{name}": (stage.precision, stage.processes) for name, stage in params.rl.stages.items()}
+    asked: dict[str, tuple[str, int]] = {f"stages.{name}": (stage.precision, stage.processes) for name, stage in names.of_kind(params, RlStage)}
     if device == "cpu":
         asked = {key: each for key, each in asked.items() if each[0] == "bfloat16"}
     elif not asked:
         asked["TOUCHSTONE_DEVICE"] = "float32", 1
     others = {key: generation.precision for key, generation in names.generations(params).items()}
-    others |= {"base.train": params.base.train.precision, "sft.train": params.sft.train.precision}
+    others |= {"base.train": params.base.train.precision}
+    others |= {f"stages.{name}.train": stage.train.precision for name, stage in names.of_kind(params, SftStage)}
     asked |= {key: (precision, 1) for key, precision in others.items() if precision == "bfloat16"}
     code, home = [sys.executable, "-c", _DEVICE, device], Path(__file__).parents[2]
     for precision, processes in dict.fromkeys(asked.values()):

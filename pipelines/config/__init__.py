@@ -5,21 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
 
 from pipelines.config.checking import check, nearest
 from pipelines.config.common import Section
-from pipelines.config.curation import CurationSettings, DifficultySettings, SynthesisSettings
-from pipelines.config.evaluation import EvaluationSettings, MergingSettings, ReportSettings
-from pipelines.config.rl import RlSettings
+from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
+from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
+from pipelines.config.rl import RlStage
 from pipelines.config.sources import SourcesSettings
-from pipelines.config.training import BaseSettings, SftSettings
+from pipelines.config.stage import FILES
+from pipelines.config.training import BaseSettings, SftStage
 from pipelines.errors import UserError
+
+STANDING = ("sources", "curation", "base", "evaluation", "report")
+"""Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
+Stage = Annotated[SftStage | GradeStage | SynthesiseStage | RlStage | MergeStage, Field(discriminator="kind")]
+SPLITS = ("base", "sft", "rl")
+ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded"), "synthesise": ("problems",)}
+"""Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
+MODELS = ("sft", "rl", "merge")
+"""Kinds that make a model."""
 
 
 class Params(Section):
@@ -30,30 +40,38 @@ class Params(Section):
     sources: SourcesSettings
     curation: CurationSettings = CurationSettings()
     base: BaseSettings = BaseSettings()
-    sft: SftSettings = SftSettings()
-    difficulty: DifficultySettings = DifficultySettings()
-    synthesis: SynthesisSettings = SynthesisSettings()
-    rl: RlSettings
-    merging: MergingSettings = MergingSettings()
+    stages: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Stage] = {}
+    """Name -> a stage: its kind, what it starts from, what it reads. The order follows from what they name."""
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models that the stages make, in the order of the stages."""
+        return ("base", *(name for name in order(self.stages) if self.stages[name].kind in MODELS))
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
         gate, told = self.evaluation.gate, list[str]()
-        stages, benchmarks = tuple(self.rl.stages), tuple(self.sources.benchmarks)
-        models = ("base", "sft", *stages, "merged")
+        benchmarks = tuple(self.sources.benchmarks)
+        told += [f"stages.{name}: a stage of every project is called so; choose another name" for name in self.stages if name in STANDING]
+        for name, stage in self.stages.items():
+            told += [f"stages.{name}.{sentence}" for sentence in _references(name, stage, self.stages)]
+        if not told and (cycle := _cycle(self.stages)):
+            told.append(f"stages: {' -> '.join(cycle)} make a cycle, so none of them could run first")
+        if told:
+            raise ValueError("\n".join(told))
 
         def known(key: str, names: Iterable[str], what: str, there: tuple[str, ...]) -> None:
             told.extend(f"{key}: '{name}' is no {what}; there are {', '.join(there)}{nearest(name, there)}" for name in names if name not in there)
 
-        known("merging.models", self.merging.models or (), "RL stage", stages)
-        known("merging.base", [self.merging.base], "model to merge from", ("base", "sft", *stages))
         known("evaluation.gate.improve", gate.improve, "benchmark", benchmarks)
         known("evaluation.gate.retain", gate.retain, "benchmark", benchmarks)
         known("evaluation.clusters", self.evaluation.clusters, "benchmark", benchmarks)
-        known("evaluation.models", self.evaluation.models or (), "model", models)
-        evaluated = models if self.evaluation.models is None else self.evaluation.models
+        known("evaluation.models", self.evaluation.models or (), "model", self.models)
+        rl = tuple(name for name, stage in self.stages.items() if stage.kind == "rl")
+        known("evaluation.rollouts", self.evaluation.rollouts or (), "stage of kind rl", rl)
+        evaluated = self.models if self.evaluation.models is None else self.evaluation.models
         known("evaluation.gate.candidate", [gate.candidate], "model that is evaluated", evaluated)
         known("evaluation.gate.against", [gate.against], "model that is evaluated", evaluated)
         if (most := max(self.evaluation.ks, default=1)) > self.evaluation.samples:
@@ -61,6 +79,65 @@ class Params(Section):
         if told:
             raise ValueError("\n".join(told))
         return self
+
+
+def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterator[str]:
+    """What is wrong with the names that a stage gives."""
+    models = ["base", *(other for other, each in stages.items() if each.kind in MODELS and other != name)]
+    for model in stage.models_read:
+        if model not in models:
+            made = f"stage '{model}' of kind {stages[model].kind} makes rows, and a model is wanted" if model in stages else f"'{model}' names no model"
+            made = f"'{model}' is the stage itself" if model == name else made
+            yield f"{_key_of(stage, model)}: {made}; choose one of {', '.join(models)}{nearest(model, models)}"
+    rows = [f"curation/{split}" for split in SPLITS]
+    rows += [other if file == files[0] else f"{other}/{file}" for other, each in stages.items() if other != name for files in [ROWS.get(each.kind, ())] for file in files]
+    for reference in stage.rows_read:
+        if reference.endswith(FILES) or reference in rows or reference.removesuffix("/problems") in rows:
+            continue
+        made = f"stage '{reference}' of kind {stages[reference].kind} makes a model, and rows are wanted" if reference in stages else f"'{reference}' names no rows"
+        made = f"'{reference}' is the stage itself" if reference == name else made
+        yield f"{_key_of(stage, reference)}: {made}; choose one of {', '.join(rows)}, or a file *{' or *'.join(FILES)}{nearest(reference, rows)}"
+
+
+def _key_of(stage: Stage, name: str) -> str:
+    """The key of a stage that names a model or rows."""
+    given = stage.model_dump(include={"init", "reference", "models", "data"})
+    return next((key for key, value in given.items() if value == name or (value and not isinstance(value, str) and name in value)), "search.data")
+
+
+def _sources(stage: Stage) -> list[str]:
+    """Names of the stages that a stage reads."""
+    return [*stage.models_read, *(reference.partition("/")[0] for reference in stage.rows_read)]
+
+
+def order(stages: Mapping[str, Stage]) -> list[str]:
+    """The names in an order in which the stages can run: that of the alphabet, except that a stage follows what it reads."""
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        for other in _sources(stages[name]):
+            if other in stages and other not in ordered:
+                visit(other)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in stages:
+        visit(name)
+    return ordered
+
+
+def _cycle(stages: Mapping[str, Stage]) -> list[str] | None:
+    """Names of stages that read each other in a ring, the first again at the end."""
+
+    def visit(seen: list[str]) -> list[str] | None:
+        for other in _sources(stages[seen[-1]]):
+            if other in seen:
+                return [*seen[seen.index(other) :], other]
+            if other in stages and (found := visit([*seen, other])):
+                return found
+        return None
+
+    return next((found for name in stages if (found := visit([name]))), None)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -108,26 +185,18 @@ def resolve(params: Params, stage: str) -> Section:
     Raises:
         UserError: no such stage.
     """
-    name, _, item = stage.partition("@")
-    if name == "rl":
-        if item not in params.rl.stages:
-            raise UserError(f"there is no RL stage '{item}'; params.yaml has {', '.join(params.rl.stages) or 'none'}")
-        return params.rl.stages[item]
-    if name not in Params.model_fields or item or name == "seed":
-        raise UserError(f"there is no stage '{stage}'")
-    section: Section = getattr(params, name)
-    experts = tuple(params.rl.stages)
-    if isinstance(section, SynthesisSettings):
+    if stage in params.stages:
+        settings: Section = params.stages[stage]
+    elif stage in STANDING:
+        settings = getattr(params, stage)
+    else:
+        raise UserError(f"there is no stage '{stage}'{nearest(stage, [*STANDING, *params.stages])}")
+    if isinstance(settings, SynthesiseStage):
         procedural = {key: source for key, source in params.sources.train.items() if source.kind in ("arithmetic", "functions", "reasoning_gym")}
-        return section.model_copy(
-            update={
-                "generators": procedural if section.generators is None else section.generators,
-                "curation": params.curation if section.curation is None else section.curation,
-            }
-        )
-    if isinstance(section, MergingSettings):
-        return section.model_copy(update={"models": experts if section.models is None else section.models})
-    if isinstance(section, EvaluationSettings):
-        everything = ("base", "sft", *experts, "merged")
-        return section.model_copy(update={"models": everything if section.models is None else section.models})
-    return section
+        filled: dict[str, Any] = {"generators": procedural, "curation": params.curation}
+    elif isinstance(settings, EvaluationSettings):
+        models = params.models if settings.models is None else settings.models
+        filled = {"models": models, "rollouts": tuple(name for name in models if name in params.stages and params.stages[name].kind == "rl")}
+    else:
+        return settings
+    return settings.model_copy(update={key: value for key, value in filled.items() if getattr(settings, key) is None})

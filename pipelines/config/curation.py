@@ -1,10 +1,10 @@
-"""params.yaml: curation, difficulty, synthesis."""
+"""params.yaml: curation, and stages of the kinds grade and synthesise."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pipelines.config.checking import nearest
 from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights, canonical
 from pipelines.config.sources import Source
+from pipelines.config.stage import Reading, Starting
 
 
 @functools.cache
@@ -23,6 +24,9 @@ def presets() -> dict[str, dict[str, dict[str, Any]]]:
 class Preset(Section):
     """A section that may start from a published row: what is given beside `preset` counts before it."""
 
+    part: ClassVar[str]
+    """Key of a row of presets.yaml that holds it."""
+
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
@@ -31,7 +35,7 @@ class Preset(Section):
         known = presets()
         if given["preset"] not in known:
             raise ValueError(f"preset: there is no '{given['preset']}'{nearest(given['preset'], known)} Known: {', '.join(known)}")
-        return canonical(_under(given, known[given["preset"]][cls.__name__.removesuffix("Settings").lower()]))
+        return canonical(_under(given, known[given["preset"]][cls.part]))
 
 
 def _under(given: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +215,7 @@ class MixSettings(Section):
 class CurationSettings(Preset):
     """From raw rows to splits that can be trained on."""
 
+    part: ClassVar[str] = "curation"
     preset: str | None = None
     """A row of presets.yaml to start from: acereason, big_math, dapo_17k, deepscaler, guru, medvlthinker, open_r1."""
     steps: tuple[Step, ...] = ("normalise", "filters", "exact_dedup", "decontaminate", "audit")
@@ -246,9 +251,11 @@ class CurationSettings(Preset):
         return self
 
 
-class DifficultySettings(Preset):
-    """Pass rates by the SFT policy, and the band that RL sees."""
+class GradeStage(Starting, Reading, Preset):
+    """Pass rates by a policy, and the band that later stages see."""
 
+    kind: Literal["grade"] = "grade"
+    part: ClassVar[str] = "grade"
     preset: str | None = None
     """A row of presets.yaml to start from."""
     samples: Positive = 8
@@ -260,7 +267,7 @@ class DifficultySettings(Preset):
     round: Positive = 2
     """Responses per problem between two looks, where it may stop."""
     band: Span[Share] = (0.05, 0.95)
-    """Problems whose pass rate lies in this closed interval go to RL; the rest are kept aside with their reason."""
+    """Problems whose pass rate lies in this closed interval are the rows that the stage makes; the rest are kept aside with their reason."""
     limit: dict[str, Positive] = {}
     """Domain -> at most this many problems are graded (the first by problem id); the rest are kept aside as `not graded`."""
     generation: GenerationSettings = GenerationSettings()
@@ -283,9 +290,10 @@ class TeacherSettings(Section):
     """Further tries after a failed request."""
 
 
-class SynthesisSettings(Section):
-    """New problems where the policy is weak (SwS, arXiv 2506.08989)."""
+class SynthesiseStage(Reading):
+    """New problems where the policy is weak (SwS, arXiv 2506.08989). What it reads are graded rows: their pass rates say which topics are weak."""
 
+    kind: Literal["synthesise"] = "synthesise"
     method: Literal["procedural", "teacher", "none"] = "procedural"
     """`procedural` draws from the generators of the sources; `teacher` asks an OpenAI-compatible endpoint."""
     budget: Count = 200

@@ -1,4 +1,4 @@
-"""params.yaml: merging, evaluation, report."""
+"""params.yaml: stages of kind merge, evaluation, report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, Positive, Section, Share
 from pipelines.config.diagnostics import DiagnosticsSettings
+from pipelines.config.stage import Reading, Starting
 
 
 class TokenizerPolicy(Section):
@@ -30,8 +31,9 @@ class CandidateSettings(Section):
     """Setting -> values to try."""
 
 
-class SearchSettings(Section):
-    """Choose the merge by problems of the `rl` split that no RL stage has seen: those that difficulty.limit left ungraded."""
+class SearchSettings(Reading):
+    """Choose the merge by problems that no training has seen, such as those that the limit of a stage of kind grade left ungraded:
+    `data: difficulty/ungraded`."""
 
     candidates: tuple[CandidateSettings, ...] = (
         CandidateSettings(method="linear"),
@@ -39,7 +41,7 @@ class SearchSettings(Section):
         CandidateSettings(method="ties", grid={"density": [0.2, 0.5]}),
         CandidateSettings(method="task_arithmetic", grid={"lambda": [0.5, 1.0]}),
     )
-    """Tried in this order, after merging.method with its own settings."""
+    """Tried in this order, after the stage's method with its own settings."""
     greedy: bool = True
     """Try the greedy soup too (arXiv 2203.05482)."""
     budget: Positive = 8
@@ -53,15 +55,14 @@ class SearchSettings(Section):
     """Resamples of problems for intervals."""
 
 
-class MergingSettings(Section):
-    """How the RL experts become one model."""
+class MergeStage(Starting):
+    """Several models become one."""
 
+    kind: Literal["merge"] = "merge"
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Models to merge; what they have learnt is what differs from `init`."""
     method: str = "ram"
     """A row of pipelines.merging.METHODS."""
-    base: str = "sft"
-    """Model that deltas are taken from."""
-    models: tuple[str, ...] | None = None
-    """RL stages to merge; null takes all of them."""
     settings: dict[str, Any] = {}
     """Keyword settings of the method."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -71,12 +72,20 @@ class MergingSettings(Section):
     search: SearchSettings | None = None
     """Try several merges and keep the one that validates best; null merges by `method` alone."""
 
+    @property
+    def models_read(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.init, *self.models]))
+
+    @property
+    def rows_read(self) -> tuple[str, ...]:
+        return self.search.rows_read if self.search else ()
+
 
 class GateSettings(Section):
-    """When the merged model becomes `champion`."""
+    """When a model becomes `champion`."""
 
     candidate: str = "merged"
-    """Model that is judged."""
+    """Model that is judged, and that becomes the champion where it passes."""
     against: str = "sft"
     """Model it is compared with, problem by problem."""
     improve: tuple[str, ...] = ("math",)
@@ -99,7 +108,9 @@ class EvaluationSettings(Section):
     """Every checkpoint on every benchmark."""
 
     models: tuple[str, ...] | None = None
-    """Checkpoints to evaluate: base, sft, names of RL stages, merged; null takes all of them."""
+    """Models to evaluate: base, and stages that make one; null takes all of them."""
+    rollouts: tuple[str, ...] | None = None
+    """RL stages whose rewards over steps are looked at; null takes those among the models."""
     samples: Positive = 16
     """Responses per problem; pass@k needs k <= samples."""
     ks: tuple[Positive, ...] = (1, 2, 4, 8)

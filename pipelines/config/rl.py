@@ -1,4 +1,4 @@
-"""params.yaml: rl."""
+"""params.yaml: stages of kind rl."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.checking import nearest
 from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Precision, Rate, Section
+from pipelines.config.stage import Reading, Starting
 from pipelines.config.training import LoraSettings
-
-RESERVED = ("base", "sft", "merged")
-"""Model names an RL stage may not take."""
-
 
 class KlControl(Section):
     """Steers the coefficients of a recipe's KL terms to the reference (arXiv 1909.08593): after each step they are multiplied by
@@ -52,19 +48,17 @@ class ScheduleSettings(Section):
     """in_flight: at an update, what is under way goes on with the new weights, is finished first, or is given up."""
 
 
-class RlStage(Section):
+class RlStage(Starting, Reading):
     """One stage of RL with verifiable rewards."""
 
-    init: str
-    """`base`, `sft` or the name of another RL stage: the weights this stage starts from."""
-    reference: str
-    """Likewise: the frozen policy of KL terms. For `rto` it is the one trained on preferences, for `npo` the later checkpoint that guides."""
+    kind: Literal["rl"] = "rl"
+    reference: str | None = None
+    """Model that is the frozen policy of KL terms; null: `init`. For `rto` it is the one trained on preferences, for `npo` the later checkpoint
+    that guides."""
     reset_reference: tuple[Positive, ...] = ()
     """After each of these steps the reference becomes the policy."""
     kl_control: KlControl | None = None
     """Null keeps the recipe's coefficients."""
-    domains: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Only problems of these domains are sampled."""
     recipe: str = "grpo"
     """A row of pipelines/rl/recipes.yaml; `touchstone methods` lists them."""
     overrides: dict[str, Any] = {}
@@ -137,34 +131,5 @@ class RlStage(Section):
         return self
 
     @property
-    def models(self) -> tuple[str, str]:
-        """Names of the models that the stage reads."""
-        return self.init, self.reference
-
-
-class RlSettings(Section):
-    """RL stages by name; an edit of this mapping is all it takes to add, remove or reorder one."""
-
-    stages: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], RlStage]
-
-    @model_validator(mode="after")
-    def _walkable(self) -> RlSettings:
-        told = [f"stages.{name}: the name is taken by a stage of the graph; choose another" for name in self.stages if name in RESERVED]
-        known = ["base", "sft", *self.stages]
-        for name, stage in self.stages.items():
-            for role, model in (("init", stage.init), ("reference", stage.reference)):
-                if model not in known:
-                    told.append(f"stages.{name}.{role}: '{model}' names no stage; choose one of {', '.join(known)}{nearest(model, known)}")
-        if told:
-            raise ValueError("\n".join(told))
-        for name in self.stages:
-            self._walk([name])
-        return self
-
-    def _walk(self, seen: list[str]) -> None:
-        stage = self.stages[seen[-1]]
-        for role, model in (("init", stage.init), ("reference", stage.reference)):
-            if model in seen:
-                raise ValueError(f"stages.{seen[-1]}.{role}: the stages {' -> '.join([*seen, model])} make a cycle")
-            if model in self.stages:
-                self._walk([*seen, model])
+    def models_read(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.init, self.reference or self.init]))

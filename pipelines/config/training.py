@@ -1,4 +1,4 @@
-"""params.yaml: base, sft."""
+"""params.yaml: base, and stages of kind sft."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Precision, PromptSettings, Rate, Section, Share
+from pipelines.config.stage import Reading, Starting
 
 
 class ArchitectureSettings(Section):
@@ -92,8 +93,9 @@ class BaseSettings(Section):
     be predicted, so its loss is noise that hides what the solution copies from it."""
 
 
-class SftSettings(Section):
-    """Cold start: worked solutions in the chat template, loss on the response only."""
+class SftStage(Starting, Reading):
+    """Worked solutions in the chat template, loss on the response only."""
 
+    kind: Literal["sft"] = "sft"
     prompt: PromptSettings = PromptSettings()
     train: LanguageModellingSettings = LanguageModellingSettings()

@@ -34,7 +34,7 @@ def within_limit(problems: Sequence[Problem], limit: Mapping[str, int]) -> tuple
     for problem in sorted(problems, key=lambda row: row.problem_id):
         most = limit.get(problem.domain)
         if most is not None and taken.get(problem.domain, 0) >= most:
-            dropped.append(Dropped(problem, "difficulty", "not_graded", f"difficulty.limit takes {most} of domain {problem.domain}"))
+            dropped.append(Dropped(problem, "grade", "not_graded", f"its limit takes {most} of domain {problem.domain}"))
             continue
         taken[problem.domain] = taken.get(problem.domain, 0) + 1
         kept.append(problem)
@@ -45,7 +45,7 @@ def graded(problem: Problem, verdicts: Sequence[Verdict]) -> Problem | Dropped:
     """The problem with its pass rate; dropped as `not_judged` when no verdict counts."""
     counted = [verdict for verdict in verdicts if verdict.outcome is not Outcome.INFRASTRUCTURE]
     if not counted:
-        return Dropped(problem, "difficulty", "not_judged", verdicts[0].detail if verdicts else "no response")
+        return Dropped(problem, "grade", "not_judged", verdicts[0].detail if verdicts else "no response")
     rate = sum(verdict.correct for verdict in counted) / len(counted)
     return replace(problem, pass_rate=rate, pass_n=len(counted), difficulty=1 - rate)
 
@@ -88,5 +88,5 @@ def inside_band(problems: Sequence[Problem], band: tuple[float, float]) -> tuple
             kept.append(problem)
             continue
         reason, bound = ("too_hard", f"below {band[0]:g}") if rate < band[0] else ("too_easy", f"above {band[1]:g}")
-        dropped.append(Dropped(problem, "difficulty", reason, f"pass rate {rate:.3f} of {problem.pass_n} samples is {bound}"))
+        dropped.append(Dropped(problem, "grade", reason, f"pass rate {rate:.3f} of {problem.pass_n} samples is {bound}"))
     return kept, dropped

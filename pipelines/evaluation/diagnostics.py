@@ -26,7 +26,7 @@ from pipelines.config.evaluation import EvaluationSettings
 from pipelines.errors import UserError
 from pipelines.evaluation import boundary, collapse, entropy, scaling, weights
 from pipelines.evaluation.benchmarks import PURPOSE
-from pipelines.evaluation.scores import experts
+from pipelines.evaluation.scores import others
 from pipelines.evaluation.statistics import Floats, bootstrap_means
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine, tree_sha256
@@ -59,10 +59,11 @@ def diagnose(
     say: a line. show(done, total, text): progress.
     """
     look = settings.diagnostics
-    ends = list(dict.fromkeys([*experts(list(models)), settings.gate.candidate]))
-    starts = [start for start in dict.fromkeys((settings.gate.against, "base")) if start in models]
+    against, candidate = settings.gate.against, settings.gate.candidate
+    ends = [*others(list(models), against, candidate), candidate]
+    starts = [start for start in dict.fromkeys((against, "base")) if start in models]
     pairs = [(start, end) for start in starts for end in ends if start != end]
-    updates = [("base", "sft")] * ({"base", "sft"} <= models.keys()) + [pair for pair in pairs if pair[0] == settings.gate.against]
+    updates = [("base", against)] * ("base" in models and against != "base") + [pair for pair in pairs if pair[0] == against]
     tokens = _token_entropies(models, benchmarks, settings.generation, look, seed, device, cache, say)
     found: dict[str, Any] = {"boundary": {}, "entropy": {}, "scaling": {}, "pseudo_reward": {}, "weights": []}
     for name in benchmarks:

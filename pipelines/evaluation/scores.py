@@ -159,15 +159,15 @@ def judge_together(differences: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     return [{**d, "p_holm": p, "verdict": verdict(d["low"], d["high"], p)} for d, p in zip(differences, adjusted, strict=True)]
 
 
-def experts(models: Sequence[str]) -> list[str]:
-    """The models that RL made."""
-    return [model for model in models if model not in ("base", "sft", "merged")]
+def others(models: Sequence[str], against: str, candidate: str) -> list[str]:
+    """The models between what the gate compares with and what it judges, such as the experts of a merge."""
+    return [model for model in models if model not in ("base", against, candidate)]
 
 
-def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Which checkpoints are compared: each with sft, and merged with every expert."""
-    pairs = [(model, "sft") for model in models if model != "sft"] if "sft" in models else []
-    return pairs + [("merged", expert) for expert in experts(models) if "merged" in models]
+def comparisons(models: Sequence[str], against: str, candidate: str) -> list[tuple[str, str]]:
+    """Which models are compared: each with what the gate compares with, and its candidate with all others."""
+    pairs = [(model, against) for model in models if model != against]
+    return pairs + [(candidate, other) for other in others(models, against, candidate)]
 
 
 def _judged(rows: Sequence[Row]) -> int:

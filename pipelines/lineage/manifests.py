@@ -59,7 +59,7 @@ class Beginning:
 
 
 def begin(root: Path, stage: str, given: dict[str, Any], *, inputs: Iterable[Path], modules: Iterable[str], source: Path = RUNNING) -> Beginning:
-    """Take the digests of all that `stage` starts from. given: {seed, settings} as the stage got them; modules: where its code starts.
+    """Take the digests of all that `stage` starts from. given: {seed, kind, settings} as the stage got them; modules: where its code starts.
 
     source: the folder that holds the package `pipelines` that runs.
     """
@@ -120,9 +120,7 @@ def _read(root: Path, settings: Any, inputs: Iterable[Path]) -> dict[str, Path]:
     """Name -> place of everything on this machine that a stage reads."""
     read: dict[str, Path] = {}
     for path in inputs:
-        if path == paths.RL_MANIFESTS:  # stands for the experts themselves
-            read |= {folder.as_posix(): root / folder for folder in (paths.model(file.stem) for file in files_below(root / path))}
-        elif path.parent != paths.EXTERNAL:  # links to what `external` names below
+        if path.parent != paths.EXTERNAL:  # links to what `external` names below
             read[path.as_posix()] = root / path
     return read | {named(root, path): path for path in external.local(root, settings).values()}
 
@@ -186,7 +184,7 @@ def read_manifests(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def parameters(statement: dict[str, Any]) -> dict[str, Any]:
-    """{stage, seed, settings} of a statement."""
+    """{stage, seed, kind, settings} of a statement."""
     return statement["predicate"]["buildDefinition"]["externalParameters"]
 
 

@@ -1,7 +1,8 @@
-"""One thin module per stage: read its inputs, call the science, write its outputs whole.
+"""One thin module per kind of stage: read its inputs, call the science, write its outputs whole.
 
 Each has `run(context) -> summary`. Only these modules know file names, and only they may combine two sciences (synthesis
-curates what it proposes). `ENTRIES` says where each lives, without importing it: a stage loads only what it needs.
+curates what it proposes). `ENTRIES` says where each lives, without importing it: a stage loads only what it needs. rows.py: what of the
+named rows a stage reads.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ ENTRIES = {
     "sources": ("pipelines.stages.sources", "pipelines.config.sources", "SourcesSettings"),
     "curation": ("pipelines.stages.curation", "pipelines.config.curation", "CurationSettings"),
     "base": ("pipelines.stages.base", "pipelines.config.training", "BaseSettings"),
-    "sft": ("pipelines.stages.sft", "pipelines.config.training", "SftSettings"),
-    "difficulty": ("pipelines.stages.difficulty", "pipelines.config.curation", "DifficultySettings"),
-    "synthesis": ("pipelines.stages.synthesis", "pipelines.config.curation", "SynthesisSettings"),
+    "sft": ("pipelines.stages.sft", "pipelines.config.training", "SftStage"),
+    "grade": ("pipelines.stages.grade", "pipelines.config.curation", "GradeStage"),
+    "synthesise": ("pipelines.stages.synthesise", "pipelines.config.curation", "SynthesiseStage"),
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
-    "merging": ("pipelines.stages.merging", "pipelines.config.evaluation", "MergingSettings"),
+    "merge": ("pipelines.stages.merge", "pipelines.config.evaluation", "MergeStage"),
     "evaluation": ("pipelines.stages.evaluation", "pipelines.config.evaluation", "EvaluationSettings"),
     "report": ("pipelines.stages.report", "pipelines.config.evaluation", "ReportSettings"),
 }
-"""Stage -> its module, the module and the class of its settings."""
+"""Kind -> its module, the module and the class of its settings."""
 
 
 ON_CHANGE = {
@@ -40,11 +41,11 @@ ON_CHANGE = {
 class Context:
     """What a stage gets to know.
 
-    stage: its address, such as `rl@math`. root: the project root that `pipelines.paths` is relative to. settings: its
+    stage: its name. root: the project root that `pipelines.paths` is relative to. settings: its
     section of params, resolved. work: folder of the stage outside its outputs: journal, caches. device: cpu, cuda, ... on_change: what
     becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. origins:
     dotted key in the settings -> what the stage read there and came from elsewhere (a hub, an index), for the manifest. notices: what
-    somebody should look at.
+    somebody should look at. first: this process writes for all that the stage has.
     """
 
     stage: str
@@ -58,6 +59,7 @@ class Context:
     accepted: list[dict[str, Any]] = field(default_factory=list)
     origins: dict[str, Origin] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    first: bool = True
 
     def notice(self, text: str) -> None:
         """Say what somebody should look at, now and wherever the stage is looked at: manifest, report, MLflow, the end of a run."""
@@ -68,8 +70,3 @@ class Context:
     def resume(self) -> Path:
         """Folder of what an interrupted run continues from: whoever records the stage clears it, the stage never does."""
         return self.work / paths.RESUME
-
-    @property
-    def name(self) -> str:
-        """The part of the address after `@`, or the whole: the name of the model an RL stage makes."""
-        return self.stage.rpartition("@")[2]

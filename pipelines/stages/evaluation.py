@@ -91,7 +91,7 @@ def _pairs(context: Context) -> list[tuple[str, str]]:
     for key, name in (("candidate", gate.candidate), ("against", gate.against)):
         if name not in models:
             raise UserError(f"evaluation.gate.{key}: '{name}' is not evaluated; evaluation.models has {', '.join(models)}")
-    return list(dict.fromkeys([*comparisons(models), (gate.candidate, gate.against)]))
+    return list(dict.fromkeys([*comparisons(models, gate.against, gate.candidate), (gate.candidate, gate.against)]))
 
 
 def _benchmarks(context: Context) -> dict[str, list[Problem]]:
@@ -130,7 +130,7 @@ def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> d
 def _diagnose(context: Context, benchmarks: Mapping[str, list[Problem]], samples: Mapping[tuple[str, str], pa.Table]) -> dict[str, Any]:
     """Boundary, entropy, scaling and weights, from what is on the disk."""
     models = {model: context.root / paths.model(model) for model in context.settings.models}
-    rollouts = {model: folder for model in models if (folder := context.root / paths.ROLLOUTS / model).is_dir()}
+    rollouts = {name: context.root / paths.ROLLOUTS / name for name in context.settings.rollouts}
     cache = context.work / "entropy"
     journal = context.journal
     return diagnostics.diagnose(

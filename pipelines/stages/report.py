@@ -18,8 +18,6 @@ from pipelines.lineage.walk import Lineage
 from pipelines.stages import Context
 from pipelines.store import read_json, replacing
 
-CURATING = {"sources": paths.SOURCES, "curation": paths.CURATION, "difficulty": paths.DIFFICULTY, "synthesis": paths.SYNTHESIS}
-
 
 def run(context: Context) -> dict[str, float]:
     """Write the page. Returns its size in bytes."""
@@ -33,7 +31,9 @@ def run(context: Context) -> dict[str, float]:
 def read(root: Path) -> Inputs:
     """Everything that is there."""
     scores = read_json(root / paths.SCORES) if (root / paths.SCORES).is_file() else None
-    ledgers = {stage: root / folder / paths.LEDGER for stage, folder in CURATING.items()}
+    lineage = Lineage(root)
+    kinds = {stage: parameters(statement)["kind"] for stage, statement in lineage.statements.items()}
+    ledgers = {stage: root / graph.makes(stage, kind)[0] / paths.LEDGER for stage, kind in kinds.items() if kind in graph.CURATING}
     wanted = {(model, name) for name, pair in compared(scores).items() for model in pair} if scores else set()
     samples = {key: root / paths.SAMPLES / key[0] / f"{key[1]}.parquet" for key in sorted(wanted)}
     return Inputs(
@@ -41,11 +41,12 @@ def read(root: Path) -> Inputs:
         diagnostics=read_json(root / paths.DIAGNOSTICS) if (root / paths.DIAGNOSTICS).is_file() else None,
         ledgers={stage: read_json(file) for stage, file in ledgers.items() if file.is_file()},
         metrics={file.stem: read_json(file) for file in sorted((root / paths.METRICS).glob("*.json"))},
-        curves={file.stem.replace("-", "@", 1): _curve(file) for file in sorted((root / paths.PLOTS).glob("*.csv"))},
+        curves={file.stem: _curve(file) for file in sorted((root / paths.PLOTS).glob("*.csv")) if file.stem in kinds},
         card=read_json(root / paths.CURATION / paths.CARD) if (root / paths.CURATION / paths.CARD).is_file() else None,
-        graded=_graded(root),
+        graded={stage: _graded(root / paths.ROWS / stage) for stage, kind in kinds.items() if kind == "grade"},
+        kinds=kinds,
         samples={key: pq.read_table(file).to_pylist() for key, file in samples.items() if file.is_file()},
-        graph=_graph(root),
+        graph=[_node(lineage, stage) for stage in lineage.chain(sorted(lineage.statements)) if stage != "report"],
     )
 
 
@@ -56,20 +57,13 @@ def _curve(file: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
 
 
-def _graded(root: Path) -> list[Graded]:
-    if not (root / paths.GRADED).is_file():
+def _graded(folder: Path) -> list[Graded]:
+    """What a stage of kind grade has found; nothing where its files are gone."""
+    if not (folder / paths.GRADED).is_file():
         return []
-    selected = (
-        set(pq.read_table(root / paths.SELECTED, columns=["problem_id"])["problem_id"].to_pylist()) if (root / paths.SELECTED).is_file() else set()
-    )
-    rows = pq.read_table(root / paths.GRADED, columns=["problem_id", "domain", "pass_rate", "pass_n"]).to_pylist()
+    selected = set(pq.read_table(folder / paths.MADE, columns=["problem_id"])["problem_id"].to_pylist())
+    rows = pq.read_table(folder / paths.GRADED, columns=["problem_id", "domain", "pass_rate", "pass_n"]).to_pylist()
     return [Graded(r["domain"], r["pass_rate"], r["pass_n"] or 0, r["problem_id"] in selected) for r in rows if r["pass_rate"] is not None]
-
-
-def _graph(root: Path) -> list[StageNode]:
-    """The stages by their manifests, origins first, without this one."""
-    lineage = Lineage(root)
-    return [_node(lineage, stage) for stage in lineage.chain(sorted(lineage.statements)) if stage != "report"]
 
 
 def _node(lineage: Lineage, stage: str) -> StageNode:
@@ -78,8 +72,9 @@ def _node(lineage: Lineage, stage: str) -> StageNode:
     files = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
     return StageNode(
         stage=stage,
+        kind=given["kind"],
         parents=tuple(lineage.parents(stage)),
-        made={folder.as_posix(): _folder_digest(folder, files) for folder in graph.outputs(stage)},
+        made={folder.as_posix(): _folder_digest(folder, files) for folder in graph.makes(stage, given["kind"])},
         read={entry.get("name") or entry["uri"]: digest(entry) or "" for entry in resolved(statement)},
         origins={entry.get("name") or entry["uri"]: more for entry in resolved(statement) if (more := told(entry))},
         seed=given["seed"],

@@ -1,4 +1,4 @@
-"""rl@NAME: one stage of RL with verifiable rewards, from the model that its `init` names."""
+"""Kind rl: reinforcement learning with verifiable rewards, from the model that `init` names."""
 
 from __future__ import annotations
 
@@ -18,26 +18,17 @@ from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe, recipe
 from pipelines.rl.roles import roles_of
 from pipelines.rl.train import train
-from pipelines.stages import Context
+from pipelines.stages import Context, rows
 from pipelines.stages.identity import identity
-from pipelines.store import read_problems, replacing_folder
+from pipelines.store import replacing_folder
 from pipelines.verifiers import require_sandbox_for
-
-SOURCES = (paths.SELECTED, paths.SYNTHESISED)
 
 
 def run(context: Context) -> dict[str, float]:
     """Write data/models/<NAME> and data/rollouts/<NAME>."""
     settings: RlStage = context.settings
     chosen = recipe(settings.recipe, **settings.overrides)
-    available = [problem for path in SOURCES for problem in read_problems(context.root / path)]
-    problems = [problem for problem in available if problem.domain in settings.domains]
-    if not problems:
-        domains = sorted({problem.domain for problem in available})
-        raise UserError(
-            f"{context.stage}: no problem of domains {list(settings.domains)} is left after difficulty and synthesis; "
-            f"there are {', '.join(domains) or 'none at all'}"
-        )
+    problems = rows.read(context, settings)
     require_sandbox_for(problems)
     with ranks.joined(context.device) as device:
         return _run(context, chosen, problems, device)
@@ -47,41 +38,41 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
     settings: RlStage = context.settings
     init = context.root / paths.model(settings.init)
     policy, tokenizer = load_policy(init, device)
+    key = f"rl@{context.stage}"  # of all its randomness
     if settings.lora:
-        add_adapters(policy, settings.lora, context.seed, context.stage)
-    reference = context.root / paths.model(settings.reference)
+        add_adapters(policy, settings.lora, context.seed, key)
+    reference = context.root / paths.model(settings.reference or settings.init)
     sources_of = {"init": init, "reference": reference}
     frozen = {
         name: _beside(sources_of[role.source], tokenizer, device, f"{context.stage}: the policy '{name}' of recipe '{chosen.name}'")
         for name, role in roles_of(chosen).items()
         if role.source != "copy"
     }
-    first = ranks.rank() == 0
     checkpoints = Checkpoints(
         context.resume,
-        identity(context, __name__, problems=SOURCES, init=paths.model(settings.init), reference=paths.model(settings.reference)),
+        identity(context, __name__, problems=map(paths.rows, settings.rows_read), models=map(paths.model, settings.models_read)),
         context.on_change,
-        writes=first,
+        writes=context.first,
         stage=context.stage,
     )
-    if first and (note := checkpoints.prepare()):
+    if context.first and (note := checkpoints.prepare()):
         context.journal.say(note)
     ranks.wait()
     rollouts = context.resume / "rollouts"
     trained = train(
         policy, tokenizer, problems, chosen, settings,
-        stage=context.stage, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
+        stage=key, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
     )  # fmt: skip
     last = plain_weights(policy)
-    if not first:
+    if not context.first:
         return trained.summary
-    model, (plain, _) = context.root / paths.model(context.name), load_policy(init)
+    model, (plain, _) = context.root / paths.model(context.stage), load_policy(init)
     for name, state in {"last": last, "best": trained.best}.items():
         if state is not None:
             kept = settings.validation is None or settings.validation.keep == name
             plain.load_state_dict(state)
             save_policy(model if kept else context.work / name, plain, tokenizer)
-    with replacing_folder(context.root / paths.ROLLOUTS / context.name) as folder:
+    with replacing_folder(context.root / paths.ROLLOUTS / context.stage) as folder:
         for path in sorted(rollouts.glob("step-*.parquet")):
             shutil.copyfile(path, folder / path.name)  # an interrupted run continues from the others
     context.accepted.extend(checkpoints.accepted())

@@ -7,11 +7,12 @@ samples.py   before and after RL               provenance.py  graph, settings   
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.evaluation.report import diagnostics, provenance, results, rows, samples, training
 from pipelines.evaluation.report.html import Html, el, join, number
-from pipelines.evaluation.report.inputs import Graded, Inputs, StageNode, models_of
+from pipelines.evaluation.report.inputs import Graded, Inputs, StageNode, colours, gate_of, models_of
 
 __all__ = ["Graded", "Inputs", "StageNode", "render"]
 
@@ -41,7 +42,8 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
     """(anchor, title, content); a section without input says what is missing."""
     scores, ledgers, graph = inputs.scores, inputs.ledgers, inputs.graph
     pairs = {name: pair for name, pair in samples.compared(scores).items() if all((m, name) in inputs.samples for m in pair)} if scores else {}
-    models = models_of(scores) if scores else []
+    against, candidate = gate_of(scores) if scores else ("", "")
+    shade = colours(list(dict.fromkeys([*(models_of(scores) if scores else []), *inputs.curves])), against, candidate)
     by_topic = [el("h3", "By topic"), results.topics(scores)] if scores else []
     none = "No scores: stage `evaluation` has not run."
     found: list[tuple[str, str, Html | None, str]] = [
@@ -50,22 +52,28 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         (
             "training",
             "Learning curves",
-            training.curves(inputs.curves, models),
+            training.curves(inputs.curves, inputs.kinds, shade),
             "No learning curves: no stage has trained here.",
         ),
         ("scores", "Scores", join([results.table(scores), by_topic]) if scores else None, none),
         ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
         ("calibration", "Calibration", results.calibration(scores) if scores else None, none),
         ("entropy", "Entropy", results.entropy(scores) if scores else None, none),
-        *diagnostics.sections(inputs.diagnostics, models),
+        *diagnostics.sections(inputs.diagnostics, shade),
         ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),
-        ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No RL model to compare with SFT."),
+        ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No model of RL to compare."),
         ("curation", "Curation", rows.curation(ledgers, inputs.card), "No ledger of sources or curation."),
-        ("difficulty", "Difficulty", rows.difficulty(inputs.graded, ledgers.get("difficulty")) if inputs.graded else None, "No graded problems."),
-        ("synthesis", "Synthesis", rows.synthesis(ledgers["synthesis"]) if "synthesis" in ledgers else None, "No ledger of synthesis."),
+        ("difficulty", "Difficulty", _of_kind(inputs, "grade", lambda name: rows.difficulty(inputs.graded[name], ledgers[name])), "No graded problems."),
+        ("synthesis", "Synthesis", _of_kind(inputs, "synthesise", lambda name: rows.synthesis(ledgers[name])), "No ledger of synthesis."),
         ("lineage", "Where it all came from", join([provenance.graph(graph), provenance.details(graph)]) if graph else None, "No manifests."),
     ]
     return [(anchor, title, content or el("p", sentence, class_="absent")) for anchor, title, content, sentence in found]
+
+
+def _of_kind(inputs: Inputs, kind: str, section: Callable[[str], Html]) -> Html | None:
+    """A section for each stage of a kind that left a ledger; named where there are several."""
+    names = [name for name in inputs.ledgers if inputs.kinds[name] == kind]
+    return join([part for name in names for part in ([el("h3", name)] if len(names) > 1 else []) + [section(name)]]) if names else None
 
 
 def _notices(inputs: Inputs) -> Html:
@@ -80,9 +88,9 @@ def _masthead(inputs: Inputs) -> Html:
     facts = [
         ("problems curated", metrics.get("curation", {}).get("kept")),
         ("rows dropped", metrics.get("curation", {}).get("dropped")),
-        ("synthesised", metrics.get("synthesis", {}).get("kept")),
+        ("synthesised", sum(metrics[name]["kept"] for name in ledgers if inputs.kinds[name] == "synthesise" and name in metrics) or None),
         ("parameters", metrics.get("base", {}).get("parameters")),
-        ("RL steps", sum(len(rows) for stage, rows in inputs.curves.items() if stage.startswith("rl@")) or None),
+        ("RL steps", sum(len(rows) for stage, rows in inputs.curves.items() if inputs.kinds[stage] == "rl") or None),
         ("responses judged", sum(f["samples"] for results in inputs.scores["models"].values() for f in results.values()) if inputs.scores else None),
     ]
     tiles = [el("div", el("b", number(value, 6)), el("span", name)) for name, value in facts if value is not None]

@@ -8,7 +8,6 @@ from typing import Any
 from pipelines.evaluation.boundary import SET_NAMES
 from pipelines.evaluation.report.charts import Series, line_chart
 from pipelines.evaluation.report.html import Html, el, join, number, signed
-from pipelines.evaluation.report.inputs import colours
 from pipelines.evaluation.report.results import legend
 
 Record = Mapping[str, Any]
@@ -16,9 +15,8 @@ SETS = dict(zip(SET_NAMES, (("kept", "w-kept"), ("lost", "w-dropped"), ("found",
 NONE = "No diagnostics: stage `evaluation` has not run."
 
 
-def sections(found: Record | None, models: Sequence[str]) -> list[tuple[str, str, Html | None, str]]:
-    """(anchor, title, content, what to say without it) from diagnostics.json. models: in the order that gives them their colours elsewhere."""
-    shade = colours(models)
+def sections(found: Record | None, shade: Mapping[str, str]) -> list[tuple[str, str, Html | None, str]]:
+    """(anchor, title, content, what to say without it) from diagnostics.json. shade: model -> its colour."""
     pairs = any((found or {}).get("boundary", {}).values())
     return [
         ("boundary", "What RL can and cannot solve", _boundary(found, shade) if found and pairs else None, NONE),

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.evaluation.scores import experts
+from pipelines.evaluation.scores import others
 
 
 @dataclass(frozen=True)
 class StageNode:
-    """One stage of the graph as its manifest tells it. made: folder -> digest; read: name -> digest ("" for a hub id).
+    """One stage of the graph as its manifest tells it. kind: as params say. made: folder -> digest; read: name -> digest ("" for a hub id).
     origins: name of what it read -> where that came from and how it was converted, where there is more to say. notices: what somebody should
     look at."""
 
     stage: str
+    kind: str
     parents: tuple[str, ...]
     made: Mapping[str, str]
     read: Mapping[str, str]
@@ -30,7 +31,7 @@ class StageNode:
 
 @dataclass(frozen=True)
 class Graded:
-    """Pass rate of one problem under the SFT policy, and whether RL got to see it."""
+    """Pass rate of one problem under a policy, and whether later stages got to see it."""
 
     domain: str
     pass_rate: float
@@ -43,7 +44,7 @@ class Inputs:
     """Content of the data folders.
 
     scores: scores.json. diagnostics: diagnostics.json. card: the data card. ledgers, metrics: stage -> its JSON. curves: stage -> rows of its plot.
-    samples: (model, benchmark) -> rows of stored samples, of the models that `samples.compared` names.
+    graded: stage of kind grade -> its problems. kinds: stage -> its kind. samples: (model, benchmark) -> rows of stored samples, of the models that `samples.compared` names.
     """
 
     scores: Mapping[str, Any] | None = None
@@ -52,14 +53,27 @@ class Inputs:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     card: Mapping[str, Any] | None = None
-    graded: Sequence[Graded] = ()
+    graded: Mapping[str, Sequence[Graded]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     graph: Sequence[StageNode] = ()
 
 
-def colours(models: Sequence[str]) -> dict[str, str]:
-    """Model -> CSS class of its colour, the same in every chart: base, sft and merged have their own, experts take turns."""
-    return {"base": "c-base", "sft": "c-sft", "merged": "c-merged"} | {model: f"c-{i % 5 + 1}" for i, model in enumerate(experts(models))}
+def colours(models: Sequence[str], against: str, candidate: str) -> dict[str, str]:
+    """Model -> CSS class of its colour, the same in every chart: base and the gate's two models have their own, the others take turns."""
+    turns = {model: f"c-{i % 5 + 1}" for i, model in enumerate(others(models, against, candidate))}
+    return {"base": "c-base", against: "c-against", candidate: "c-candidate"} | turns
+
+
+def shades(scores: Mapping[str, Any]) -> dict[str, str]:
+    """`colours` of the models that were evaluated."""
+    return colours(models_of(scores), *gate_of(scores))
+
+
+def gate_of(scores: Mapping[str, Any]) -> tuple[str, str]:
+    """(what the gate compares with, what it judges)."""
+    gate = scores["settings"]["gate"]
+    return gate["against"], gate["candidate"]
 
 
 def models_of(scores: Mapping[str, Any]) -> list[str]:

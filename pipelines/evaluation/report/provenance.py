@@ -82,12 +82,11 @@ def _edge(start: tuple[float, float], end: tuple[float, float], wide: bool) -> H
 def _box(node: StageNode, x: float, y: float) -> Html:
     digest = next(iter(node.made.values()), "")
     tip = el("title", f"{node.stage}\n" + "\n".join(f"wrote {name} {digest}" for name, digest in node.made.items()))
-    kind = node.stage.partition("@")[0]
     return el(
         "g",
         tip,
         el(
-            "rect", x=x, y=y, width=BOX[0], height=BOX[1], rx=8, class_=f"node {'learns' if kind in ('base', 'sft', 'rl', 'merging') else ''}".strip()
+            "rect", x=x, y=y, width=BOX[0], height=BOX[1], rx=8, class_=f"node {'learns' if node.kind in ('base', 'sft', 'rl', 'merge') else ''}".strip()
         ),
         el("text", node.stage, x=x + BOX[0] / 2, y=y + 21, class_="node-name middle"),
         el("text", digest[:SHORT], x=x + BOX[0] / 2, y=y + 38, class_="node-digest middle"),

@@ -7,8 +7,7 @@ from typing import Any
 
 from pipelines.evaluation.report.charts import Series, Whisker, line_chart, reliability, whiskers
 from pipelines.evaluation.report.html import Html, el, join, number, signed
-from pipelines.evaluation.report.inputs import colours, last_k, models_of
-from pipelines.evaluation.scores import experts
+from pipelines.evaluation.report.inputs import gate_of, last_k, models_of, shades
 from pipelines.records import Outcome
 
 Scores = Mapping[str, Any]
@@ -35,13 +34,13 @@ def find(scores: Scores, model: str, against: str, benchmark: str, k: int = 1) -
 
 
 def best_expert(scores: Scores, benchmark: str) -> str | None:
-    """The RL model with the highest pass@1 on a benchmark."""
-    return max(experts(models_of(scores)), key=lambda m: scores["models"][m][benchmark]["pass_at_k"]["1"]["mean"], default=None)
+    """The model of RL with the highest pass@1 on a benchmark."""
+    return max(scores["settings"]["rollouts"], key=lambda m: scores["models"][m][benchmark]["pass_at_k"]["1"]["mean"], default=None)
 
 
 def headline(scores: Scores) -> Html:
     """One card per benchmark: pass@1 of every model, and a sentence on what RL and merging did."""
-    shade = colours(models_of(scores))
+    shade = shades(scores)
     cards = []
     for name in ordered(scores):
         rows = []
@@ -49,7 +48,7 @@ def headline(scores: Scores) -> Html:
             figure = scores["models"][model][name]["pass_at_k"]["1"]
             rows.append(Whisker(model, shade[model], figure["mean"], figure["low"], figure["high"]))
         expert = best_expert(scores, name)
-        said = [_sentence(scores, model, name) for model in dict.fromkeys([expert, "merged"]) if model]
+        said = [_sentence(scores, model, name) for model in dict.fromkeys([expert, gate_of(scores)[1]]) if model]
         chart = whiskers("pass@1 with 95 % interval", rows, x_range=(0, 1), mark=None)
         cards.append(el("article", el("h3", name), said, chart, class_="card"))
     return join([el("p", _answer(scores), class_="lead"), el("div", cards, class_="cards"), _gate(scores["gate"])])
@@ -60,14 +59,14 @@ def _answer(scores: Scores) -> str:
     said: dict[str, list[str]] = {"Better": [], "Worse": [], UNSURE: []}
     for name in ordered(scores):
         expert = best_expert(scores, name)
-        if expert and (difference := find(scores, expert, "sft", name)):
+        if expert and (difference := find(scores, expert, gate_of(scores)[0], name)):
             said[verdict(difference)[0]].append(name)
     parts = [f"it made the model better on {_listed(said['Better'])}" if said["Better"] else ""]
     parts += [f"worse on {_listed(said['Worse'])}" if said["Worse"] else ""]
     parts += [f"on {_listed(said[UNSURE])} no difference is shown" if said[UNSURE] else ""]
     parts = [part for part in parts if part]
     if not parts:
-        return "There is no RL model to compare with SFT."
+        return "There is no model of RL to compare."
     opening = "Yes: " if said["Better"] and not said["Worse"] else "In part: " if said["Better"] else "No: "
     return opening + "; ".join(parts) + "."
 
@@ -85,14 +84,15 @@ def ordered(scores: Scores) -> list[str]:
 
 def _sentence(scores: Scores, model: str, benchmark: str) -> Html | None:
     """`Better  RL (math) 0.31 → 0.52`, and the difference with its interval."""
-    difference = find(scores, model, "sft", benchmark)
+    against, candidate = gate_of(scores)
+    difference = find(scores, model, against, benchmark)
     if difference is None:
         return None
     word, tone = verdict(difference)
     after = scores["models"][model][benchmark]["pass_at_k"]["1"]["mean"]
-    before = scores["models"]["sft"][benchmark]["pass_at_k"]["1"]["mean"]
-    who = "Merged" if model == "merged" else f"RL ({model})"
-    interval = f"{signed(difference['mean'])} [{signed(difference['low'])}, {signed(difference['high'])}] against SFT"
+    before = scores["models"][against][benchmark]["pass_at_k"]["1"]["mean"]
+    who = f"Candidate ({model})" if model == candidate else f"RL ({model})"
+    interval = f"{signed(difference['mean'])} [{signed(difference['low'])}, {signed(difference['high'])}] against {against}"
     if word == UNSURE and not difference["low"] <= 0 <= difference["high"]:
         interval += f"; p {_p(difference['p'])}, but {_p(difference['p_holm'])} by Holm for all {len(scores['differences'])} comparisons"
     change = el("span", el("b", who), f" {number(before)} → {number(after)}", class_="nowrap")
@@ -115,7 +115,7 @@ def _gate(gate: Mapping[str, Any]) -> Html:
 def curves(scores: Scores) -> Html:
     """pass@k against k, one chart per benchmark, all models."""
     models = models_of(scores)
-    shade = colours(models)
+    shade = shades(scores)
     charts = []
     for name in ordered(scores):
         series = []
@@ -128,7 +128,7 @@ def curves(scores: Scores) -> Html:
     note = (
         "Share of problems with at least one correct answer among k samples (unbiased). Bands: 95 %, bootstrap over problems, Wilson where "
         "they are few. "
-        "A curve of RL that falls below that of SFT at large k has lost answers that SFT could reach."
+        "A curve of RL that falls below that of its start at large k has lost answers that the start could reach."
     )
     return join([el("p", note, class_="note"), legend([(model, shade[model]) for model in models]), el("div", charts, class_="grid-charts")])
 
@@ -236,7 +236,7 @@ def outcomes(scores: Scores) -> Html:
 
 def entropy(scores: Scores) -> Html:
     """Entropy of answers and of tokens, one card per benchmark."""
-    shade = colours(models_of(scores))
+    shade = shades(scores)
     titles = {"answer_entropy": "of answers (nats per problem)", "token_entropy": "of tokens (nats per token)"}
     cards = []
     for name in ordered(scores):
@@ -255,7 +255,7 @@ def entropy(scores: Scores) -> Html:
 
 def calibration(scores: Scores) -> Html:
     """A reliability diagram per benchmark and model that states its confidence, and the figures."""
-    shade = colours(models_of(scores))
+    shade = shades(scores)
     charts, rows = [], []
     for name in ordered(scores):
         for model in models_of(scores):

@@ -118,7 +118,7 @@ def _splits(splits: Mapping[str, Any]) -> Html:
 
 
 def difficulty(graded: Sequence[Graded], ledger: Mapping[str, Any] | None) -> Html:
-    """Pass rates under the SFT policy, one histogram per domain."""
+    """Pass rates under the policy of a stage of kind grade, one histogram per domain."""
     charts = []
     for domain in sorted({row.domain for row in graded}):
         rows = [row for row in graded if row.domain == domain]
@@ -126,10 +126,10 @@ def difficulty(graded: Sequence[Graded], ledger: Mapping[str, Any] | None) -> Ht
         bins = levels.pop() if len(levels) == 1 and max(levels) <= 16 else 10
         counts = {flag: Counter(round(row.pass_rate * bins) / bins for row in rows if row.selected is flag) for flag in (True, False)}
         groups = [("selected", "w-kept", dict(counts[True])), ("left aside", "w-aside", dict(counts[False]))]
-        charts.append(histogram(f"{domain}: {len(rows):,} problems, {sum(counts[True].values()):,} selected", groups, "pass rate of SFT", 1 / bins))
+        charts.append(histogram(f"{domain}: {len(rows):,} problems, {sum(counts[True].values()):,} selected", groups, "pass rate", 1 / bins))
     reasons = (ledger or {}).get("reasons", {})
     aside = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in reasons.items())
-    note = "RL learns where groups of answers differ: problems that SFT always or never solves teach nothing." + (
+    note = "RL learns where groups of answers differ: problems that a policy always or never solves teach nothing." + (
         f" Left aside: {aside}." if aside else ""
     )
     entries = [("goes to RL", "w-kept"), ("left aside", "w-aside")]

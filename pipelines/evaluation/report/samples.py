@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.evaluation.report.html import Html, el, join
+from pipelines.evaluation.report.inputs import gate_of
 from pipelines.evaluation.report.results import best_expert, ordered
 from pipelines.prompting import END_THINK
 
@@ -21,9 +22,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def compared(scores: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Benchmark -> (before, after): sft and the RL model that is best there."""
+    """Benchmark -> (before, after): what the gate compares with, and the model of RL that is best there."""
     pairs = {name: best_expert(scores, name) for name in ordered(scores)}
-    return {name: ("sft", after) for name, after in pairs.items() if after and "sft" in scores["models"]}
+    return {name: (gate_of(scores)[0], after) for name, after in pairs.items() if after}
 
 
 def section(samples: Mapping[tuple[str, str], Rows], pairs: Mapping[str, tuple[str, str]], count: int) -> Html:

@@ -1,4 +1,4 @@
-"""The report's learning curves: base and SFT loss, and what RL did step by step."""
+"""The report's learning curves: losses of supervised training, and what RL did step by step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from pipelines.evaluation.report.charts import Point, Series, line_chart
 from pipelines.evaluation.report.html import Html, el, join
-from pipelines.evaluation.report.inputs import colours
 from pipelines.evaluation.report.results import legend
 
 Rows = Sequence[Mapping[str, float]]
@@ -27,16 +26,13 @@ POINTS = 160
 """Most points of a drawn line; more are averaged."""
 
 
-def curves(stages: Mapping[str, Rows], models: Sequence[str]) -> Html:
-    """All learning curves. stages: address -> rows with `step`. models: in the order that gives them their colours elsewhere."""
-    trained = {stage.partition("@")[2]: rows for stage, rows in stages.items() if stage.startswith("rl@") and rows}
-    order = list(dict.fromkeys([*models, *trained]))
-    shade = colours(order)
-    rl = {name: trained[name] for name in order if name in trained}
+def curves(stages: Mapping[str, Rows], kinds: Mapping[str, str], shade: Mapping[str, str]) -> Html:
+    """All learning curves. stages: name -> rows with `step`. kinds: of the stages. shade: their colours."""
+    rl = {name: rows for name, rows in stages.items() if kinds[name] == "rl" and rows}
     parts: list[Html] = []
-    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in stages.items() if stage in ("base", "sft") and rows]:
+    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in stages.items() if kinds[stage] != "rl" and rows]:
         charts = [line_chart(f"{series.name}: loss (nats per token)", [series], "step") for series in pretraining]
-        parts += [el("h3", "Base and cold start"), el("div", charts, class_="grid-charts")]
+        parts += [el("h3", "Supervised training"), el("div", charts, class_="grid-charts")]
     if rl:
         names = list(dict.fromkeys(name for rows in rl.values() for name in rows[0] if name != "step"))
         known = [name for name in PANELS if name in names]

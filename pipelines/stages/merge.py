@@ -1,4 +1,4 @@
-"""Stage `merging`: the RL experts become one model, by the method that params name or by the one that validates best."""
+"""Kind merge: several models become one, by the method that params name or by the one that validates best."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines import generation, paths, seeding
 from pipelines.config.checking import check
-from pipelines.config.evaluation import MergingSettings, SearchSettings
+from pipelines.config.evaluation import MergeStage, SearchSettings
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.evaluation.benchmarks import collect
 from pipelines.evaluation.metrics import avg_at_k
@@ -22,25 +22,20 @@ from pipelines.lineage.digests import combine, tree_sha256
 from pipelines.merging import MergeConfig, merge
 from pipelines.merging.search import Candidate, Choice, Part, Scores, grid, search
 from pipelines.records import Outcome, Problem
-from pipelines.stages import Context
-from pipelines.store import read_dropped, read_problems, write_json
+from pipelines.stages import Context, rows
+from pipelines.store import read_problems, to_problems, write_json
 from pipelines.verifiers import VerifierPool, require_sandbox_for
-
-NOT_GRADED = "not_graded"
-"""Reason that stage `difficulty` gives for rows beyond its limit."""
 
 
 def run(context: Context) -> dict[str, float]:
-    """Merge the RL stages of params into data/models/merged. Returns what each expert changed, in shares of all parameters."""
-    settings: MergingSettings = context.settings
-    names: tuple[str, ...] = settings.models or ()
-    if not names:
-        raise UserError("merging.models: there is no RL stage to merge; name one in rl.stages")
+    """Merge the models that params name into data/models/<NAME>. Returns what each expert changed, in shares of all parameters."""
+    settings: MergeStage = context.settings
+    names = settings.models
     chosen, record = Candidate(settings.method, settings.method, settings.settings), None
     if settings.search:
         chosen, record = _search(context, settings, settings.search, names)
     merged = chosen.models or names
-    summary = merge(_config(context, chosen, merged), context.root / paths.MERGED, owned=True)
+    summary = merge(_config(context, chosen, merged), context.root / paths.model(context.stage), owned=True)
     context.journal.say(f"{chosen.name} of {', '.join(merged)}: {summary.tensors} tensors, {summary.parameters:,} parameters")
     metrics: dict[str, float] = {"experts": len(merged), "tensors": summary.tensors, "parameters": summary.parameters}
     for name, changed, alone, kept in zip(merged, summary.changed, summary.alone, summary.kept, strict=True):
@@ -49,15 +44,15 @@ def run(context: Context) -> dict[str, float]:
     for text in summary.notices:
         context.notice(text)
     if record:
-        write_json(context.root / paths.SEARCH, record)
+        write_json(context.root / paths.model(context.stage) / paths.SEARCH, record)
         metrics |= {f"search_{key}": record["difference"][key] for key in ("mean", "low", "high")} | {"search_trials": len(record["trials"])}
     return metrics
 
 
 def _config(context: Context, candidate: Candidate, models: tuple[str, ...]) -> MergeConfig:
-    settings: MergingSettings = context.settings
+    settings: MergeStage = context.settings
     given = {
-        "base": context.root / paths.model(settings.base),
+        "base": context.root / paths.model(settings.init),
         "models": tuple(context.root / paths.model(name) for name in models),
         "method": candidate.method,
         "settings": dict(candidate.settings),
@@ -65,10 +60,10 @@ def _config(context: Context, candidate: Candidate, models: tuple[str, ...]) -> 
         "tokenizer": settings.tokenizer,
         "seed": context.seed,
     }
-    return check(MergeConfig, given, "params.yaml: merging")
+    return check(MergeConfig, given, f"params.yaml: stages.{context.stage}")
 
 
-def _search(context: Context, settings: MergingSettings, wanted: SearchSettings, names: tuple[str, ...]) -> tuple[Candidate, dict[str, Any]]:
+def _search(context: Context, settings: MergeStage, wanted: SearchSettings, names: tuple[str, ...]) -> tuple[Candidate, dict[str, Any]]:
     """The merge that validates best, and the record of the search."""
     candidates = [next(grid(settings.method, settings.settings, {}))]
     for entry in wanted.candidates:
@@ -86,21 +81,19 @@ def _search(context: Context, settings: MergingSettings, wanted: SearchSettings,
 def validation(context: Context, wanted: SearchSettings) -> dict[Part, list[Problem]]:
     """Problems that no training has seen, in two halves, the same number of each domain in both as far as there are enough.
 
-    They are the rows of the `rl` split beyond difficulty.limit: which ones those are is decided by a hash, not by their difficulty.
-
     Raises:
-        UserError: there are none, or one of them is a problem of a benchmark.
+        UserError: there are too few, or one of them is a problem of a benchmark.
     """
-    ungraded = [row.problem for row in read_dropped(context.root / paths.UNGRADED) if row.reason == NOT_GRADED]
     tested = {problem.problem_id for file in (context.root / paths.BENCHMARKS).glob("*.parquet") for problem in read_problems(file)}
     by_domain: dict[str, list[Problem]] = defaultdict(list)
-    for problem in sorted(ungraded, key=lambda problem: seeding.key(context.seed, "merging.search", problem.problem_id)):
+    found = [problem for table in rows.select(context, wanted).values() for problem in to_problems(table)]
+    for problem in sorted(found, key=lambda problem: seeding.key(context.seed, "merging.search", problem.problem_id)):
         if problem.problem_id in tested:
-            raise UserError(f"merging.search: problem {problem.problem_id} of split rl is in a benchmark; curate with the step decontaminate")
+            raise UserError(f"{context.stage}.search: problem {problem.problem_id} is in a benchmark; curate with the step decontaminate")
         by_domain[problem.domain].append(problem)
     pairs = {domain: min(len(problems), wanted.problems) // 2 for domain, problems in sorted(by_domain.items())}
     if not any(pairs.values()):
-        raise UserError("merging.search: difficulty left no problem of the rl split ungraded to validate with; set or lower difficulty.limit")
+        raise UserError(f"{context.stage}.search: {len(found)} problems are too few to choose with one half of a domain's and to confirm with the other")
     return {
         "choose": [problem for domain, count in pairs.items() for problem in by_domain[domain][:count]],
         "confirm": [problem for domain, count in pairs.items() for problem in by_domain[domain][count : 2 * count]],
@@ -116,7 +109,7 @@ class _Scorer:
         self.context, self.wanted, self.names, self.parts, self.pool = context, wanted, names, parts, pool
         self.folder = context.resume / "search"
         self.scores: dict[tuple[str, Part], Scores] = {}
-        inputs = {name: tree_sha256(context.root / paths.model(name)) for name in (context.settings.base, *names)}
+        inputs = {name: tree_sha256(context.root / paths.model(name)) for name in context.settings.models_read}
         code = {module: code_sha256(module) for module in ("pipelines.merging", "pipelines.evaluation.benchmarks")}
         self.identity = {**inputs, **code, "sampling": wanted.model_dump_json(include={"samples", "generation"}), "seed": str(context.seed)}
         require_sandbox_for(problem for problems in parts.values() for problem in problems)
@@ -131,8 +124,8 @@ class _Scorer:
             generator = functools.cache(functools.partial(self._generator, candidate))
             show = functools.partial(self._show, candidate)
             table = collect(generator, problems, self.wanted.samples, self.context.seed, self.pool, answers, show)
-            rows, _ = rows_by_problem(table)
-            self.scores[key] = np.array([_share([row.outcome for row in rows[problem.problem_id]]) for problem in problems])
+            answers_of, _ = rows_by_problem(table)
+            self.scores[key] = np.array([_share([row.outcome for row in answers_of[problem.problem_id]]) for problem in problems])
             self.context.journal.say(f"{candidate.name}: {part} {self.scores[key].mean():.3f}")
         return self.scores[key]
 
@@ -151,7 +144,7 @@ class _Scorer:
 def _share(outcomes: list[str]) -> float:
     judged = [outcome for outcome in outcomes if outcome != Outcome.INFRASTRUCTURE.value]
     if not judged:
-        raise InfrastructureError("merging.search: no response to a validation problem could be judged")
+        raise InfrastructureError("no response to a validation problem could be judged")
     return avg_at_k(len(judged), judged.count(Outcome.CORRECT.value), 1)
 
 

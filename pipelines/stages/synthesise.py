@@ -1,6 +1,6 @@
-"""synthesis: new problems for the topics where the SFT policy is weak, curated like every other row.
+"""Kind synthesise: new problems for the topics where a policy is weak, by the pass rates of the rows it reads, curated like every other row.
 
-Writes data/synthesis/{problems, dropped}.parquet and ledger.json, all of them or none; with nothing to do they are empty.
+Writes data/rows/<NAME>/{problems, dropped}.parquet and ledger.json, all of them or none; with nothing to do they are empty.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import chat, paths
-from pipelines.config.curation import CurationSettings, SynthesisSettings
+from pipelines.config.curation import CurationSettings, SynthesiseStage
 from pipelines.curation.difficulty import wilson
 from pipelines.curation.run import Curated, curate
 from pipelines.errors import UserError
 from pipelines.sources import SOURCES
-from pipelines.stages import Context
+from pipelines.stages import Context, rows
 from pipelines.stages.identity import folder_of, identity
 from pipelines.store import read_problems, replacing_folder, write_dropped, write_json, write_problems
 from pipelines.synthesis import procedural, teacher
@@ -29,10 +29,10 @@ def run(context: Context) -> dict[str, float]:
     Raises:
         UserError: the teacher has no address or does not answer.
     """
-    settings: SynthesisSettings = context.settings
-    topics = topics_of(read_problems(context.root / paths.GRADED), settings.weak_below)
+    settings: SynthesiseStage = context.settings
+    topics = topics_of(rows.read(context, settings), settings.weak_below)
     weak = [topic for topic in topics if topic.pass_rate < settings.weak_below and settings.method != "none"]
-    run = identity(context, __name__, graded=paths.GRADED, known=paths.SPLITS.values(), benchmarks=paths.BENCHMARKS)
+    run = identity(context, __name__, graded=map(paths.rows, settings.rows_read), known=paths.SPLITS.values(), benchmarks=paths.BENCHMARKS)
     replies = folder_of(context, run) / paths.REPLIES
     proposals = _propose(context, weak, replies) if weak and settings.budget else Proposals()
     known = [row for path in paths.SPLITS.values() for row in read_problems(context.root / path)]
@@ -40,8 +40,8 @@ def run(context: Context) -> dict[str, float]:
     given = settings.curation or CurationSettings()
     client = chat.teacher(given.endpoint, replies)
     curated = curate(proposals.problems, benchmarks, given, known=known, client=client)
-    with replacing_folder(context.root / paths.SYNTHESIS) as folder:
-        write_problems(folder / paths.SYNTHESISED.name, curated.kept)
+    with replacing_folder(context.root / paths.ROWS / context.stage) as folder:
+        write_problems(folder / paths.MADE, curated.kept)
         write_dropped(folder / paths.DROPPED, proposals.dropped + curated.dropped)
         write_json(folder / paths.LEDGER, _ledger(settings, topics, proposals, curated))
     context.journal.say(_sentence(settings, weak, proposals, curated))
@@ -54,19 +54,19 @@ def run(context: Context) -> dict[str, float]:
 
 
 def _propose(context: Context, weak: list[Topic], replies: Path) -> Proposals:
-    settings: SynthesisSettings = context.settings
+    settings: SynthesiseStage = context.settings
     if settings.method == "procedural":
         return procedural.propose(weak, settings.budget, settings.generators or {}, SOURCES, context.seed, context.root)
     asked = settings.teacher
     client = chat.teacher(asked, replies)
     if not client:
         raise UserError(
-            f"synthesis: method 'teacher' needs the address of an OpenAI-compatible endpoint in the environment variable {chat.TEACHER_URL}"
+            f"{context.stage}: method 'teacher' needs the address of an OpenAI-compatible endpoint in the environment variable {chat.TEACHER_URL}"
         )
     return teacher.propose(weak, settings.budget, client, asked, context.seed)
 
 
-def _sentence(settings: SynthesisSettings, weak: list[Topic], proposals: Proposals, curated: Curated) -> str:
+def _sentence(settings: SynthesiseStage, weak: list[Topic], proposals: Proposals, curated: Curated) -> str:
     if settings.method == "none" or not settings.budget:
         return "nothing was asked for"
     if not weak:
@@ -75,7 +75,7 @@ def _sentence(settings: SynthesisSettings, weak: list[Topic], proposals: Proposa
     return f"{sum(proposals.proposed.values())} problems proposed for {len(weak)} weak topics, {len(curated.kept)} kept{notes}"
 
 
-def _ledger(settings: SynthesisSettings, topics: list[Topic], proposals: Proposals, curated: Curated) -> dict[str, Any]:
+def _ledger(settings: SynthesiseStage, topics: list[Topic], proposals: Proposals, curated: Curated) -> dict[str, Any]:
     kept = Counter((row.domain, row.topics) for row in curated.kept)
     entries = []
     for topic in topics:

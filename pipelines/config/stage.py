@@ -1,0 +1,96 @@
+"""params.yaml: what the kinds of stages have in common: models that they start from, rows that they read, by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.config.common import Rate, Section, Share, Span
+
+FILES = (".jsonl", ".parquet")
+"""Endings of a file of the user's own."""
+
+
+class Where(Section):
+    """Conditions on rows; all that are given must hold."""
+
+    domain: tuple[str, ...] | None = None
+    """One of these domains."""
+    source: tuple[str, ...] | None = None
+    """From one of these sources."""
+    topics: tuple[str, ...] | None = None
+    """Has one of these topics."""
+    pass_rate: Span[Share] | None = None
+    """Pass rate inside this closed interval; a row that was never graded has none and is left out."""
+    sql: str | None = None
+    """A condition in SQL over the problem's columns, such as `length(prompt) < 300 and pass_n >= 8`."""
+
+
+class Rows(Section):
+    """Rows of one reference."""
+
+    where: Where = Where()
+    """Beside the condition of the whole stage."""
+    share: Rate | None = None
+    """Share of all rows that come from here, relative to the other shares; null takes every row. Either all references of a stage have one
+    or none. The largest mix with these shares is taken, its rows drawn by hash of their ids."""
+
+
+def _by_name(given: Any) -> Any:
+    """`NAME` and `[NAME, ...]` as the mapping that they stand for."""
+    if isinstance(given, str):
+        return {given: {}}
+    if isinstance(given, list | tuple):
+        return {name: {} for name in given}
+    return {name: {} if rows is None else rows for name, rows in given.items()} if isinstance(given, dict) else given
+
+
+Data = Annotated[dict[str, Rows], BeforeValidator(_by_name), Field(min_length=1)]
+"""Reference -> what of it is read. A reference is `curation/SPLIT`, a stage that makes rows (`difficulty`, or another file of it:
+`difficulty/graded`), or a file of the project's own (`rows/mine.jsonl`)."""
+
+
+class StageSettings(Section):
+    """A stage of the mapping `stages`. What it names there decides the graph."""
+
+    @property
+    def models_read(self) -> tuple[str, ...]:
+        """Names of the models that it reads, each once."""
+        return ()
+
+    @property
+    def rows_read(self) -> tuple[str, ...]:
+        """References to the rows that it reads, each once."""
+        return ()
+
+
+class Reading(StageSettings):
+    """A stage that reads rows."""
+
+    data: Data
+    """Rows to read: a reference, a list of them, or a mapping from each to {where, share}."""
+    where: Where = Where()
+    """Conditions on all of them."""
+
+    @model_validator(mode="after")
+    def _shares_of_all(self) -> Reading:
+        without = [name for name, rows in self.data.items() if rows.share is None]
+        if without and len(without) < len(self.data):
+            raise ValueError(f"data: {', '.join(without)} has no share, and the others have one; give all of them one, or none")
+        return self
+
+    @property
+    def rows_read(self) -> tuple[str, ...]:
+        return tuple(self.data)
+
+
+class Starting(StageSettings):
+    """A stage that starts from a model."""
+
+    init: str
+    """`base`, or a stage that makes a model."""
+
+    @property
+    def models_read(self) -> tuple[str, ...]:
+        return (self.init,)

@@ -1,0 +1,119 @@
+"""The rows that a stage reads: which of what params name, and a record of them, so that lineage can answer which rows a stage has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import paths, seeding
+from pipelines.config.stage import Reading, Rows, Where
+from pipelines.errors import UserError
+from pipelines.records import PROBLEM_SCHEMA, Problem
+from pipelines.sources import loose
+from pipelines.stages import Context
+from pipelines.store import problem_table, to_problems, write_table
+
+SEEN = pa.schema([("problem_id", pa.string()), ("data", pa.string())])
+"""data: the reference that the row came by."""
+
+
+def read(context: Context, reading: Reading) -> list[Problem]:
+    """The rows that a stage works on, written down as seen. See `select`."""
+    found = select(context, reading)
+    seen = [pa.table({"problem_id": table["problem_id"], "data": [reference] * table.num_rows}, schema=SEEN) for reference, table in found.items()]
+    if context.first:
+        write_table(context.root / paths.seen(context.stage), pa.concat_tables(seen))
+    return [problem for table in found.values() for problem in to_problems(table)]
+
+
+def select(context: Context, reading: Reading) -> dict[str, pa.Table]:
+    """Reference -> its rows that meet the conditions, each problem once, as many as the shares allow.
+
+    Raises:
+        UserError: a reference cannot be read, a condition is wrong, or no row is left; says what there was.
+    """
+    found: dict[str, pa.Table] = {}
+    for reference, rows in reading.data.items():
+        table = _table(context.root, reference)
+        for key, where in ((f"data.{reference}.where", rows.where), ("where", reading.where)):
+            table = _meeting(table, where, f"{context.stage}: {key}")
+        found[reference] = table
+    found = _mixed(_once(found), reading.data, context)
+    if not sum(table.num_rows for table in found.values()):
+        raise UserError(f"{context.stage}: no row is left of {', '.join(found)}; {_told(context.root, reading)}")
+    return found
+
+
+def _table(root: Path, reference: str) -> pa.Table:
+    """The rows of one reference."""
+    path = root / paths.rows(reference)
+    if path.suffix == ".parquet" and path.is_file() and set(PROBLEM_SCHEMA.names) <= set(pq.read_schema(path).names):
+        return pq.read_table(path, schema=PROBLEM_SCHEMA)
+    problems, bad = loose.read(path)
+    if bad:
+        raise UserError(f"{reference}:{bad[0].line}: {bad[0].field}: {bad[0].reason}; a file that a stage reads must be read whole")
+    return problem_table(problems)
+
+
+def _meeting(table: pa.Table, where: Where, key: str) -> pa.Table:
+    """The rows that meet a condition."""
+    for name in ("domain", "source"):
+        if (wanted := getattr(where, name)) is not None:
+            table = table.filter(pc.is_in(table[name], pa.array(wanted, pa.string())))
+    if where.topics is not None:
+        table = table.filter(pa.array([bool(set(topics) & set(where.topics)) for topics in table["topics"].to_pylist()], pa.bool_()))
+    if where.pass_rate is not None:
+        low, high = where.pass_rate
+        rate = table["pass_rate"]
+        table = table.filter(pc.and_(pc.greater_equal(rate, low), pc.less_equal(rate, high)))
+    return table if where.sql is None else _by_sql(table, where.sql, f"{key}.sql")
+
+
+def _by_sql(table: pa.Table, condition: str, key: str) -> pa.Table:
+    """The rows for which a condition in SQL holds. It sees these rows and nothing else: no file, no other table."""
+    numbered = table.append_column("_row", pa.array(range(table.num_rows), pa.int64()))
+    with duckdb.connect(config={"enable_external_access": False, "python_enable_replacements": False, "lock_configuration": True}) as database:
+        try:
+            rows = database.from_arrow(numbered).filter(condition).to_arrow_table()["_row"]
+        except duckdb.Error as error:
+            raise UserError(f"{key}: {str(error).splitlines()[0]} (columns: {', '.join(table.column_names)})") from None
+    return table.take(pa.array(sorted(rows.to_pylist()), pa.int64()))
+
+
+def _once(found: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Each problem at its first place."""
+    first: dict[str, tuple[str, int]] = {}
+    for reference, table in found.items():
+        for row, problem in enumerate(table["problem_id"].to_pylist()):
+            first.setdefault(problem, (reference, row))
+    places = set(first.values())
+    return {reference: table.take(pa.array([row for row in range(table.num_rows) if (reference, row) in places], pa.int64()))
+            for reference, table in found.items()}  # fmt: skip
+
+
+def _mixed(found: dict[str, pa.Table], data: Mapping[str, Rows], context: Context) -> dict[str, pa.Table]:
+    """As many rows as the shares allow, drawn by hash of their ids; without shares all."""
+    shares = {reference: Fraction(rows.share) for reference, rows in data.items() if rows.share is not None}
+    if not shares:
+        return found
+    total = min(found[reference].num_rows / share for reference, share in shares.items())
+    mixed = {}
+    for reference, table in found.items():
+        ids = table["problem_id"].to_pylist()
+        drawn = sorted(range(len(ids)), key=lambda row, ids=ids: seeding.key(context.seed, "mix", context.stage, ids[row]))  # type: ignore[misc]
+        mixed[reference] = table.take(pa.array(sorted(drawn[: int(total * shares[reference])]), pa.int64()))
+    return mixed
+
+
+def _told(root: Path, reading: Reading) -> str:
+    """What there was before the conditions."""
+    tables = {reference: _table(root, reference) for reference in reading.data}
+    domains = sorted({domain for table in tables.values() for domain in table["domain"].unique().to_pylist()})
+    counts = ", ".join(f"{table.num_rows} in {reference}" for reference, table in tables.items())
+    return f"there were {counts}, of domains {', '.join(domains) or 'none'}"
