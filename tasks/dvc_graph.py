@@ -15,7 +15,7 @@ from pipelines.errors import UserError
 from pipelines.graph import SEEDLESS, Graph, Stage
 from pipelines.store import replacing
 
-CODE = "code"
+CODE = "code-identity"
 """DVC's stage that writes what decides the results of the others."""
 HEAD = "# Written by Touchstone from params.yaml: change that file, not this one. Commit it with data/dvc.lock, as every file of DVC's.\n"
 SHOWN = {"base": "loss", "sft": "loss", "rl": "reward"}

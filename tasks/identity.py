@@ -1,6 +1,6 @@
 """One file per kind of stage with what decides its results beside data and params: `python -m tasks.identity` writes them all.
 
-That command is DVC's stage `code`, which always runs: each stage depends on the file of its kind below data/identity, so an edit of code, or
+That command is DVC's stage `code-identity`, which always runs: each stage depends on the file of its kind below data/identity, so an edit of code, or
 another version of a library, reruns the stages that it reaches and no other. `touchstone run` writes the same files itself, before it
 asks DVC anything.
 """

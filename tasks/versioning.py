@@ -107,7 +107,7 @@ def _settle(project: Path, repository: Any, stage: Stage, found: Any, force: boo
 
 
 def _record_code(code: Any) -> None:
-    """Write into dvc.lock what the stage `code` has made, as `dvc repro` does."""
+    """Write into dvc.lock what the stage `code-identity` has made, as `dvc repro` does."""
     if any(out.status() for out in code.outs):
         _commit(code)
 
