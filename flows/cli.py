@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     add("serve", serve, "serve the deployments of prefect.yaml until Ctrl-C, so that the Prefect UI or a schedule can start runs")
     sub = add("configure", configure, "merge an overlay into params.yaml, keeping its comments; a null deletes a key")
     sub.add_argument("overlay", type=Path, help="YAML file with the keys to change")
+    sub = add("migrate", migrate, "rewrite a params file, or an overlay, of an earlier form; comments stay")
+    sub.add_argument("file", type=Path, nargs="?", help="default: params.yaml of the project")
     sub = add("lineage", lineage, "the chain from a model or file back to its rows and source files")
     sub.add_argument("path", type=Path, help="a model folder, or any file or folder under data/")
     sub.add_argument("--verify", action="store_true", help="recompute every digest; exit code 1 names the first link that does not hold")
@@ -110,6 +112,15 @@ def configure(options: argparse.Namespace) -> int:
     project = settings.root()
     for key, before, after in overlays.apply(project / paths.PARAMS, options.overlay):
         print(f"{key}: {before} -> {after}")
+    return 0
+
+
+def migrate(options: argparse.Namespace) -> int:
+    from tasks import migration, settings
+
+    file = options.file or settings.root() / paths.PARAMS
+    told = migration.migrate(file)
+    print("\n".join(told) if told else f"{file}: it has the form of this version already")
     return 0
 
 

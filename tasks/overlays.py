@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pipelines import checks
 from pipelines.config import read_yaml
 from pipelines.errors import UserError
 from pipelines.store import replacing
+from tasks import documents
 
 Change = tuple[str, Any, Any]
 
@@ -23,20 +23,11 @@ def apply(params: Path, overlay: Path, root: Path | None = None) -> list[Change]
     Raises:
         UserError: the overlay is no mapping, or params.yaml would not hold; nothing is written then.
     """
-    from ruamel.yaml import YAML  # comes with DVC; keeps comments
-
     changes = read_yaml(overlay)
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 150
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    read_yaml(params)
-    document = yaml.load(params)
+    document = documents.load(params)
     told = list(_merge(document, changes, ""))
-    text = io.StringIO()
-    yaml.dump(document, text)
     with replacing(params) as temporary:
-        temporary.write_text(text.getvalue())
+        temporary.write_text(documents.text(document))
         try:
             checks.load(temporary, root or params.parent, str(overlay))
         except UserError as error:
