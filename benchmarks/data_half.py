@@ -77,7 +77,7 @@ class Testbed:
         policy = copy.deepcopy(self.policy).requires_grad_(True)
         overrides = changes.pop("overrides", {})
         stage = RlStage(**{
-            "init": "sft", "reference": "sft", "domains": ("math",), "steps": steps, "checkpoint_every": 10**6,
+            "init": "sft", "data": "rows", "steps": steps, "checkpoint_every": 10**6,
             "generation": GenerationSettings(max_new_tokens=48), "optimiser": OptimiserSettings(lr=3e-4, schedule="constant", weight_decay=0.0),
             **changes,
         })  # fmt: skip

@@ -113,12 +113,12 @@ class Bench:
 
     def __init__(self, root: Path, steps: int, lr: float) -> None:
         params = config.load(ROOT / paths.PARAMS)
-        stage = params.rl.stages["math"]
+        stage = params.stages["math"]
         self.settings = stage.model_copy(update={"steps": steps, "optimiser": stage.optimiser.model_copy(update={"lr": lr})})
         self.root, self.seed = root, params.seed
-        self.problems = [p for p in read_problems(root / paths.SELECTED) if p.domain == "math"]
+        self.problems = [p for p in read_problems(root / paths.rows("difficulty")) if p.domain == "math"]
         self.benchmark = read_problems(root / paths.BENCHMARKS / "math.parquet")[:120]
-        self.sft, self.tokenizer = load_policy(root / paths.SFT)
+        self.sft, self.tokenizer = load_policy(root / paths.model("sft"))
         self.sft.eval().requires_grad_(False)
         self.trained: dict[str, Any] = {}
         self.rows: dict[str, dict[str, Any]] = {}

@@ -236,7 +236,7 @@ def touchstone(folder: Path, steps: int, case: Case) -> dict[str, Any]:
 
     policy, tokenizer, problems = read(folder)
     settings = RlStage.model_validate({
-        "init": "sft", "reference": "sft", "domains": ["math"], "steps": steps, "prompts_per_step": case.prompts, "group_size": case.group,
+        "init": "sft", "data": "rows", "steps": steps, "prompts_per_step": case.prompts, "group_size": case.group,
         "micro_batch": case.micro, "precision": case.precision, "checkpoint_every": 10**6, "checkpoint_minutes": 10**6, "generation": sampling(case),
         "optimiser": OptimiserSettings(lr=case.lr, schedule="constant", warmup=0.0, weight_decay=0.0),
     })  # fmt: skip

@@ -70,7 +70,10 @@ def load_settings(options: argparse.Namespace) -> dict[str, Any]:
     from pipelines import checks, graph  # all sections, which a flow's child does not need
 
     params = checks.load(options.params, options.root)
-    return graph.given(params, options.stage)
+    stages = graph.graph(params)
+    if options.stage not in stages:
+        raise UserError(f"there is no stage '{options.stage}'; there are {', '.join(stages)}")
+    return stages[options.stage].given(params.seed)
 
 
 def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: Any = "refuse", keep_work: bool = False) -> dict[str, float]:

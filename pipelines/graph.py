@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import paths
-from pipelines.config import MODELS, ROWS, Params, order, resolve
+from pipelines.config import MODELS, ROWS, STANDING, Params, order, resolve
 from pipelines.config.common import Section
 
 LEARNING = ("base", "sft", "rl")
@@ -47,6 +47,11 @@ class Stage:
         """Name of the model that it makes, if it makes one."""
         return self.name if paths.model(self.name) in self.makes else None
 
+    def given(self, seed: int) -> dict[str, Any]:
+        """What it gets to know, as plain data: {seed, kind, settings, reads, makes, records}."""
+        paths_of = {part: [path.as_posix() for path in getattr(self, part)] for part in ("reads", "makes", "records")}
+        return {"seed": seed, "kind": self.kind, "settings": self.settings.model_dump(mode="json"), **paths_of}
+
     def feeds(self, other: Stage) -> bool:
         """Does `other` read what this one writes?"""
         written = [*self.makes, *self.records, paths.manifest(self.name)]
@@ -59,26 +64,13 @@ Graph = Mapping[str, Stage]
 
 def graph(params: Params) -> Graph:
     """All stages of params."""
-    kinds = {"sources": "sources", "curation": "curation", "base": "base"}
-    kinds |= {name: params.stages[name].kind for name in order(params.stages)}
-    kinds |= {"evaluation": "evaluation", "report": "report"}
-    return {name: stage(name, kind, resolve(params, name)) for name, kind in kinds.items()}
+    names = [*STANDING[:3], *order(params.stages), *STANDING[3:]]
+    return {name: stage(name, params.stages[name].kind if name in params.stages else name, resolve(params, name)) for name in names}
 
 
 def stage(name: str, kind: str, settings: Any) -> Stage:
-    """One stage, of its resolved settings alone."""
+    """One stage, by its resolved settings alone."""
     return Stage(name, kind, settings, tuple(_reads(kind, settings)), tuple(makes(name, kind)))
-
-
-def given(params: Params, name: str) -> dict[str, Any]:
-    """What a stage is given, as plain data: {seed, kind, settings, reads, makes, records}.
-
-    Raises:
-        UserError: there is no such stage.
-    """
-    found = stage(name, params.stages[name].kind if name in params.stages else name, resolve(params, name))
-    paths_of = {part: [path.as_posix() for path in getattr(found, part)] for part in ("reads", "makes", "records")}
-    return {"seed": params.seed, "kind": found.kind, "settings": found.settings.model_dump(mode="json"), **paths_of}
 
 
 def upstream(stages: Graph, names: set[str]) -> list[str]:

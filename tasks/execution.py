@@ -24,8 +24,8 @@ def execute(stage: str, pipeline_run: str | None = None) -> None:
     with locking.single_run(project):
         settings.check_disk(project)
         loaded = settings.params(project)
-        given = graph.given(loaded, stage)
         stages = graph.graph(loaded)
+        given = stages[stage].given(loaded.seed)
         versioning.align(project, loaded, stages)
         versioning.prune(project, stages)
         owed.settle(project, stages)

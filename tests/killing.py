@@ -33,9 +33,10 @@ from pipelines.generation import torch_engine
 from pipelines.models import checkpoints, optimisation
 from pipelines.rl import ledger, train as loop, update
 from pipelines.sft import train as supervised
+from pipelines.stages import ENTRIES
 
 root, given, stage = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
-module = importlib.import_module(f"pipelines.stages.{stage.partition('@')[0]}")
+module = importlib.import_module(ENTRIES[given["kind"]][0])
 counted_steps = open(root / "steps", "ab", buffering=0)
 
 def count(owner):

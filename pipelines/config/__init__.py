@@ -18,7 +18,7 @@ from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseSt
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import SourcesSettings
-from pipelines.config.stage import FILES
+from pipelines.config.stage import FILES, Reading
 from pipelines.config.training import BaseSettings, SftStage
 from pipelines.errors import UserError
 
@@ -88,7 +88,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
         if model not in models:
             made = f"stage '{model}' of kind {stages[model].kind} makes rows, and a model is wanted" if model in stages else f"'{model}' names no model"
             made = f"'{model}' is the stage itself" if model == name else made
-            yield f"{_key_of(stage, model)}: {made}; choose one of {', '.join(models)}{nearest(model, models)}"
+            key = next(key for key in ("init", "reference", "models") if model in _names(getattr(stage, key, None)))
+            yield f"{key}: {made}; choose one of {', '.join(models)}{nearest(model, models)}"
     rows = [f"curation/{split}" for split in SPLITS]
     rows += [other if file == files[0] else f"{other}/{file}" for other, each in stages.items() if other != name for files in [ROWS.get(each.kind, ())] for file in files]
     for reference in stage.rows_read:
@@ -96,13 +97,13 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
             continue
         made = f"stage '{reference}' of kind {stages[reference].kind} makes a model, and rows are wanted" if reference in stages else f"'{reference}' names no rows"
         made = f"'{reference}' is the stage itself" if reference == name else made
-        yield f"{_key_of(stage, reference)}: {made}; choose one of {', '.join(rows)}, or a file *{' or *'.join(FILES)}{nearest(reference, rows)}"
+        key = "data" if isinstance(stage, Reading) else "search.data"
+        yield f"{key}: {made}; choose one of {', '.join(rows)}, or a file *{' or *'.join(FILES)}{nearest(reference, rows)}"
 
 
-def _key_of(stage: Stage, name: str) -> str:
-    """The key of a stage that names a model or rows."""
-    given = stage.model_dump(include={"init", "reference", "models", "data"})
-    return next((key for key, value in given.items() if value == name or (value and not isinstance(value, str) and name in value)), "search.data")
+def _names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """What a key names: one, several or none."""
+    return (given,) if isinstance(given, str) else given or ()
 
 
 def _sources(stage: Stage) -> list[str]:

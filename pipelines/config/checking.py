@@ -51,7 +51,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def _left_out(model: Any, content: Any, place: tuple[Any, ...]) -> bool:
-    """Delete the innermost setting of a section that holds what an error is about; False where that is not there."""
+    """Delete the innermost setting of a section that holds what an error is about; False where there is none, or an entry would go with it."""
     setting: tuple[dict[Any, Any], Any] | None = None
     for part in place:
         annotation, model = _unwrap(model), _below(model, part)
@@ -63,6 +63,8 @@ def _left_out(model: Any, content: Any, place: tuple[Any, ...]) -> bool:
             return False
         if _keys(annotation, []):
             setting = content, part
+        elif isinstance(annotation, dict) and (isinstance(_unwrap(model), list) or _keys(model, [])):
+            setting = None  # a whole entry, such as a source or a stage, which others name
         content = content[part]
     if setting is None:
         return False
@@ -85,6 +87,9 @@ def _sentence(model: type[BaseModel], details: Any, message: str) -> str:
         return f"unknown key '{key}'{nearest(path[-1], _keys(model, path[:-1]))}"
     if details["type"] == "missing":
         return f"key '{key}' is missing"
+    if details["type"] == "union_tag_not_found":
+        kinds = [kind for member in _at(model, path) for kind in typing.get_args(member.model_fields["kind"].annotation)]
+        return f"key '{key}.kind' is missing; choose one of {', '.join(kinds)}"
     if not key:
         return message
     if details["type"] == "value_error":
@@ -106,11 +111,16 @@ def _without_tags(model: Any, path: list[Any]) -> list[Any]:
     return kept
 
 
-def _keys(model: Any, path: list[Any]) -> list[str]:
-    """Valid keys at `path` below `model`, found by walking the annotations."""
+def _at(model: Any, path: list[Any]) -> Any:
+    """What stands at `path` below `model`, found by walking the annotations: a section, a list of those that may stand there, or else."""
     for part in path:
         model = _below(model, part)
-    model = _unwrap(model)
+    return _unwrap(model)
+
+
+def _keys(model: Any, path: list[Any]) -> list[str]:
+    """Valid keys at `path` below `model`."""
+    model = _at(model, path)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 

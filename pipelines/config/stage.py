@@ -42,6 +42,8 @@ def _by_name(given: Any) -> Any:
     if isinstance(given, str):
         return {given: {}}
     if isinstance(given, list | tuple):
+        if wrong := [name for name in given if not isinstance(name, str)]:
+            raise ValueError(f"expected names of rows, got {wrong[0]!r}; what is read of each stands in a mapping: {{NAME: {{where, share}}}}")
         return {name: {} for name in given}
     return {name: {} if rows is None else rows for name, rows in given.items()} if isinstance(given, dict) else given
 

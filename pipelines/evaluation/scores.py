@@ -166,8 +166,8 @@ def others(models: Sequence[str], against: str, candidate: str) -> list[str]:
 
 def comparisons(models: Sequence[str], against: str, candidate: str) -> list[tuple[str, str]]:
     """Which models are compared: each with what the gate compares with, and its candidate with all others."""
-    pairs = [(model, against) for model in models if model != against]
-    return pairs + [(candidate, other) for other in others(models, against, candidate)]
+    pairs = [(model, against) for model in models if model != against] if against in models else []
+    return pairs + [(candidate, other) for other in others(models, against, candidate) if candidate in models]
 
 
 def _judged(rows: Sequence[Row]) -> int:

@@ -8,10 +8,13 @@ and the chain is about data.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipelines import graph, paths
 from pipelines.errors import UserError
@@ -97,6 +100,7 @@ class Lineage:
             statement = self.statements[stage]
             yield f"{indent}{stage}  {_origin(statement)}"
             yield from (f"{indent}  wrote {line}" for line in _written(statement))
+            yield from (f"{indent}  {line}" for line in self._seen(stage))
             for entry in resolved(statement):
                 label, found, more = entry.get("name") or entry["uri"], digest(entry), told(entry)
                 yield f"{indent}  read {label}  {found[:SHORT] if found else 'no digest: it lives on a hub, and nobody asked for a commit'}"
@@ -109,6 +113,14 @@ class Lineage:
 
         for stage in stages:
             yield from visit(stage, 0)
+
+    def _seen(self, stage: str) -> list[str]:
+        """How many rows a stage has read by each reference; the rows themselves are in the view `seen` of `touchstone query`."""
+        file = self.root / paths.seen(stage)
+        if not file.is_file():
+            return []
+        counts = Counter(pq.read_table(file, columns=["data"])["data"].to_pylist())
+        return ["saw " + ", ".join(f"{count:,} rows of {reference}" for reference, count in counts.items())]
 
     def verify(self, stages: list[str]) -> tuple[Broken | None, int, list[str]]:
         """(first broken link or None, links checked, notes on code that has changed since)."""

@@ -50,19 +50,27 @@ def mine(**settings):
     return {"sources__train__mine": {"kind": "file", "path": "rows.jsonl", "fields": {"prompt": "question", "answer": "answer"}} | settings}
 
 
-MATH = "rl__stages__math"
+MATH = "stages__math"
 FAULTS = [
-    ({f"{MATH}__domains": ["math", "maths"]}, "rl.stages.math.domains: 'maths' is the domain of no source in sources.train; there are code, logic, math; did you mean 'math'?"),
-    ({f"{MATH}__init": "stf"}, "rl.stages.math.init: 'stf' names no stage; choose one of base, sft, code, math; did you mean 'sft'?"),
-    ({f"{MATH}__reference": "cod"}, "rl.stages.math.reference: 'cod' names no stage; choose one of base, sft, code, math; did you mean 'code'?"),
-    ({f"{MATH}__generation": {"engine": "server", "server": {"model": "m"}}}, "rl.stages.math: generation.engine 'server' gives no log-probabilities"),
-    ({f"{MATH}__generation": {"engine": "scripted", "script": "rows.json"}}, "rl.stages.math.generation.script: 'rows.json' is no file"),
+    ({f"{MATH}__where": {"domain": ["math", "maths"]}}, "stages.math.where.domain: 'maths' is the domain of no source in sources.train; there are code, logic, math; did you mean 'math'?"),
+    ({f"{MATH}__init": "stf"}, "stages.math.init: 'stf' names no model; choose one of base, code, merged, sft; did you mean 'sft'?"),
+    ({f"{MATH}__reference": "cod"}, "stages.math.reference: 'cod' names no model; choose one of base, code, merged, sft; did you mean 'code'?"),
+    ({f"{MATH}__generation": {"engine": "server", "server": {"model": "m"}}}, "stages.math: generation.engine 'server' gives no log-probabilities"),
+    ({f"{MATH}__generation": {"engine": "scripted", "script": "rows.json"}}, "stages.math.generation.script: 'rows.json' is no file"),
     ({"base__train": {"goal": {"solved": {"maths": 0.2}}}}, "base.train.goal.solved: 'maths' is the domain of no source in sources.train"),
-    ({"difficulty__limit": {"cod": 3}}, "difficulty.limit: 'cod' is the domain of no source in sources.train; there are code, logic, math; did you mean 'code'?"),
-    ({"difficulty__preset": "openr1"}, "difficulty.preset: there is no 'openr1'; did you mean 'open_r1'?"),
-    ({"merging__search": {}, "difficulty__limit": {}}, "merging.search: it validates with problems that difficulty leaves ungraded"),
-    ({"merging__base": "stf"}, "merging.base: 'stf' is no model to merge from; there are base, sft, code, math; did you mean 'sft'?"),
-    ({"merging__tokenizer": {"source": "unoin"}}, "merging.tokenizer.source: 'unoin' is neither union, nor base, nor a folder"),
+    ({"stages__difficulty__limit": {"cod": 3}}, "stages.difficulty.limit: 'cod' is the domain of no source in sources.train; there are code, logic, math; did you mean 'code'?"),
+    ({"stages__difficulty__preset": "openr1"}, "stages.difficulty.preset: there is no 'openr1'; did you mean 'open_r1'?"),
+    ({"stages__merged__search": {"data": "difficulty/ungraded"}, "stages__difficulty__limit": {}}, "stages.merged: it reads difficulty/ungraded, the rows beyond the limit of stage difficulty, which has none"),
+    ({f"{MATH}__data": ["difficulty", "difficulty/ungraded"], "stages__difficulty__limit": {}}, "stages.math: it reads difficulty/ungraded, the rows beyond the limit of stage difficulty, which has none"),
+    ({"stages__merged__init": "stf"}, "stages.merged.init: 'stf' names no model; choose one of base, code, math, sft; did you mean 'sft'?"),
+    ({"stages__merged__models": ["mth"]}, "stages.merged.models: 'mth' names no model; choose one of base, code, math, sft; did you mean 'math'?"),
+    ({f"{MATH}__data": "difficulty/grade"}, "stages.math.data: 'difficulty/grade' names no rows; choose one of curation/base"),
+    ({f"{MATH}__data": ["difficulty", "row.jsonl"]}, "stages.math.data: row.jsonl: no such file; did you mean 'rows.jsonl'?"),
+    ({f"{MATH}__data": {"difficulty": {"where": {"domain": ["cod"]}}}}, "stages.math.data.difficulty.where.domain: 'cod' is the domain of no source in sources.train"),
+    ({"stages__math__kind": "rll"}, "stages.math.kind: 'rll' is none of sft, grade, synthesise, rl, merge; did you mean 'rl'?"),
+    ({"stages__evaluation": {"kind": "sft", "init": "base", "data": "curation/sft"}}, "stages.evaluation: a stage of every project is called so; choose another name"),
+    ({"evaluation__rollouts": ["mth"]}, "evaluation.rollouts: 'mth' is no stage of kind rl; there are code, math; did you mean 'math'?"),
+    ({"stages__merged__tokenizer": {"source": "unoin"}}, "stages.merged.tokenizer.source: 'unoin' is neither union, nor base, nor a folder"),
     ({"evaluation__gate__against": "sftt"}, "evaluation.gate.against: 'sftt' is no model that is evaluated; there are base, sft, code, math, merged; did you mean 'sft'?"),
     ({"evaluation__models": ["sft"]}, "evaluation.gate.candidate: 'merged' is no model that is evaluated; there are sft"),
     ({"evaluation__clusters": {"mth": "passage"}}, "evaluation.clusters: 'mth' is no benchmark; there are code, logic, math; did you mean 'math'?"),
@@ -79,14 +87,14 @@ FAULTS = [
     (mine(kind="huggingface", path="./nothing"), "sources.train.mine.path: ./nothing: no such folder"),
     ({"curation__steps": ["normalize"]}, "curation.steps.0: input should be 'normalise'"),
     ({"curation__decontamination": {"paraphrases": {"embedding": "all-MiniLM-L6"}}}, "curation.decontamination.paraphrases.embedding: 'all-MiniLM-L6' is neither a packaged model (all-MiniLM-L6-v2)"),
-    ({"synthesis__generators": mine()["sources__train__mine"] and {"mine": mine()["sources__train__mine"]}}, "synthesis.generators.mine.kind: 'file' generates nothing; choose one of arithmetic"),
+    ({"stages__synthesis__generators": mine()["sources__train__mine"] and {"mine": mine()["sources__train__mine"]}}, "stages.synthesis.generators.mine.kind: 'file' generates nothing; choose one of arithmetic"),
     ({"base__model": "../models/smol"}, "base.model: ../models/smol: no such folder"),
     ({"base__model": "what is this"}, "base.model: what is this: no such folder, and no hub id, which looks like OWNER/NAME"),
     ({"base__model": "rows.jsonl"}, "base.model: rows.jsonl is a file; expected a folder"),
 ]  # fmt: skip
 
 
-SMALL = {"init": "sft", "reference": "sft", "domains": ["math"]}
+SMALL = {"kind": "rl", "init": "sft", "data": "difficulty"}
 RECIPES = [
     ({"recipe": "grppo"}, "recipe: there is no 'grppo'; did you mean 'grpo'?"),
     ({"overrides": {"clp": {"name": "none"}}}, "overrides.clp: slot: there is no 'clp'; did you mean 'clip'?"),
@@ -99,7 +107,7 @@ RECIPES = [
 ]
 MERGES = [
     ({"method": "tise"}, ".method: there is no 'tise'; did you mean 'ties'?"),
-    ({"method": "slerp", "settings": {"t": 0.5}}, ".method: method 'slerp': it takes the base and one model, got 10"),
+    ({"method": "slerp", "settings": {"t": 0.5}}, ".method: method 'slerp': it takes the base and one model, got 2"),
     ({"method": "ram", "settings": {"changed_abov": 1}}, ".settings: method 'ram': unknown setting 'changed_abov'; did you mean 'changed_above'?"),
     ({"method": "ram", "settings": {"changed_above": "big"}}, ".settings: method 'ram': setting 'changed_above': expected float, got 'big'"),
     ({"method": "ram", "settings": {"epsilon": 0.003}}, ".settings: method 'ram': setting 'epsilon', a distance, has become 'changed_above'"),
@@ -114,12 +122,12 @@ PUZZLES = [
 
 def test_recipes_merges_and_puzzles_are_held_to_their_tables_all_at_once(tmp_path):
     puzzle = {"kind": "reasoning_gym", "task": "syllogism", "count": 5}
-    changes = {f"rl__stages__s{n}": SMALL | change for n, (change, _) in enumerate(RECIPES)}
+    changes = {f"stages__s{n}": SMALL | change for n, (change, _) in enumerate(RECIPES)}
     changes |= {f"sources__train__p{n}": puzzle | change for n, (change, _) in enumerate(PUZZLES)}
-    lines = told(tmp_path, **changes, merging__method="rma", merging__search={"candidates": [change for change, _ in MERGES]})
-    wanted = [f"rl.stages.s{n}.{sentence}" for n, (_, sentence) in enumerate(RECIPES)]
-    wanted += ["merging.method: there is no 'rma'; did you mean 'ram'?"]
-    wanted += [f"merging.search.candidates.{n}{sentence}" for n, (_, sentence) in enumerate(MERGES)]
+    lines = told(tmp_path, **changes, stages__merged__method="rma", stages__merged__search={"data": "difficulty/ungraded", "candidates": [change for change, _ in MERGES]})
+    wanted = ["stages.merged.method: there is no 'rma'; did you mean 'ram'?"]
+    wanted += [f"stages.merged.search.candidates.{n}{sentence}" for n, (_, sentence) in enumerate(MERGES)]
+    wanted += [f"stages.s{n}.{sentence}" for n, (_, sentence) in enumerate(RECIPES)]
     wanted += [f"sources.train.p{n}: {sentence}" for n, (_, sentence) in enumerate(PUZZLES)]
     assert len(lines) == len(wanted)
     assert [line for line, start in zip(lines, wanted, strict=True) if not line.startswith(start)] == []
@@ -131,14 +139,20 @@ def test_a_fault_is_one_sentence_with_its_key(tmp_path, change, sentence):
     assert line.startswith(sentence)
 
 
+def test_a_stage_that_cannot_be_read_is_told_and_no_other_that_names_it(tmp_path):
+    """`merged` and the gate name it: that they do is no fault."""
+    (line,) = told(tmp_path, **{f"{MATH}__processes": 2, f"{MATH}__optimiser": {"name": "muon", "lr": 1.0}})
+    assert line.startswith("stages.math: optimiser.name muon needs whole matrices")
+
+
 def test_all_faults_are_told_together(tmp_path):
-    changes = {MATH + "__stepz": 3, MATH + "__recipe": "grppo", "rl__stages__code__domains": ["cod"], "merging__method": "rma", "base__model": "../no"}
+    changes = {MATH + "__stepz": 3, MATH + "__recipe": "grppo", "stages__code__where": {"domain": ["cod"]}, "stages__merged__method": "rma", "base__model": "../no"}
     overrides = {"clip": {"name": "ppo", "lw": 1, "hi": 2}, "aggregation": {"name": "token_men"}}
-    lines = told(tmp_path, **changes, rl__stages__code__overrides=overrides, **mine(path="no.jsonl"))
+    lines = told(tmp_path, **changes, stages__code__overrides=overrides, **mine(path="no.jsonl"))
     keys = [line.split("'")[1] if line.startswith("unknown key") else line.split(": ")[0] for line in lines]
     assert sorted(keys) == [
-        "base.model", "merging.method", "rl.stages.code.domains", "rl.stages.code.overrides.aggregation", "rl.stages.code.overrides.clip",
-        "rl.stages.code.overrides.clip", "rl.stages.math.recipe", "rl.stages.math.stepz", "sources.train.mine.path",
+        "base.model", "sources.train.mine.path", "stages.code.overrides.aggregation", "stages.code.overrides.clip", "stages.code.overrides.clip",
+        "stages.code.where.domain", "stages.math.recipe", "stages.math.stepz", "stages.merged.method",
     ]  # fmt: skip
 
 
@@ -162,7 +176,7 @@ def test_the_tables_are_asked_once_and_again_when_their_code_changes(tmp_path, m
     first = another_process(**wrong)
     assert len(asked) == 1 and "there is no 'grppo'" in first[0]
     assert another_process(**wrong) == first and len(asked) == 1
-    another_process(merging__method="rma")
+    another_process(stages__merged__method="rma")
     assert len(asked) == 2
     monkeypatch.setattr(checks, "code_sha256", lambda module: "other code")
     assert another_process(**wrong) == first and len(asked) == 3
@@ -257,7 +271,7 @@ def test_a_hub_id_is_left_to_the_stage_unless_the_hub_is_off(tmp_path, monkeypat
     ("change", "key", "variable"),
     [
         ({"curation__steps": ["normalise", "grade"]}, "curation.steps", "TOUCHSTONE_TEACHER_URL"),
-        ({"synthesis__method": "teacher"}, "synthesis.method", "TOUCHSTONE_TEACHER_URL"),
+        ({"stages__synthesis__method": "teacher"}, "stages.synthesis.method", "TOUCHSTONE_TEACHER_URL"),
         (mine(verifier="judge"), "sources.train.mine.verifier", "TOUCHSTONE_JUDGE_URL"),
         ({"evaluation__generation": {"engine": "server", "server": {"model": "m"}}}, "evaluation.generation.engine", "TOUCHSTONE_GENERATION_URL"),
     ],
@@ -284,9 +298,9 @@ def test_a_device_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_DEVICE", "cuda")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     said = "the device 'cuda' of TOUCHSTONE_DEVICE is not on this machine"
-    assert told(tmp_path) == [f"rl.stages.{name}: {said}" for name in ("code", "math")]
-    half = {"sft__train__precision": "bfloat16", "difficulty__generation__precision": "auto", "evaluation__generation__precision": "bfloat16"}
-    keys = ("evaluation.generation", "rl.stages.code", "rl.stages.math", "sft.train")
+    assert told(tmp_path) == [f"stages.{name}: {said}" for name in ("code", "math")]
+    half = {"stages__sft__train__precision": "bfloat16", "stages__difficulty__generation__precision": "auto", "evaluation__generation__precision": "bfloat16"}
+    keys = ("evaluation.generation", "stages.code", "stages.math", "stages.sft.train")
     assert sorted(told(tmp_path, **half)) == [f"{key}: {said}" for key in keys]
 
 

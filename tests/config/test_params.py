@@ -36,20 +36,17 @@ def put(*keys, value):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (put("rl", "stages", "math", "stepz", value=3), "unknown key 'rl.stages.math.stepz'; did you mean 'steps'?"),
-        (put("rl", "stages", "math", "optimiser", "lrr", value=3), "unknown key 'rl.stages.math.optimiser.lrr'; did you mean 'lr'?"),
+        (put("stages", "math", "stepz", value=3), "unknown key 'stages.math.stepz'; did you mean 'steps'?"),
+        (put("stages", "math", "optimiser", "lrr", value=3), "unknown key 'stages.math.optimiser.lrr'; did you mean 'lr'?"),
         (put("sources", "train", "stories", "cuont", value=3), "unknown key 'sources.train.stories.cuont'; did you mean 'count'?"),
-        (put("synthesis", "teacher", value={"modle": "m"}), "unknown key 'synthesis.teacher.modle'; did you mean 'model'?"),
-        (put("slf", value={}), "unknown key 'slf'; did you mean 'sft'?"),
-        (put("difficulty", "samples", value="x"), "difficulty.samples: input should be a valid integer"),
-        (put("sft", "train", "optimiser", "lr", value=-1), "sft.train.optimiser.lr: input should be greater than 0, got -1"),
-        (put("difficulty", "band", value=[0.9, 0.1]), "difficulty.band: must rise, got [0.9, 0.1]"),
+        (put("stages", "synthesis", "teacher", value={"modle": "m"}), "unknown key 'stages.synthesis.teacher.modle'; did you mean 'model'?"),
+        (put("stges", value={}), "unknown key 'stges'; did you mean 'stages'?"),
+        (put("stages", "difficulty", "samples", value="x"), "stages.difficulty.samples: input should be a valid integer"),
+        (put("stages", "sft", "train", "optimiser", "lr", value=-1), "stages.sft.train.optimiser.lr: input should be greater than 0, got -1"),
+        (put("stages", "difficulty", "band", value=[0.9, 0.1]), "stages.difficulty.band: must rise, got [0.9, 0.1]"),
         (put("curation", "steps", value=["normalize"]), "curation.steps.0: input should be 'normalise'"),
         (put("curation", "splits", "rl", value=-1), "curation.splits.rl: input should be greater than or equal to 0"),
         (put("curation", "splits", value={"sft": 0, "rl": 0}), "curation.splits: one weight must be above 0, got {'rl': 0.0, 'sft': 0.0}"),
-        (put("rl", "stages", "math", "init", value="nope"), "rl.stages.math.init: 'nope' names no stage; choose one of base, sft, code, math"),
-        (put("rl", "stages", "base", value=PARAMS["rl"]["stages"]["math"]), "rl.stages.base: the name is taken"),
-        (put("rl", "stages", "math", "domains", value=[]), "rl.stages.math.domains: tuple should have at least 1 item"),
         (put("sources", "train", "stories", "levels", value={1: 0}), "sources.train.stories.levels: one weight must be above 0, got {1: 0.0}"),
         (put("sources", "train", "stories", "levels", value={1: -1}), "sources.train.stories.levels.1: input should be greater than or equal to 0"),
         (put("sources", "train", "stories", "kind", value="arithmetc"), "sources.train.stories.kind: 'arithmetc' is none of arithmetic, functions"),
@@ -57,10 +54,9 @@ def put(*keys, value):
         (put("base", "architecture", "vocab_size", value=100), "base.architecture.vocab_size: input should be greater than or equal to 270"),
         (put("evaluation", "samples", value=4), "evaluation.ks: pass@8 needs as many samples, got evaluation.samples = 4"),
         (put("evaluation", "gate", "improve", value=["maths"]), "evaluation.gate.improve: 'maths' is no benchmark"),
-        (put("merging", "dtype", value="int8"), "merging.dtype: input should be 'float32', 'bfloat16' or 'float16', got 'int8'"),
-        (put("merging", "models", value=["logic"]), "merging.models: 'logic' is no RL stage; there are code, math"),
+        (put("stages", "merged", "dtype", value="int8"), "stages.merged.dtype: input should be 'float32', 'bfloat16' or 'float16', got 'int8'"),
         (put("sources", "train", "a/b", value=PARAMS["sources"]["train"]["stories"]), "sources.train.a/b: string should match pattern"),
-        (lambda content: content.pop("rl"), "key 'rl' is missing"),
+        (lambda content: content.pop("sources"), "key 'sources' is missing"),
     ],
 )
 def test_a_wrong_value_is_named_in_one_sentence(tmp_path, change, sentence):
@@ -69,12 +65,92 @@ def test_a_wrong_value_is_named_in_one_sentence(tmp_path, change, sentence):
     assert "\n" not in message
 
 
-def test_a_cycle_of_inits_is_named(tmp_path):
-    def change(content):
-        content["rl"]["stages"]["math"]["init"] = "code"
-        content["rl"]["stages"]["code"]["init"] = "math"
+ROWS_THERE = "curation/base, curation/sft, curation/rl, difficulty, difficulty/graded, difficulty/ungraded, synthesis, or a file *.jsonl or *.parquet"
 
-    assert told(tmp_path, change) == "rl.stages.math.init: the stages code -> math -> code make a cycle"
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (put("stages", "math", "init", value="nope"), "stages.math.init: 'nope' names no model; choose one of base, code, merged, sft"),
+        (put("stages", "math", "init", value="stf"), "stages.math.init: 'stf' names no model; choose one of base, code, merged, sft; did you mean 'sft'?"),
+        (put("stages", "math", "reference", value="cod"), "stages.math.reference: 'cod' names no model; choose one of base, code, merged, sft; did you mean 'code'?"),
+        (put("stages", "merged", "models", value=["code", "mth"]), "stages.merged.models: 'mth' names no model; choose one of base, code, math, sft; did you mean 'math'?"),
+        (put("stages", "merged", "models", value=["logic"]), "stages.merged.models: 'logic' names no model; choose one of base, code, math, sft"),
+        (put("stages", "math", "init", value="difficulty"), "stages.math.init: stage 'difficulty' of kind grade makes rows, and a model is wanted; choose one of base"),
+        (put("stages", "merged", "models", value=["synthesis"]), "stages.merged.models: stage 'synthesis' of kind synthesise makes rows, and a model is wanted"),
+        (put("stages", "math", "init", value="math"), "stages.math.init: 'math' is the stage itself; choose one of base, code, merged, sft"),
+        (put("stages", "math", "init", value="curation"), "stages.math.init: 'curation' names no model"),
+        (put("stages", "math", "data", value="dificulty"), f"stages.math.data: 'dificulty' names no rows; choose one of {ROWS_THERE}; did you mean 'difficulty'?"),
+        (put("stages", "math", "data", value=["difficulty", "curation/r"]), f"stages.math.data: 'curation/r' names no rows; choose one of {ROWS_THERE}; did you mean 'curation/rl'?"),
+        (put("stages", "math", "data", value={"difficulty/grade": {}}), f"stages.math.data: 'difficulty/grade' names no rows; choose one of {ROWS_THERE}; did you mean 'difficulty/graded'?"),
+        (put("stages", "math", "data", value="synthesis/graded"), "stages.math.data: 'synthesis/graded' names no rows"),
+        (put("stages", "math", "data", value="sft"), "stages.math.data: stage 'sft' of kind sft makes a model, and rows are wanted; choose one of curation/base"),
+        (put("stages", "synthesis", "data", value="synthesis"), "stages.synthesis.data: 'synthesis' is the stage itself; choose one of curation/base"),
+        (put("stages", "merged", "search", value={"data": "ungraded"}), "stages.merged.search.data: 'ungraded' names no rows"),
+        (put("stages", "merged", "search", value={"data": "code"}), "stages.merged.search.data: stage 'code' of kind rl makes a model, and rows are wanted"),
+        (put("stages", "merged", "models", value=[]), "stages.merged.models: tuple should have at least 1 item"),
+        (put("stages", "math", "data", value=[]), "stages.math.data: value should have at least 1 item"),
+        (put("stages", "math", "data", value=[{"difficulty": {}}]), "stages.math.data: expected names of rows, got {'difficulty': {}}; what is read of each"),
+        (put("stages", "math", "data", value={"difficulty": {"share": 1}, "synthesis": {}}), "stages.math.data: synthesis has no share, and the others have one"),
+        (put("stages", "math", "kind", value="rll"), "stages.math.kind: 'rll' is none of sft, grade, synthesise, rl, merge; did you mean 'rl'?"),
+        (put("stages", "math", value={"init": "sft", "data": "difficulty"}), "key 'stages.math.kind' is missing; choose one of sft, grade, synthesise, rl, merge"),
+        (put("stages", "math", value={"kind": "rl", "data": "difficulty"}), "key 'stages.math.init' is missing"),
+        (put("stages", "math", value={"kind": "rl", "init": "sft"}), "key 'stages.math.data' is missing"),
+        (put("stages", "merged", value={"kind": "merge", "init": "sft"}), "key 'stages.merged.models' is missing"),
+        (put("stages", "synthesis", value={"kind": "synthesise"}), "key 'stages.synthesis.data' is missing"),
+        (put("stages", "merged", "search", value={}), "key 'stages.merged.search.data' is missing"),
+        (put("stages", "math", "models", value=["code"]), "unknown key 'stages.math.models'"),
+        (put("stages", "math", "where", value={"domains": ["math"]}), "unknown key 'stages.math.where.domains'; did you mean 'domain'?"),
+        (put("stages", "base", value=PARAMS["stages"]["math"]), "stages.base: a stage of every project is called so; choose another name"),
+        (put("stages", "report", value=PARAMS["stages"]["math"]), "stages.report: a stage of every project is called so; choose another name"),
+        (put("stages", "Math", value=PARAMS["stages"]["math"]), "stages.Math: string should match pattern"),
+        (put("stages", "code-identity", value=PARAMS["stages"]["math"]), "stages.code-identity: string should match pattern"),
+    ],
+)
+def test_what_a_stage_names_wrongly_is_told_with_what_there_is(tmp_path, change, sentence):
+    message = told(tmp_path, change)
+    assert message.startswith(sentence)
+    assert "\n" not in message
+
+
+def test_a_name_that_is_part_of_another_is_said_of_the_right_key(tmp_path):
+    """`s` stands in `sft`, and is no model of `models`."""
+
+    def change(content):
+        content["stages"]["merged"] |= {"models": ["sft", "s"], "init": "base"}
+
+    assert told(tmp_path, change).startswith("stages.merged.models: 's' names no model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "cycle"),
+    [
+        ({"math": {"init": "code"}, "code": {"init": "math"}}, "code -> math -> code"),
+        ({"math": {"reference": "merged"}}, "math -> merged -> math"),
+        ({"difficulty": {"data": "synthesis"}}, "difficulty -> synthesis -> difficulty"),
+        ({"sft": {"data": "synthesis"}}, "sft -> synthesis -> difficulty -> sft"),
+        ({"merged": {"search": {"data": "late"}}, "late": {"kind": "grade", "init": "merged", "data": "curation/rl"}}, "late -> merged -> late"),
+    ],
+)
+def test_a_cycle_is_named(tmp_path, changes, cycle):
+    def change(content):
+        for name, changed in changes.items():
+            content["stages"].setdefault(name, {}).update(changed)
+
+    assert told(tmp_path, change) == f"stages: {cycle} make a cycle, so none of them could run first"
+
+
+def test_all_that_is_wrong_with_names_is_told_at_once(tmp_path):
+    def change(content):
+        content["stages"]["math"] |= {"init": "stf", "data": ["dificulty", "code"]}
+        content["stages"]["merged"]["models"] = ["mth", "code"]
+
+    assert [line.rpartition(f"{tmp_path / 'params.yaml'}: ")[2].split(";")[0] for line in told(tmp_path, change).splitlines()] == [
+        "stages.math.init: 'stf' names no model",
+        "stages.math.data: 'dificulty' names no rows",
+        "stages.math.data: stage 'code' of kind rl makes a model, and rows are wanted",
+        "stages.merged.models: 'mth' names no model",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +168,27 @@ def test_a_file_that_is_no_params_file(tmp_path, text, words):
 
 def test_null_stands_for_all_of_them():
     params = config.load(ROOT / "params.yaml")
-    assert config.resolve(params, "merging").models == ("code", "math")
     assert config.resolve(params, "evaluation").models == ("base", "sft", "code", "math", "merged")
     assert set(config.resolve(params, "synthesis").generators) == set(PARAMS["sources"]["train"])
     assert config.resolve(params, "synthesis").curation == params.curation
-    with pytest.raises(UserError, match="there is no RL stage 'logic'"):
-        config.resolve(params, "rl@logic")
+    assert config.resolve(params, "evaluation").rollouts == ("code", "math")
+    with pytest.raises(UserError, match="there is no stage 'mth'; did you mean 'math'"):
+        config.resolve(params, "mth")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("difficulty", {"difficulty": {}}),
+        (["difficulty", "synthesis"], {"difficulty": {}, "synthesis": {}}),
+        ({"difficulty": {"share": 3}, "rows/mine.jsonl": {"share": 1}}, {"difficulty": {"share": 3}, "rows/mine.jsonl": {"share": 1}}),
+        ({"difficulty": None}, {"difficulty": {}}),
+    ],
+)
+def test_rows_may_be_named_in_three_ways(given, read):
+    settings = config.RlStage.model_validate({"init": "sft", "data": given})
+    assert {name: rows.model_dump(exclude_defaults=True) for name, rows in settings.data.items()} == read
+    assert config.RlStage.model_validate(settings.model_dump(mode="json")) == settings  # as a stage is given it
 
 
 @pytest.mark.parametrize("overlay", sorted((ROOT / "overlays").glob("*.yaml")), ids=lambda path: path.stem)

@@ -2,18 +2,20 @@
 
 import pytest
 
-from pipelines.config.curation import CurationSettings, DifficultySettings, presets
+from pipelines.config.curation import CurationSettings, GradeStage, presets
 from pipelines.curation.difficulty import inside_band
 from pipelines.curation.run import curate
 from pipelines.records import Problem
 
+ASKS = {"init": "sft", "data": "curation/rl"}
+
 
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_holds(name: str) -> None:
-    curation, difficulty = CurationSettings.model_validate({"preset": name}), DifficultySettings.model_validate({"preset": name})
-    assert set(presets()[name]) == {"curation", "difficulty"}
+    curation, grade = CurationSettings.model_validate({"preset": name}), GradeStage.model_validate({**ASKS, "preset": name})
+    assert set(presets()[name]) == {"curation", "grade"}
     assert CurationSettings.model_validate(curation.model_dump(mode="json")) == curation  # as a stage is given it
-    assert DifficultySettings.model_validate(difficulty.model_dump(mode="json")) == difficulty
+    assert GradeStage.model_validate(grade.model_dump(mode="json")) == grade
 
 
 def test_what_params_say_counts_before_the_preset() -> None:
@@ -42,7 +44,7 @@ def rated(correct: int, n: int) -> Problem:
     ],
 )
 def test_bands_keep_what_their_papers_keep(name: str, n: int, counts: list[int], kept: list[int]) -> None:
-    settings = DifficultySettings.model_validate({"preset": name})
+    settings = GradeStage.model_validate({**ASKS, "preset": name})
     assert [int(row.problem_id) for row in inside_band([rated(c, n) for c in counts], settings.band)[0]] == kept
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import paths, verifiers
 from pipelines.config.common import GenerationSettings
-from pipelines.config.curation import DifficultySettings
+from pipelines.config.curation import GradeStage
 from pipelines.config.training import ArchitectureSettings
 from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, wilson, within_limit
 from pipelines.errors import UserError
@@ -21,7 +21,7 @@ from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.records import Dropped, Outcome, Problem, Verdict, problem_id
 from pipelines.stages import Context
-from pipelines.stages.difficulty import run
+from pipelines.stages.grade import run
 from pipelines.store import read_json, read_problems, write_problems
 
 
@@ -111,13 +111,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     tokenizer = train_tokenizer(["What is 1? 2 3 4 5 6 7 8 9 0"], 300)
     settings = ArchitectureSettings(hidden_size=16, layers=1, heads=2, intermediate_size=32, vocab_size=300, context=64)
-    save_policy(root / paths.SFT, tiny_model(settings, tokenizer, 1), tokenizer)
+    save_policy(root / paths.model("sft"), tiny_model(settings, tokenizer, 1), tokenizer)
     return root
 
 
 def stage(root: Path, rows: list[Problem], **settings: object) -> dict[str, float]:
     write_problems(root / paths.SPLITS["rl"], rows)
-    given = DifficultySettings.model_validate({"samples": 4, "generation": GenerationSettings(max_new_tokens=8, batch_size=16)} | settings)
+    given = GradeStage.model_validate({"init": "sft", "data": "curation/rl", "samples": 4, "generation": GenerationSettings(max_new_tokens=8, batch_size=16)} | settings)
     work = root / "work"
     return run(Context("difficulty", root, 1, given, work, Journal(work / "j.jsonl", "difficulty", io.StringIO())))
 
@@ -127,36 +127,36 @@ def test_stage_grades_selects_and_repeats(policy: Path) -> None:
     rows = [row(i) for i in range(30)] + [long]
     summary = stage(policy, rows, band=[0, 1], limit={"math": 31})
     assert summary["graded"] == 30 and summary["selected"] == 30
-    found = read_problems(policy / paths.GRADED)
+    found = read_problems(policy / paths.rows("difficulty/graded"))
     assert all(problem.pass_n == 4 and problem.difficulty == 1 - (problem.pass_rate or 0) for problem in found)
-    ledger = read_json(policy / paths.DIFFICULTY / paths.LEDGER)
+    ledger = read_json(policy / paths.ROWS / "difficulty" / paths.LEDGER)
     assert ledger["input"] == 31 and ledger["reasons"] == {"prompt_exceeds_context": 1} and ledger["domains"]["math"]["graded"] == 30
     assert ledger["rollouts"] == 120 and sum(ledger["domains"]["math"]["bins"].values()) == 30
-    before = (policy / paths.GRADED).read_bytes()
+    before = (policy / paths.rows("difficulty/graded")).read_bytes()
     stage(policy, rows[::-1], band=[0, 1], generation=GenerationSettings(max_new_tokens=8, batch_size=3))
-    assert (policy / paths.GRADED).read_bytes() == before
+    assert (policy / paths.rows("difficulty/graded")).read_bytes() == before
     stage(policy, rows, band=[0, 1], stop="interval")  # nothing can leave [0, 1]: one look is enough
-    assert {problem.pass_n for problem in read_problems(policy / paths.GRADED)} == {2}
+    assert {problem.pass_n for problem in read_problems(policy / paths.rows("difficulty/graded"))} == {2}
     stage(policy, rows, band=[0, 1], limit={"math": 5})
-    assert len(read_problems(policy / paths.SELECTED)) == 5
-    assert pq.read_table(policy / paths.DIFFICULTY / paths.DROPPED)["reason"].to_pylist().count("not_graded") == 26
+    assert len(read_problems(policy / paths.rows("difficulty"))) == 5
+    assert pq.read_table(policy / paths.ROWS / "difficulty" / paths.DROPPED)["reason"].to_pylist().count("not_graded") == 26
 
 
 def test_answers_that_are_right_count(policy: Path) -> None:
     # the same key gives the same samples; what some of them say is then made an accepted answer
-    generator = create(GenerationSettings(max_new_tokens=8), policy / paths.SFT)
+    generator = create(GenerationSettings(max_new_tokens=8), policy / paths.model("sft"))
     said = [sample.text.strip() for sample in respond(generator, [row(3)], 16, (1, "difficulty"))[0]]
     accepted = [text for text in said if text][:2]
     problem = row(3, verifier_args=json.dumps({"accept": accepted}))
     right = [verifiers.verify(problem, text).correct for text in said]
     assert 0 < sum(right) < 16
     stage(policy, [problem, row(4)], band=[0, 1], samples=16, generation=GenerationSettings(max_new_tokens=8))
-    rates = {found.source_id: found.pass_rate for found in read_problems(policy / paths.GRADED)}
+    rates = {found.source_id: found.pass_rate for found in read_problems(policy / paths.rows("difficulty/graded"))}
     assert rates == {"3": sum(right) / 16, "4": 0.0}
 
 
 def test_nothing_in_the_band_says_how_many_were_too_hard(policy: Path) -> None:
     with pytest.raises(UserError, match=r"none of 6 graded problems .* 6 are too hard, 0 too easy"):
         stage(policy, [row(i) for i in range(6)], band=[0.5, 0.9])
-    with pytest.raises(UserError, match="nothing to grade"):
+    with pytest.raises(UserError, match="no row is left of curation/rl; there were 0"):
         stage(policy, [])

@@ -24,6 +24,7 @@ EPOCHS = {"base": 8, "sft": 40, "sums": 130}
 SETTINGS = EvaluationSettings.model_validate(
     {
         "models": ["base", "sft", "sums", "merged"],
+        "rollouts": ["sums"],
         "samples": 4,
         "ks": [1, 2, 4],
         "bootstrap": 400,
@@ -62,7 +63,7 @@ def train(problems: Sequence[Problem], folder: Path) -> None:
         for name, last in EPOCHS.items():
             if epoch == last:
                 save_policy(folder / paths.model(name), model, tokenizer)
-    save_policy(folder / paths.MERGED, model, tokenizer)
+    save_policy(folder / paths.model("merged"), model, tokenizer)
 
 
 def made_rollouts(problems: Sequence[Problem]) -> list[Trajectory]:

@@ -12,6 +12,7 @@ import pytest
 from pipelines import paths
 from pipelines.evaluation import boundary, diagnostics, entropy, scaling
 from pipelines.evaluation.report.diagnostics import sections
+from pipelines.evaluation.report.inputs import colours
 from pipelines.evaluation.report.html import Html
 from pipelines.seeding import generator
 
@@ -64,7 +65,7 @@ def test_scaling_is_that_of_the_rollouts(found: dict[str, Any]) -> None:
 
 def test_the_report_says_only_what_the_intervals_say(found: dict[str, Any]) -> None:
     def text(part: dict[str, Any], anchor: str) -> str:
-        shown = {name: content for name, _, content, _ in sections(part, ["base", "sft", "sums", "merged"])}[anchor]
+        shown = {name: content for name, _, content, _ in sections(part, colours(["base", "sft", "sums", "merged"], "sft", "merged"))}[anchor]
         assert isinstance(shown, Html)
         return re.sub("<[^>]+>", "", shown)
 

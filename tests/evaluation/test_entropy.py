@@ -41,7 +41,7 @@ def test_answers_are_told_apart_by_their_votes() -> None:
 
 
 def test_token_entropy_is_that_of_the_whole_next_token_distribution(trained: Path, sums: list[Problem]) -> None:
-    model, tokenizer = load_policy(trained / paths.SFT)
+    model, tokenizer = load_policy(trained / paths.model("sft"))
     asked = sums[:3]
     draw = generator(2)
     responses = [[Sample(draw.integers(5, 200, n).tolist(), [], "stop", "") for n in lengths] for lengths in ((4, 9), (1,), (6, 2))]

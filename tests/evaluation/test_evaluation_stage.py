@@ -176,7 +176,7 @@ def test_noise_on_the_output_layer_is_forgetting_and_the_gate_says_so(
     stage.run(context(project, settings.model_copy(update={"models": ("sums", "merged"), "gate": gate})))
     unchanged = json.loads((project / paths.SCORES).read_text())["gate"]
     assert unchanged["passed"] and unchanged["worst"] is None
-    file = project / paths.MERGED / "model.safetensors"
+    file = project / paths.model("merged") / "model.safetensors"
     weights = load_file(file)
     head = next(name for name in ("lm_head.weight", "model.embed_tokens.weight") if name in weights)
     weights[head] += 0.5 * torch.randn(weights[head].shape, generator=torch.Generator().manual_seed(0))

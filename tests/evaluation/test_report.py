@@ -15,14 +15,14 @@ import pytest
 
 from pipelines import paths
 from pipelines.__main__ import write_plot
-from pipelines.config.curation import CurationSettings, SynthesisSettings
+from pipelines.config.curation import CurationSettings, SynthesiseStage
 from pipelines.config.evaluation import ReportSettings
 from pipelines.config.sources import ArithmeticSource, SourcesSettings
 from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
 from pipelines.evaluation.report import Inputs, render
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
-from pipelines.stages import Context, curation, report, sources, synthesis
+from pipelines.stages import Context, curation, report, sources, synthesise
 from pipelines.store import read_problems, write_json, write_problems, write_table
 
 ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
@@ -61,21 +61,25 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(root, "sources", given, sources)
     run(root, "curation", CurationSettings(splits={"base": 0.5, "sft": 0.2, "rl": 0.3}), curation)
     rows = [replace(p, pass_rate=i % 5 / 4, pass_n=4) for i, p in enumerate(read_problems(root / paths.SPLITS["rl"]))]
-    write_problems(root / paths.GRADED, rows)
-    write_problems(root / paths.SELECTED, [p for p in rows if 0 < (p.pass_rate or 0) < 1])
-    run(root, "synthesis", SynthesisSettings(budget=6, generators={"stories": ArithmeticSource.model_validate(story)}), synthesis)
+    graded = root / paths.ROWS / "difficulty"
+    write_problems(graded / paths.GRADED, rows)
+    write_json(graded / paths.LEDGER, {"reasons": {"too_hard": 1}})
+    write_problems(graded / paths.MADE, [p for p in rows if 0 < (p.pass_rate or 0) < 1])
+    run(root, "synthesis", SynthesiseStage(data="difficulty/graded", budget=6, generators={"stories": ArithmeticSource.model_validate(story)}), synthesise)
     write_plot(root / paths.PLOTS / "sft.csv", [{"step": i, "loss": 2 / i, "lr": 0.1} for i in range(1, 30)])
-    write_plot(root / paths.PLOTS / "rl-sums.csv", [{"step": i, "reward": i / 50, "length": 9.0 + i % 3, "kl": 0.1 * i} for i in range(1, 50)])
+    write_plot(root / paths.PLOTS / "sums.csv", [{"step": i, "reward": i / 50, "length": 9.0 + i % 3, "kl": 0.1 * i} for i in range(1, 50)])
     write_json(root / paths.METRICS / "base.json", {"parameters": 12345})
-    for stage, inputs, outputs in (
-        ("sources", [], [paths.SOURCES]),
-        ("curation", [paths.SOURCES], [paths.CURATION]),
-        ("sft", [paths.CURATION], [paths.SFT]),
-        ("rl@sums", [paths.SFT], [paths.model("sums")]),
-        ("evaluation", [paths.BENCHMARKS, paths.SFT, paths.model("sums")], [paths.EVALUATION]),
+    for stage, kind, inputs, outputs in (
+        ("sources", "sources", [], [paths.SOURCES]),
+        ("curation", "curation", [paths.SOURCES], [paths.CURATION]),
+        ("sft", "sft", [paths.CURATION], [paths.model("sft")]),
+        ("difficulty", "grade", [paths.model("sft")], [paths.ROWS / "difficulty"]),
+        ("synthesis", "synthesise", [paths.rows("difficulty/graded")], [paths.ROWS / "synthesis"]),
+        ("sums", "rl", [paths.model("sft"), paths.ROWS], [paths.model("sums")]),
+        ("evaluation", "evaluation", [paths.BENCHMARKS, paths.model("sft"), paths.model("sums")], [paths.EVALUATION]),
     ):
         settings = {"note": ATTACK, "seeded": True}
-        beginning = begin(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, modules=["pipelines.stages.report"])
+        beginning = begin(root, stage, {"seed": 7, "kind": kind, "settings": settings}, inputs=inputs, modules=["pipelines.stages.report"])
         write_manifest(beginning, outputs=outputs)
     for model in ("sft", "sums"):
         poison(root / paths.SAMPLES / model / "sums.parquet")
@@ -136,7 +140,7 @@ def test_every_section_is_there_and_full(page: str) -> None:
         "raw rows",
         "exact dedup",
         "weak",
-        "rl@sums",
+        "sums",
         "12,345",
         "level 2",
     ):
@@ -174,7 +178,7 @@ def test_a_model_has_one_colour_everywhere(project: Path) -> None:
     inputs = report.read(project)
     assert inputs.scores is not None
     rows = [{"step": float(i), "reward": i / 9} for i in range(9)]
-    drawn = render(replace(inputs, curves={"rl@abacus": rows, "rl@sums": rows}), 2)
+    drawn = render(replace(inputs, curves={"abacus": rows, "sums": rows}, kinds={**inputs.kinds, "abacus": "rl"}), 2)
     swatches = re.findall(r'swatch (c-[\w]+)"></span>(\w+)', drawn)
     assert len({colour for colour, name in swatches if name == "sums"}) == 1
     assert len({(colour, name) for colour, name in swatches if name in ("base", "sft", "sums", "merged", "abacus")}) == 5

@@ -31,7 +31,7 @@ def table(outcomes: dict[str, str], answer_type: str = "integer", confidence: di
 
 
 def score(tables: dict[str, pa.Table], ks: tuple[int, ...] = (1, 2), cluster_by: str | None = None) -> dict[str, Any]:
-    return score_benchmark(tables, ks, comparisons(list(tables)), 300, 0, "sums", taus=(0.5,), cluster_by=cluster_by)
+    return score_benchmark(tables, ks, comparisons(list(tables), "sft", "merged"), 300, 0, "sums", taus=(0.5,), cluster_by=cluster_by)
 
 
 def test_figures_by_hand() -> None:

@@ -29,16 +29,14 @@ PARAMS: dict[str, Any] = {
     },
     "curation": {"steps": ["normalise", "filters", "exact_dedup", "decontaminate"]},
     "base": {},
-    "sft": {},
-    "difficulty": {},
-    "synthesis": {},
-    "rl": {
-        "stages": {
-            "math": {"init": "sft", "reference": "sft", "domains": ["math"]},
-            "code": {"init": "math", "reference": "sft", "domains": ["math"]},
-        }
+    "stages": {
+        "sft": {"kind": "sft", "init": "base", "data": "curation/sft"},
+        "difficulty": {"kind": "grade", "init": "sft", "data": "curation/rl"},
+        "synthesis": {"kind": "synthesise", "data": "difficulty/graded"},
+        "math": {"kind": "rl", "init": "sft", "data": ["difficulty", "synthesis"], "where": {"domain": ["math"]}},
+        "code": {"kind": "rl", "init": "math", "reference": "sft", "data": ["difficulty", "synthesis"], "where": {"domain": ["math"]}},
+        "merged": {"kind": "merge", "init": "sft", "models": ["code", "math"]},
     },
-    "merging": {},
     "evaluation": {},
     "report": {},
 }

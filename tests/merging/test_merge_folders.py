@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from flows.cli import main
 from pipelines import paths
-from pipelines.config.evaluation import MergingSettings
+from pipelines.config.evaluation import MergeStage
 from pipelines.errors import UserError
 from pipelines.merging import METHODS, MergeConfig, MergeSummary, merge
 from pipelines.models.changes import changed
 from pipelines.progress import Journal
 from pipelines.stages import Context
-from pipelines.stages import merging as stage
+from pipelines.stages import merge as stage
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 7, "tie_word_embeddings": True, "dtype": "float32"}
 SHAPES = {"embed.weight": (7, 6), "layers.0.w": (6, 6), "layers.1.w": (6, 6), "norm": (6,), "empty": (0, 3)}
@@ -242,24 +242,22 @@ def test_a_real_llama_loads_after_merging(tmp_path: Path) -> None:
 def test_the_stage_merges_the_experts_that_params_name(tmp_path: Path) -> None:
     for value, name in enumerate(("sft", "math", "code")):
         save(tmp_path / paths.model(name), {"a": torch.zeros(4).index_fill_(0, torch.tensor([value]), float(value))})
-    context = Context("merging", tmp_path, 0, MergingSettings(models=("math", "code")), tmp_path, Journal(tmp_path / "journal.jsonl", "merging"))
+    context = Context("merged", tmp_path, 0, MergeStage(init="sft", models=("math", "code")), tmp_path, Journal(tmp_path / "journal.jsonl", "merged"))
     metrics = stage.run(context)
-    assert load_file(tmp_path / paths.MERGED / "model.safetensors")["a"].tolist() == [0.0, 1.0, 2.0, 0.0]
+    assert load_file(tmp_path / paths.model("merged") / "model.safetensors")["a"].tolist() == [0.0, 1.0, 2.0, 0.0]
     assert metrics == {
         "experts": 2, "tensors": 1, "parameters": 4,
         "math_changed_share": 0.25, "math_alone_share": 0.25, "math_kept_share": 1.0,
         "code_changed_share": 0.25, "code_alone_share": 0.25, "code_kept_share": 1.0,
     }  # fmt: skip
     assert context.notices == []
-    with pytest.raises(UserError, match=r"merging.models: there is no RL stage to merge"):
-        stage.run(replace(context, settings=MergingSettings(models=())))
 
 
 def test_an_expert_that_the_merge_takes_little_from_is_pointed_at(tmp_path: Path) -> None:
     for name, moved in (("sft", 0.0), ("math", 1e-4), ("code", 0.5)):
         save(tmp_path / paths.model(name), {"a": torch.ones(4) + moved})
-    settings = MergingSettings(models=("math", "code"), method="ram")
-    context = Context("merging", tmp_path, 0, settings, tmp_path, Journal(tmp_path / "journal.jsonl", "merging"))
+    settings = MergeStage(init="sft", models=("math", "code"), method="ram")
+    context = Context("merged", tmp_path, 0, settings, tmp_path, Journal(tmp_path / "journal.jsonl", "merged"))
     metrics = stage.run(context)
     assert (metrics["math_changed_share"], metrics["math_kept_share"], metrics["code_kept_share"]) == (0.0, 0.0, 1.0)
     (notice,) = context.notices

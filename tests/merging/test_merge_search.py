@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import checks, paths
 from pipelines.config import load
-from pipelines.config.evaluation import MergingSettings
+from pipelines.config.evaluation import MergeStage
 from pipelines.config.training import ArchitectureSettings
 from pipelines.errors import UserError
 from pipelines.merging.search import Candidate, Part, Scores, grid, search
@@ -16,10 +16,10 @@ from pipelines.models.loading import load_policy, save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
-from pipelines.records import Dropped, Problem, problem_id
+from pipelines.records import Problem, problem_id
 from pipelines.stages import Context
-from pipelines.stages import merging as stage
-from pipelines.store import discard, read_json, write_dropped, write_problems
+from pipelines.stages import merge as stage
+from pipelines.store import discard, read_json, write_problems
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,16 +87,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("sft", "math", "code")):
         architecture = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48, vocab_size=300, context=64)
         save_policy(root / paths.model(name), tiny_model(architecture, tokenizer, seed), tokenizer)
-    ungraded = [Dropped(problem(i, "math" if i % 2 else "code"), "difficulty", "not_graded", "") for i in range(12)]
-    write_dropped(root / paths.UNGRADED, [*ungraded, *(Dropped(problem(i), "difficulty", "too_hard", "") for i in range(20, 30))])
+    write_problems(root / paths.rows("difficulty/ungraded"), [problem(i, "math" if i % 2 else "code") for i in range(12)])
     write_problems(root / paths.BENCHMARKS / "math.parquet", [problem(99)])
     return root
 
 
-SETTINGS = MergingSettings.model_validate(
+SETTINGS = MergeStage.model_validate(
     {
-        "models": ["math", "code"],
+        "init": "sft", "models": ["math", "code"],
         "search": {
+            "data": "difficulty/ungraded",
             "candidates": [{"method": "ties", "grid": {"density": [0.5]}}, {"method": "task_arithmetic", "grid": {"lambda": [0.5, 1.0]}}],
             "budget": 4, "problems": 6, "samples": 2, "bootstrap": 200, "generation": {"max_new_tokens": 4},
         },
@@ -104,10 +104,10 @@ SETTINGS = MergingSettings.model_validate(
 )  # fmt: skip
 
 
-def context(root: Path, settings: MergingSettings = SETTINGS) -> Context:
-    work = root / paths.WORK / "merging"
+def context(root: Path, settings: MergeStage = SETTINGS) -> Context:
+    work = root / paths.WORK / "merged"
     work.mkdir(parents=True, exist_ok=True)
-    return Context("merging", root, 3, settings, work, Journal(work / "journal.jsonl", "merging"))
+    return Context("merged", root, 3, settings, work, Journal(work / "journal.jsonl", "merged"))
 
 
 def test_validation_is_of_rows_that_nothing_was_trained_or_tested_on(project: Path) -> None:
@@ -121,7 +121,7 @@ def test_validation_is_of_rows_that_nothing_was_trained_or_tested_on(project: Pa
 
 def test_a_stage_that_searches_keeps_the_record_and_the_winner(project: Path) -> None:
     metrics = stage.run(context(project))
-    record = read_json(project / paths.SEARCH)
+    record = read_json(project / paths.model("merged") / paths.SEARCH)
     names = [trial["name"] for trial in record["trials"]]
     assert names[:5] == ["math", "code", "ram", "ties density 0.5", "task_arithmetic lambda 0.5"]
     assert names[5].startswith("greedy_soup: ")
@@ -129,9 +129,9 @@ def test_a_stage_that_searches_keeps_the_record_and_the_winner(project: Path) ->
     merges = [trial for trial in record["trials"] if trial["method"]]
     assert record["winner"] == max(merges, key=lambda trial: trial["mean"])["name"]
     assert metrics["search_low"] <= metrics["search_mean"] <= metrics["search_high"]
-    told = json.loads((project / paths.MERGED / "merge.json").read_text())["predicate"]["buildDefinition"]["externalParameters"]
+    told = json.loads((project / paths.model("merged") / "merge.json").read_text())["predicate"]["buildDefinition"]["externalParameters"]
     assert told["method"] == next(trial for trial in merges if trial["name"] == record["winner"])["method"]
-    load_policy(project / paths.MERGED)
+    load_policy(project / paths.model("merged"))
 
 
 def test_an_interrupted_search_asks_nothing_twice(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,14 +161,17 @@ def test_what_stands_in_the_way_of_a_search(project: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match="did you mean 'density'"):
         stage.run(context(project, SETTINGS.model_copy(update={"search": misspelt})))
     params = load(ROOT / "params.yaml")
-    wrong = params.model_copy(update={"merging": SETTINGS.model_copy(update={"search": misspelt})})
+    wrong = params.model_copy(update={"stages": params.stages | {"merged": SETTINGS.model_copy(update={"search": misspelt})}})
     ((key, sentence),) = checks.faults(wrong, ROOT)  # `touchstone run` says it before the first stage
-    assert key == "merging.search.candidates.0" and sentence.endswith("did you mean 'density'?")
-    assert checks.faults(params.model_copy(update={"merging": SETTINGS}), ROOT) == []
-    write_dropped(tmp_path / paths.UNGRADED, [])
-    with pytest.raises(UserError, match=r"no problem of the rl split ungraded.*difficulty.limit"):
+    assert key == "stages.merged.search.candidates.0" and sentence.endswith("did you mean 'density'?")
+    assert checks.faults(params.model_copy(update={"stages": params.stages | {"merged": SETTINGS}}), ROOT) == []
+    write_problems(tmp_path / paths.rows("difficulty/ungraded"), [])
+    with pytest.raises(UserError, match=r"merged: no row is left of difficulty/ungraded; there were 0"):
         stage.validation(context(tmp_path), SETTINGS.search)
-    write_dropped(tmp_path / paths.UNGRADED, [Dropped(problem(1), "difficulty", "not_graded", "")])
+    write_problems(tmp_path / paths.rows("difficulty/ungraded"), [problem(2)])
+    with pytest.raises(UserError, match=r"1 problems are too few to choose"):
+        stage.validation(context(tmp_path), SETTINGS.search)
+    write_problems(tmp_path / paths.rows("difficulty/ungraded"), [problem(1)])
     write_problems(tmp_path / paths.BENCHMARKS / "math.parquet", [problem(1)])
     with pytest.raises(UserError, match="is in a benchmark"):
         stage.validation(context(tmp_path), SETTINGS.search)

@@ -39,7 +39,7 @@ def cold_start(folder: Path):
 
 def settings(**changes) -> RlStage:
     return RlStage(**{
-        "init": "sft", "reference": "sft", "domains": ("math",), "steps": 6, "prompts_per_step": 4, "group_size": 4, "checkpoint_every": 2, "micro_batch": 5,
+        "init": "sft", "data": "rows", "steps": 6, "prompts_per_step": 4, "group_size": 4, "checkpoint_every": 2, "micro_batch": 5,
         "generation": GenerationSettings(max_new_tokens=12), "optimiser": OptimiserSettings(lr=1e-3, schedule="constant"), **changes,
     })  # fmt: skip
 

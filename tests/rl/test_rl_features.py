@@ -193,7 +193,7 @@ def test_a_guide_that_reads_other_ids_is_refused(tmp_path, rl_project):
     tokenizer = train_tokenizer([problem.prompt for problem in PROBLEMS[:50]], 380)
     save_policy(root / paths.model("other"), tiny_model(TINY, tokenizer, 1), tokenizer)
     with pytest.raises(UserError, match="policy 'guide' of recipe 'npo' is other, whose tokenizer is another than that of the policy"):
-        stage("rl@t", root, given, "cpu")
+        stage("t", root, given, "cpu")
 
 
 def test_settings_that_contradict_each_other_are_refused():

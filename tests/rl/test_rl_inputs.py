@@ -44,7 +44,7 @@ TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size
 
 def settings(**changes) -> RlStage:
     return RlStage(
-        **{"init": "sft", "reference": "sft", "domains": ("math",), "micro_batch": 3, "generation": GenerationSettings(max_new_tokens=24), **changes}
+        **{"init": "sft", "data": "rows", "micro_batch": 3, "generation": GenerationSettings(max_new_tokens=24), **changes}
     )
 
 

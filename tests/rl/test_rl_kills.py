@@ -28,7 +28,7 @@ def project(rl_project, tmp_path_factory):
     """A project in which the RL stage `t` can run, and the harness."""
     root = tmp_path_factory.mktemp("project") / "p"
     shutil.copytree(rl_project, root)
-    harness = Harness(root, "rl@t")
+    harness = Harness(root, "t")
     yield root, harness
     harness.close()
 
@@ -36,13 +36,13 @@ def project(rl_project, tmp_path_factory):
 def made(root: Path) -> dict[str, bytes]:
     folders = (root / paths.model("t"), root / paths.ROLLOUTS / "t")
     files = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
-    told = (paths.METRICS / "rl-t.json", paths.PLOTS / "rl-t.csv", paths.manifest("rl@t"))
+    told = (paths.METRICS / "t.json", paths.PLOTS / "t.csv", paths.manifest("t"))
     files |= {path.name: (root / path).read_bytes() for path in told if path.suffix == ".json"}
-    return files | {"journal": (root / paths.WORK / "rl-t" / "journal.jsonl").read_bytes()}
+    return files | {"journal": (root / paths.WORK / "t" / "journal.jsonl").read_bytes()}
 
 
 def forget(root: Path) -> None:
-    for path in (root / paths.model("t"), root / paths.ROLLOUTS / "t", root / paths.WORK / "rl-t"):
+    for path in (root / paths.model("t"), root / paths.ROLLOUTS / "t", root / paths.WORK / "t"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -96,7 +96,7 @@ def test_killed_with_groups_of_several_turns_in_flight(rl_project, tmp_path):
         },
     }
     (tmp_path / "p" / "given.json").write_text(json.dumps(given))
-    harness = Harness(tmp_path / "p", "rl@t")
+    harness = Harness(tmp_path / "p", "t")
     try:
         ended, seconds = harness("end")
         assert ended == 0
@@ -125,7 +125,7 @@ def test_killed_between_the_last_step_and_the_end_it_trains_none_again(project, 
     assert harness("end")[0] == 0
     assert harness.steps() == 0
     assert made(root) == alone[0]
-    assert not (root / paths.WORK / "rl-t" / paths.RESUME).exists()
+    assert not (root / paths.WORK / "t" / paths.RESUME).exists()
 
 
 def test_changed_settings_are_refused_then_accepted_and_recorded(project, alone):
@@ -133,7 +133,7 @@ def test_changed_settings_are_refused_then_accepted_and_recorded(project, alone)
     forget(root)
     assert harness("target", "model")[0] == signal.SIGKILL
     given = (root / "given.json").read_text()
-    command = [sys.executable, "-m", "pipelines", "rl@t", "--settings", str(root / "changed.json"), "--root", str(root)]
+    command = [sys.executable, "-m", "pipelines", "t", "--settings", str(root / "changed.json"), "--root", str(root)]
     (root / "changed.json").write_text(given.replace('"lr":0.001', '"lr":0.002'))
 
     def attempt(*options: str) -> subprocess.CompletedProcess[str]:
@@ -144,7 +144,7 @@ def test_changed_settings_are_refused_then_accepted_and_recorded(project, alone)
     assert "stands at step 7 that was made otherwise: settings.optimiser.lr: 0.001 -> 0.002. Undo that, or" in refused.stderr
     accepted = attempt("--accept-changes")
     assert accepted.returncode == 0 and "continuing after step 7 though this changed" in accepted.stdout
-    statement = read_json(root / paths.manifest("rl@t"))
+    statement = read_json(root / paths.manifest("t"))
     changes = [{"step": 7, "changes": ["settings.optimiser.lr: 0.001 -> 0.002"]}]
     assert statement["predicate"]["buildDefinition"]["internalParameters"]["accepted_changes"] == changes
-    assert not (root / paths.WORK / "rl-t" / paths.RESUME).exists()  # the next run starts clean
+    assert not (root / paths.WORK / "t" / paths.RESUME).exists()  # the next run starts clean

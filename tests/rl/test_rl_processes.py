@@ -24,7 +24,7 @@ def started(root: Path, template: Path, **changes) -> list[str]:
     shutil.copytree(template, root)
     given = json.loads((root / "given.json").read_text())
     (root / "given.json").write_text(json.dumps(given | {"settings": given["settings"] | changes}))
-    return [sys.executable, "-m", "pipelines", "rl@t", "--settings", str(root / "given.json"), "--root", str(root)]
+    return [sys.executable, "-m", "pipelines", "t", "--settings", str(root / "given.json"), "--root", str(root)]
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "2"}
@@ -37,7 +37,7 @@ def finish(command: list[str]) -> str:
 
 
 def rows(root: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (root / paths.WORK / "rl-t" / "journal.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (root / paths.WORK / "t" / "journal.jsonl").read_text().splitlines()]
 
 
 CHANGES = {"recipe": "tis", "minibatches": 2, "steps": 3, "checkpoint_every": 1}
@@ -48,7 +48,7 @@ def test_two_processes_killed_and_resumed_do_what_two_left_alone_and_one_do(tmp_
     finish(started(tmp_path / "alone", rl_project, processes=2, **CHANGES))
     command = started(tmp_path / "two", rl_project, processes=2, **CHANGES)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "two" / paths.WORK / "rl-t" / paths.RESUME / "step-00000001.pt"
+    checkpoint = tmp_path / "two" / paths.WORK / "t" / paths.RESUME / "step-00000001.pt"
     while not checkpoint.exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -56,7 +56,7 @@ def test_two_processes_killed_and_resumed_do_what_two_left_alone_and_one_do(tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(children) >= 2 and not psutil.wait_procs(children, 20)[1]  # nobody is left behind
-    assert "rl@t: resuming after step" in finish(command)
+    assert "t: resuming after step" in finish(command)
     for folder in (paths.model("t"), paths.ROLLOUTS / "t"):
         for file in sorted((tmp_path / "alone" / folder).iterdir()):
             assert (tmp_path / "two" / folder / file.name).read_bytes() == file.read_bytes(), file.name
@@ -74,4 +74,4 @@ def test_two_processes_killed_and_resumed_do_what_two_left_alone_and_one_do(tmp_
         first, second = (read_trajectories(tmp_path / name / paths.ROLLOUTS / "t" / f"step-{number:06d}.parquet") for name in ("one", "two"))
         said = [[(r.problem_id, r.group_id, r.response_ids, r.reward) for r in rollouts] for rollouts in (first, second)]
         assert said[0] == said[1]
-    assert read_json(tmp_path / "two" / paths.manifest("rl@t"))["predicate"]["buildDefinition"]["externalParameters"]
+    assert read_json(tmp_path / "two" / paths.manifest("t"))["predicate"]["buildDefinition"]["externalParameters"]

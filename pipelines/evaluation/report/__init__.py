@@ -88,7 +88,7 @@ def _masthead(inputs: Inputs) -> Html:
     facts = [
         ("problems curated", metrics.get("curation", {}).get("kept")),
         ("rows dropped", metrics.get("curation", {}).get("dropped")),
-        ("synthesised", sum(metrics[name]["kept"] for name in ledgers if inputs.kinds[name] == "synthesise" and name in metrics) or None),
+        ("synthesised", sum(metrics[name]["kept"] for name in inputs.ledgers if inputs.kinds[name] == "synthesise" and name in metrics) or None),
         ("parameters", metrics.get("base", {}).get("parameters")),
         ("RL steps", sum(len(rows) for stage, rows in inputs.curves.items() if inputs.kinds[stage] == "rl") or None),
         ("responses judged", sum(f["samples"] for results in inputs.scores["models"].values() for f in results.values()) if inputs.scores else None),
