@@ -76,7 +76,7 @@ def stage(name: str, kind: str, settings: Any) -> Stage:
 def upstream(stages: Graph, names: set[str]) -> list[str]:
     """`names` and every stage they need, in the order of running."""
     needed = set(names)
-    for name in reversed(stages):
+    for name in reversed(list(stages)):
         if name in needed:
             needed |= {other for other, each in stages.items() if each.feeds(stages[name])}
     return [name for name in stages if name in needed]

@@ -62,7 +62,7 @@ CARD = "card.json"
 DROPPED = "dropped.parquet"
 """Name of the file of dropped rows in the folder of each curating stage."""
 IDENTITY = Path("data/identity")
-"""<kind>.json: digests of the code and versions of the libraries that decide the results of stages of a kind; DVC's stage `code-identity` writes them."""
+"""<kind>.json: digests of the code and versions of the libraries that decide the results of a kind; DVC's stage `code-identity` writes them."""
 MANIFESTS = Path("data/manifests")
 """<stage>.json: one provenance statement per stage. They stand apart from the outputs, so that a rerun that writes the same bytes stops there."""
 GRAPH = Path("data/dvc.yaml")

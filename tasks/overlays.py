@@ -25,6 +25,8 @@ def apply(params: Path, overlay: Path, root: Path | None = None) -> list[Change]
     """
     changes = read_yaml(overlay)
     document = documents.load(params)
+    checks.refuse_earlier(changes, str(overlay))
+    checks.refuse_earlier(document, str(params))
     told = list(_merge(document, changes, ""))
     with replacing(params) as temporary:
         temporary.write_text(documents.text(document))

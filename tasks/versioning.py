@@ -119,7 +119,7 @@ def _changes(project: Path, stage: Stage, found: Any) -> tuple[str, ...]:
 
 
 def _reasons(project: Path, stage: Stage, entries: list[Any]) -> Iterator[str]:
-    """DVC's status of a stage as short phrases: `params.yaml: stages.sft.train modified`, and of its code `pipelines/store.py`, `torch 2.13 -> 2.14`."""
+    """DVC's status of a stage as phrases: `params.yaml: stages.sft.train modified`, and of its code `pipelines/store.py`, `torch 2.13 -> 2.14`."""
     for entry in entries:
         if isinstance(entry, str):
             yield entry
@@ -256,7 +256,8 @@ def prepare_code(project: Path, stage: Stage) -> None:
     if not under_dvc():
         identity.write(project)
     elif changed := identity.changed_since_written(project, stage.kind):
-        raise UserError(f"{stage.name}: {', '.join(changed)} changed since DVC's stage `{dvc_graph.CODE}` looked; run `dvc repro` again, with that stage in it")
+        what = f"{', '.join(changed)} changed since DVC's stage `{dvc_graph.CODE}` looked"
+        raise UserError(f"{stage.name}: {what}; run `dvc repro` again, with that stage in it")
 
 
 def check_unchanged(project: Path, stage: Stage, before: dict[str, str]) -> None:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources import loose
 from pipelines import paths
 from pipelines.errors import UserError
 from pipelines.records import Problem
+from pipelines.sources import loose
 
 
 def curate(options: argparse.Namespace) -> int:

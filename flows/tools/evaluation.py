@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.sources import loose
 from pipelines import paths
 from pipelines.errors import UserError
+from pipelines.sources import loose
 
 if TYPE_CHECKING:
     from pipelines.config.common import GenerationSettings

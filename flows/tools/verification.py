@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources import loose
 from pipelines.errors import UserError
 from pipelines.records import Outcome, Problem, Verdict
+from pipelines.sources import loose
 
 BATCH = 512
 """Rows judged together."""

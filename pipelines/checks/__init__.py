@@ -40,14 +40,23 @@ def load(file: Path, root: Path, where: str = "") -> Params:
         UserError: one sentence a line for all that is wrong.
     """
     content = read_yaml(file)
+    refuse_earlier(content, where or str(file))
     params, told = examine(Params, content)
     told += [f"section '{name}' is missing; write '{name}: {{}}' for all defaults" for name in missing(content)]
-    told += [f"section '{name}' is of an earlier form of params.yaml; `touchstone migrate` rewrites it" for name in EARLIER if name in content]
     if params is not None:
         told += [f"{key}: {sentence}" for key, sentence in faults(params, root)]
     if params is None or told:
         raise UserError("\n".join(f"{where or file}: {sentence}" for sentence in dict.fromkeys(told)))
     return params
+
+
+def refuse_earlier(content: Iterable[str], where: str) -> None:
+    """
+    Raises:
+        UserError: the file has sections of the earlier form, so that nothing else of it can be judged.
+    """
+    if found := [name for name in EARLIER if name in content]:
+        raise UserError(f"{where}: what {', '.join(found)} said stands in the mapping `stages` now; `touchstone migrate {where}` rewrites the file")
 
 
 def missing(content: Iterable[str]) -> list[str]:

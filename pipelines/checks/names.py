@@ -35,13 +35,13 @@ def faults(params: Params) -> Faults:
     for key, source in sources(params).items():
         if isinstance(source, FileSource):
             yield from verifier(key, source)
-    for stage, settings in of_kind(params, SynthesiseStage):
-        for name, source in (settings.generators or {}).items():
+    for name, stage in of_kind(params, SynthesiseStage):
+        for generator, source in (stage.generators or {}).items():
             if source.kind not in GENERATORS:
-                yield f"stages.{stage}.generators.{name}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
-    limited = {name for name, settings in of_kind(params, GradeStage) if settings.limit}
-    for name, settings in params.stages.items():
-        for reference in settings.rows_read:
+                yield f"stages.{name}.generators.{generator}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
+    limited = {name for name, stage in of_kind(params, GradeStage) if stage.limit}
+    for name, stage in params.stages.items():
+        for reference in stage.rows_read:
             grader, _, file = reference.partition("/")
             if file == "ungraded" and grader not in limited:
                 yield f"stages.{name}", f"it reads {reference}, the rows beyond the limit of stage {grader}, which has none"
@@ -49,7 +49,7 @@ def faults(params: Params) -> Faults:
 
 def of_kind(params: Params, kind: type[T]) -> Iterator[tuple[str, T]]:
     """Name and settings of every stage of a kind."""
-    return ((name, settings) for name, settings in params.stages.items() if isinstance(settings, kind))
+    return ((name, stage) for name, stage in params.stages.items() if isinstance(stage, kind))
 
 
 def sources(params: Params) -> dict[str, Any]:
@@ -71,17 +71,17 @@ def domains(params: Params) -> set[str] | None:
 def generations(params: Params) -> dict[str, GenerationSettings]:
     """Key of params.yaml -> how a stage samples, for those that do."""
     found = {"evaluation.generation": params.evaluation.generation}
-    for name, settings in params.stages.items():
-        if isinstance(settings, GradeStage | RlStage):
-            found[f"stages.{name}.generation"] = settings.generation
-        elif isinstance(settings, MergeStage) and settings.search:
-            found[f"stages.{name}.search.generation"] = settings.search.generation
+    for name, stage in params.stages.items():
+        if isinstance(stage, GradeStage | RlStage):
+            found[f"stages.{name}.generation"] = stage.generation
+        elif isinstance(stage, MergeStage) and stage.search:
+            found[f"stages.{name}.search.generation"] = stage.search.generation
     return found
 
 
 def curations(params: Params) -> dict[str, CurationSettings]:
     """Key of params.yaml -> how rows are curated."""
-    own = {f"stages.{name}.curation": settings.curation for name, settings in of_kind(params, SynthesiseStage) if settings.curation}
+    own = {f"stages.{name}.curation": stage.curation for name, stage in of_kind(params, SynthesiseStage) if stage.curation}
     return {"curation": params.curation, **own}
 
 
@@ -93,8 +93,8 @@ def endpoints(params: Params) -> Faults:
         except UserError as error:
             yield f"{key}.steps", str(error).removeprefix("curation: ")
     needed = {}
-    for name, settings in of_kind(params, SynthesiseStage):
-        if settings.method == "teacher" and settings.budget:
+    for name, stage in of_kind(params, SynthesiseStage):
+        if stage.method == "teacher" and stage.budget:
             needed[f"stages.{name}.method"] = "teacher", TEACHER_URL
     judged = (key for key, source in sources(params).items() if isinstance(source, FileSource) and source.verifier == "judge")
     needed |= {f"{key}.verifier": ("judge", JUDGE_URL) for key in judged}
@@ -116,16 +116,14 @@ def endpoints(params: Params) -> Faults:
 
 def _domains(params: Params) -> Faults:
     known = domains(params)
-    asked: dict[str, Iterable[str]] = {}
-    trained = {"base": params.base.train.goal} | {f"stages.{name}": settings.train.goal for name, settings in of_kind(params, SftStage)}
-    asked |= {f"{name}.train.goal.solved": goal.solved for name, goal in trained.items() if goal}
-    asked |= {f"stages.{name}.limit": settings.limit for name, settings in of_kind(params, GradeStage)}
-    if any(reference.endswith(FILES) for settings in params.stages.values() for reference in settings.rows_read):
+    trained = {"base": params.base.train.goal} | {f"stages.{name}": stage.train.goal for name, stage in of_kind(params, SftStage)}
+    asked: dict[str, Iterable[str]] = {f"{name}.train.goal.solved": goal.solved for name, goal in trained.items() if goal}
+    asked |= {f"stages.{name}.limit": stage.limit for name, stage in of_kind(params, GradeStage)}
+    if any(reference.endswith(FILES) for stage in params.stages.values() for reference in stage.rows_read):
         known = None
-    for name, settings in params.stages.items():
-        if isinstance(settings, Reading):
-            asked |= {f"stages.{name}.data.{reference}.where.domain": rows.where.domain or () for reference, rows in settings.data.items()}
-            asked[f"stages.{name}.where.domain"] = settings.where.domain or ()
+    for name, reading in of_kind(params, Reading):
+        wheres = {f"data.{reference}.where": rows.where for reference, rows in reading.data.items()} | {"where": reading.where}
+        asked |= {f"stages.{name}.{key}.domain": where.domain or () for key, where in wheres.items()}
     for key, names in asked.items():
         yield from _unknown(key, names, "domain of no source in sources.train", known)
 

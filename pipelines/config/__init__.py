@@ -83,22 +83,30 @@ class Params(Section):
 
 def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterator[str]:
     """What is wrong with the names that a stage gives."""
-    models = ["base", *(other for other, each in stages.items() if each.kind in MODELS and other != name)]
+    others = {other: each for other, each in stages.items() if other != name}
+    models = ["base", *(other for other, each in others.items() if each.kind in MODELS)]
     for model in stage.models_read:
         if model not in models:
-            made = f"stage '{model}' of kind {stages[model].kind} makes rows, and a model is wanted" if model in stages else f"'{model}' names no model"
-            made = f"'{model}' is the stage itself" if model == name else made
             key = next(key for key in ("init", "reference", "models") if model in _names(getattr(stage, key, None)))
-            yield f"{key}: {made}; choose one of {', '.join(models)}{nearest(model, models)}"
-    rows = [f"curation/{split}" for split in SPLITS]
-    rows += [other if file == files[0] else f"{other}/{file}" for other, each in stages.items() if other != name for files in [ROWS.get(each.kind, ())] for file in files]
+            yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
+    made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ())]
+    rows = [f"curation/{split}" for split in SPLITS] + [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
-        if reference.endswith(FILES) or reference in rows or reference.removesuffix("/problems") in rows:
-            continue
-        made = f"stage '{reference}' of kind {stages[reference].kind} makes a model, and rows are wanted" if reference in stages else f"'{reference}' names no rows"
-        made = f"'{reference}' is the stage itself" if reference == name else made
-        key = "data" if isinstance(stage, Reading) else "search.data"
-        yield f"{key}: {made}; choose one of {', '.join(rows)}, or a file *{' or *'.join(FILES)}{nearest(reference, rows)}"
+        if not reference.endswith(FILES) and reference.removesuffix("/problems") not in rows:
+            key = "data" if isinstance(stage, Reading) else "search.data"
+            choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(FILES)}"
+            yield f"{key}: {_unfit(reference, name, stages, 'rows')}; {choice}{nearest(reference, rows)}"
+
+
+def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> str:
+    """Why a name is none of what is wanted: `model` or `rows`."""
+    if named == name:
+        return f"'{named}' is the stage itself"
+    if named not in stages:
+        return f"'{named}' names no {wanted}"
+    kind = stages[named].kind
+    made, asked = ("a model", "rows are wanted") if kind in MODELS else ("rows", "a model is wanted")
+    return f"stage '{named}' of kind {kind} makes {made}, and {asked}"
 
 
 def _names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:

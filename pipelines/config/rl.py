@@ -10,6 +10,7 @@ from pipelines.config.common import Count, GenerationSettings, OptimiserSettings
 from pipelines.config.stage import Reading, Starting
 from pipelines.config.training import LoraSettings
 
+
 class KlControl(Section):
     """Steers the coefficients of a recipe's KL terms to the reference (arXiv 1909.08593): after each step they are multiplied by
     1 + rate * clip(KL / target - 1, -0.2, 0.2)."""

@@ -147,7 +147,8 @@ class Lineage:
     def _added(self, stage: str) -> str | None:
         """The first file among the outputs of `stage` that its statement does not name."""
         known = {paths.manifest(stage).as_posix(), *(subject["name"] for subject in self.statements[stage]["subject"])}
-        lying = (file.relative_to(self.root).as_posix() for folder in graph.makes(stage, parameters(self.statements[stage])["kind"]) for file in files_below(self.root / folder))
+        made = graph.makes(stage, parameters(self.statements[stage])["kind"])
+        lying = (file.relative_to(self.root).as_posix() for folder in made for file in files_below(self.root / folder))
         return next((name for name in lying if name not in known), None)
 
     def _differs(self, entry: dict[str, Any], what: str) -> str | None:

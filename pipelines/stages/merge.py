@@ -93,7 +93,7 @@ def validation(context: Context, wanted: SearchSettings) -> dict[Part, list[Prob
         by_domain[problem.domain].append(problem)
     pairs = {domain: min(len(problems), wanted.problems) // 2 for domain, problems in sorted(by_domain.items())}
     if not any(pairs.values()):
-        raise UserError(f"{context.stage}.search: {len(found)} problems are too few to choose with one half of a domain's and to confirm with the other")
+        raise UserError(f"{context.stage}.search: {len(found)} problems are too few to choose with one half and to confirm with the other")
     return {
         "choose": [problem for domain, count in pairs.items() for problem in by_domain[domain][:count]],
         "confirm": [problem for domain, count in pairs.items() for problem in by_domain[domain][count : 2 * count]],

@@ -65,13 +65,12 @@ def _meeting(table: pa.Table, where: Where, key: str) -> pa.Table:
     """The rows that meet a condition."""
     for name in ("domain", "source"):
         if (wanted := getattr(where, name)) is not None:
-            table = table.filter(pc.is_in(table[name], pa.array(wanted, pa.string())))
+            table = table.filter(pc.field(name).isin(list(wanted)))
     if where.topics is not None:
         table = table.filter(pa.array([bool(set(topics) & set(where.topics)) for topics in table["topics"].to_pylist()], pa.bool_()))
     if where.pass_rate is not None:
         low, high = where.pass_rate
-        rate = table["pass_rate"]
-        table = table.filter(pc.and_(pc.greater_equal(rate, low), pc.less_equal(rate, high)))
+        table = table.filter((pc.field("pass_rate") >= low) & (pc.field("pass_rate") <= high))
     return table if where.sql is None else _by_sql(table, where.sql, f"{key}.sql")
 
 

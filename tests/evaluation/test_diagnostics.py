@@ -12,8 +12,8 @@ import pytest
 from pipelines import paths
 from pipelines.evaluation import boundary, diagnostics, entropy, scaling
 from pipelines.evaluation.report.diagnostics import sections
-from pipelines.evaluation.report.inputs import colours
 from pipelines.evaluation.report.html import Html
+from pipelines.evaluation.report.inputs import colours
 from pipelines.seeding import generator
 
 

@@ -7,23 +7,23 @@ import mini_project
 import pytest
 import yaml
 
-from pipelines import paths
+from pipelines import graph, paths
 from pipelines.errors import UserError
 
-WRONG = "rl.stages.code.recipe: there is no 'grppo'; did you mean 'grpo'?"
+WRONG = "stages.code.recipe: there is no 'grppo'; did you mean 'grpo'?"
 DOORS = {
     "run": ["flows.cli", "run"],
     "run until the first stage": ["flows.cli", "run", "--until", "sources"],
     "check": ["flows.cli", "check"],
-    "stage of dvc repro": ["flows.sources"],
-    "another stage of dvc repro": ["flows.rl", "math"],
+    "stage of dvc repro": ["flows.stage", "sources"],
+    "another stage of dvc repro": ["flows.stage", "math"],
     "bare": ["pipelines", "sources", "--params", "params.yaml"],
 }
 
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory):
-    return mini_project.make(tmp_path_factory.mktemp("wrong"), mini_project.params_with(rl__stages__code__recipe="grppo", merging__method="rma"))
+    return mini_project.make(tmp_path_factory.mktemp("wrong"), mini_project.params_with(stages__code__recipe="grppo", stages__merged__method="rma"))
 
 
 def command(project, *words, **more):
@@ -44,7 +44,7 @@ def test_a_wrong_name_is_refused_at_every_door_before_anything_runs(wrong, door)
     done = command(wrong, *DOORS[door])
     assert done.returncode == 2
     assert [line.removeprefix(f"{wrong}/").removeprefix("params.yaml: ").split(" Known: ")[0] for line in done.stderr.splitlines()] == [
-        WRONG, "merging.method: there is no 'rma'; did you mean 'ram'?",
+        WRONG, "stages.merged.method: there is no 'rma'; did you mean 'ram'?",
     ]  # fmt: skip
     assert files(wrong) == before
 
@@ -66,7 +66,7 @@ def test_dvc_repro_and_a_deployment_refuse_too(wrong, monkeypatch):
 def test_an_overlay_that_would_not_hold_is_not_written(tmp_path):
     project = mini_project.make(tmp_path / "p")
     before = (project / "params.yaml").read_bytes()
-    (project / "overlay.yaml").write_text(yaml.safe_dump({"rl": {"stages": {"code": {"recipe": "grppo"}}}, "base": {"model": "../none"}}))
+    (project / "overlay.yaml").write_text(yaml.safe_dump({"stages": {"code": {"recipe": "grppo"}}, "base": {"model": "../none"}}))
     done = command(project, "flows.cli", "configure", "overlay.yaml")
     assert done.returncode == 2
     assert WRONG in done.stderr and "overlay.yaml: base.model: ../none: no such folder" in done.stderr
@@ -80,18 +80,20 @@ def test_check_tells_the_plan_and_changes_nothing(tmp_path):
     done = command(project, "flows.cli", "check")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    stages = ["sources", "curation", "base", "sft", "difficulty", "synthesis", "rl@math", "rl@code", "merging", "evaluation", "report"]
+    stages = ["sources", "curation", "base", "sft", "difficulty", "synthesis", "math", "code", "merged", "evaluation", "report"]
     assert [line for line in lines if not line.startswith(" ")] == [
         *(f"{stage}: runs (it has not run yet)" for stage in stages), "params.yaml holds: 11 stages, 11 to run",
     ]  # fmt: skip
-    assert "    makes  data/models/code, data/rollouts/code" in lines and "    from math, reference sft, domains math" in lines
+    assert "    makes  data/models/code, data/rollouts/code, data/seen/code.parquet" in lines
+    assert "    from math, reference sft; data difficulty, synthesis where domain math" in lines
     assert "    ram (its defaults) of code, math on sft" in lines
     assert files(project) == before
 
     from tasks import processes, settings, versioning
 
-    versioning.prepare_code(project, "sources")
-    processes.run_stage(project, "sources", settings.given(settings.params(project), "sources"), lambda rows: None)
+    stage = graph.graph(settings.params(project))["sources"]
+    versioning.prepare_code(project, stage)
+    processes.run_stage(project, "sources", stage.given(7), lambda rows: None)
     versioning.record(project, "sources")
     assert command(project, "flows.cli", "check").stdout.startswith("sources: current\n")
     mini_project.write_params(project, mini_project.params_with(sources__max_bad_rows=0.5))

@@ -43,7 +43,7 @@ def test_run_then_nothing_to_run(project, ports):
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     curation = children[1]
     assert curation.data.params["splits.base"] == "0.8" and curation.data.params["seed"] == "7"
-    recorded = {out["path"]: out["md5"] for stage in read_yaml(project / "dvc.lock")["stages"].values() for out in stage["outs"]}
+    recorded = {out["path"]: out["md5"] for stage in read_yaml(project / "data/dvc.lock")["stages"].values() for out in stage["outs"]}
     (dataset,) = [entry.dataset for entry in curation.inputs.dataset_inputs]
     assert (dataset.name, dataset.digest + ".dir") == ("data/sources", recorded["data/sources"])
     assert curation.data.tags["dvc.stage"] == "curation"
@@ -58,8 +58,8 @@ def test_run_then_nothing_to_run(project, ports):
     assert (again.returncode, again.stdout) == (0, "everything is current\n")
     assert time.monotonic() - started < 15, "it asks DVC and starts neither Prefect nor MLflow"
     assert len(runs(project)) == 3
-    assert "didn't change, skipping" in dvc(project, "repro", "curation", **ports).stdout
-    assert "up to date" in dvc(project, "status", "curation").stdout
+    assert "didn't change, skipping" in dvc(project, "repro", "data/dvc.yaml:curation", **ports).stdout
+    assert "up to date" in dvc(project, "status", "data/dvc.yaml:curation").stdout
     metrics = json.loads(dvc(project, "metrics", "show", "--json").stdout)
     assert metrics[""]["data"]["data/metrics/curation.json"]["data"]["kept"] == curation.data.metrics["final.kept"]
 
@@ -75,7 +75,7 @@ def test_dvc_repro_does_the_same(project, ports, tmp_path):
     other = mini_project.make(tmp_path / "other")
     url = f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api"
     dvc(other, "repro", "curation", PREFECT_API_URL=url)
-    assert (other / "dvc.lock").read_bytes() == (project / "dvc.lock").read_bytes()
+    assert (other / "data/dvc.lock").read_bytes() == (project / "data/dvc.lock").read_bytes()
     parent, *children = runs(other)
     assert [run.info.run_name for run in (parent, *children)] == ["post-training", "sources", "curation"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
@@ -124,7 +124,7 @@ def test_after_ctrl_c_and_kill_9_no_child_is_left_and_the_next_run_continues(pro
 
 def test_a_killed_dvc_leaves_no_child(project, ports):
     mini_project.write_params(project, mini_project.params_with(sources__train__stories__count=mini_project.SLOW))
-    process = mini_project.start(project, str(mini_project.BIN / "dvc"), "repro", "sources", **ports)
+    process = mini_project.start(project, str(mini_project.BIN / "dvc"), "repro", "data/dvc.yaml:sources", **ports)
     mini_project.wait_until(lambda: mini_project.stage_processes(project), 60)
     process.kill()
     mini_project.wait_until(lambda: not mini_project.stage_processes(project), 5)
@@ -135,8 +135,8 @@ def test_a_killed_dvc_leaves_no_child(project, ports):
     ("change", "arguments", "message"),
     [
         ({"curation__spltis": {}}, ["run"], "params.yaml: unknown key 'curation.spltis'; did you mean 'splits'?"),
-        ({"rl__stages__math__init": "maths"}, ["run"], "math.init: 'maths' names no stage; choose one of base, sft, code, math"),
-        ({"rl__stages__math__init": "code"}, ["run"], "make a cycle"),
+        ({"stages__math__init": "maths"}, ["run"], "math.init: 'maths' names no model; choose one of base, code, merged, sft"),
+        ({"stages__math__init": "code"}, ["run"], "make a cycle"),
         ({}, ["run", "--until", "stf"], "there is no stage 'stf'; there are sources, curation"),
         ({}, ["lineage", "data/none"], "data/none: no such file or folder"),
         ({}, ["configure", "none.yaml"], "none.yaml: no such file"),

@@ -6,7 +6,9 @@ import sys
 import mini_project
 import pytest
 
+from pipelines import graph
 from pipelines.config import read_yaml
+from tasks import dvc_graph, settings
 
 
 @pytest.fixture
@@ -15,12 +17,14 @@ def repro(served, ports, tmp_path):
     project = mini_project.make(tmp_path / "project")
 
     def run(*arguments):
-        command = [sys.executable, "-m", "dvc", "repro", *arguments]
+        command = [sys.executable, "-m", "dvc", "repro", *(stage if stage.startswith("-") else f"data/dvc.yaml:{stage}" for stage in arguments)]
         url = f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api"
         environment = mini_project.environment(PREFECT_API_URL=url)
         return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
     run.project = project
+    params = settings.params(project)
+    dvc_graph.write(project, params, graph.graph(params))
     done = run("sources")
     assert done.returncode == 0, done.stderr
     return run
@@ -32,36 +36,36 @@ def append(file, text):
 
 
 def ran(done):
-    return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    return [line.split("'")[1].removeprefix("data/dvc.yaml:") for line in done.stdout.splitlines() if line.startswith("Running stage")]
 
 
 def test_a_bare_repro_sees_an_edit_of_code_and_no_comment(repro):
     project = repro.project
     append(project / "pipelines/errors.py", "# said more clearly\n")
     done = repro("sources")
-    assert (done.returncode, ran(done)) == (0, ["code"])
+    assert (done.returncode, ran(done)) == (0, ["code-identity"])
     append(project / "pipelines/sources/arithmetic.py", "LIMIT = 3\n")
-    assert ran(repro("curation")) == ["code", "sources", "curation"]
+    assert ran(repro("curation")) == ["code-identity", "sources", "curation"]
     append(project / "pipelines/curation/filters.py", "LIMIT = 4\n")
     mini_project.write_params(project, mini_project.params_with(curation__filters={"prompt_chars": [9, 600]}))
     refused = repro("--single-item", "curation")
     assert refused.returncode != 0
-    said = "curation: pipelines/curation/filters.py changed since DVC's stage `code` looked; run `dvc repro` again, with that stage in it"
+    said = "curation: pipelines/curation/filters.py changed since DVC's stage `code-identity` looked; run `dvc repro` again, with that stage in it"
     assert said in refused.stdout + refused.stderr
-    assert ran(repro("curation")) == ["code", "curation"]
+    assert ran(repro("curation")) == ["code-identity", "curation"]
     assert mini_project.touchstone(project, "run", "--until", "curation").stdout == "everything is current\n"
 
 
 def test_what_is_edited_while_dvc_runs_a_stage_is_not_recorded(repro, ports):
     project = repro.project
-    locked = read_yaml(project / "dvc.lock")["stages"]["sources"]
+    locked = read_yaml(project / "data/dvc.lock")["stages"]["sources"]
     mini_project.write_params(project, mini_project.params_with(sources__train__stories__count=100_000))
     url = f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api"
-    process = mini_project.start(project, str(mini_project.BIN / "dvc"), "repro", "sources", PREFECT_API_URL=url)
+    process = mini_project.start(project, str(mini_project.BIN / "dvc"), "repro", "data/dvc.yaml:sources", PREFECT_API_URL=url)
     mini_project.wait_until(lambda: mini_project.stage_processes(project) and list((project / "data").glob(".sources.part/*")), 60)
     append(project / "pipelines/sources/arithmetic.py", "LIMIT = 3\n")
     out, error = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "sources: pipelines/sources/arithmetic.py changed while the stage ran" in out + error
-    assert read_yaml(project / "dvc.lock")["stages"]["sources"] == locked
+    assert read_yaml(project / "data/dvc.lock")["stages"]["sources"] == locked
     assert not (project / "data/manifests/sources.json").exists()

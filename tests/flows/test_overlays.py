@@ -18,15 +18,13 @@ sources:
     stories: {kind: arithmetic, count: 60} # generated
   benchmarks:
     math: {kind: arithmetic, count: 10}
-rl:
-  stages:
-    math: {init: sft, reference: sft, domains: [math], steps: 5}
+stages:
+  sft: {kind: sft, init: base, data: curation/sft}
+  difficulty: {kind: grade, init: sft, data: curation/rl} # who can
+  math: {kind: rl, init: sft, data: difficulty, where: {domain: [math]}, steps: 5}
+  merged: {kind: merge, init: sft, models: [math]}
 curation: {}
 base: {}
-sft: {}
-difficulty: {}
-synthesis: {}
-merging: {}
 evaluation: {}
 report: {}
 """
@@ -46,11 +44,11 @@ def apply(params, text):
 
 
 def test_mappings_merge_and_comments_stay(params):
-    changes = apply(params, "seed: 8\nrl: {stages: {math: {steps: 9}, code: {init: math, reference: sft, domains: [math]}}}\n")
-    assert [change[0] for change in changes] == ["seed", "rl.stages.math.steps", "rl.stages.code"]
+    changes = apply(params, "seed: 8\nstages: {math: {steps: 9}, code: {kind: rl, init: math, reference: sft, data: difficulty}}\n")
+    assert [change[0] for change in changes] == ["seed", "stages.math.steps", "stages.code"]
     text = params.read_text()
-    assert "# the whole pipeline" in text and "# any number" in text and "# generated" in text
-    stages = load(params).rl.stages
+    assert "# the whole pipeline" in text and "# any number" in text and "# generated" in text and "# who can" in text
+    stages = load(params).stages
     assert (stages["math"].steps, stages["math"].init, stages["code"].init) == (9, "sft", "math")
 
 
@@ -66,11 +64,11 @@ def test_null_deletes_and_another_kind_replaces(params):
     ("text", "message"),
     [
         ("sede: 8\n", "unknown key 'sede'; did you mean 'seed'"),
-        ("rl: {stages: {math: {init: nothing}}}\n", "names no stage"),
+        ("stages: {math: {init: nothing}}\n", "names no model"),
         ("- 1\n", "expected a mapping"),
-        ("rl: {stages: {math: {recipe: grppo}}}\n", "rl.stages.math.recipe: there is no 'grppo'; did you mean 'grpo'"),
+        ("stages: {math: {recipe: grppo}}\n", "stages.math.recipe: there is no 'grppo'; did you mean 'grpo'"),
         ("base: {model: models/of/mine}\n", "base.model: models/of/mine: no such folder"),
-        ("sources: {train: {stories: null, new: {kind: functions, count: 3}}}\n", "rl.stages.math.domains: 'math' is the domain of no source"),
+        ("sources: {train: {stories: null, new: {kind: functions, count: 3}}}\n", "stages.math.where.domain: 'math' is the domain of no source"),
     ],
 )
 def test_a_bad_overlay_changes_nothing(params, text, message):
@@ -96,8 +94,9 @@ def test_the_overlay_of_a_real_model_holds_in_a_clone_alone(tmp_path):
     params.write_text((root / "params.yaml").read_text())
     overlays.apply(params, root / "overlays" / "smollm2.yaml", root)
     held = load(params)
-    assert held.base.model == "smollm2-135m-instruct" and set(held.rl.stages) == {"math"}
-    prompts = {held.sft.prompt, held.difficulty.generation.prompt, held.rl.stages["math"].generation.prompt, held.evaluation.generation.prompt}
+    assert held.base.model == "smollm2-135m-instruct" and [name for name, stage in held.stages.items() if stage.kind == "rl"] == ["math"]
+    stages = held.stages
+    prompts = {stages["sft"].prompt, held.evaluation.generation.prompt, *(stages[name].generation.prompt for name in ("difficulty", "math"))}
     assert len(prompts) == 1  # one policy, one prompt
     assert all(Path(source.path).parent == Path("data/examples") for source in (*held.sources.train.values(), *held.sources.benchmarks.values()))
     assert "_dev" not in params.read_text()

@@ -22,7 +22,7 @@ from pipelines.store import write_json
 
 FILES = {
     "sources": ["benchmarks/math.parquet", "problems.parquet"], "curation": ["base.parquet", "sft.parquet", "rl.parquet"],
-    "difficulty": ["graded.parquet", "selected.parquet", "dropped.parquet"], "synthesis": ["problems.parquet"], "report": ["index.html"],
+    "difficulty": ["graded.parquet", "problems.parquet", "ungraded.parquet"], "synthesis": ["problems.parquet"], "report": ["index.html"],
 }
 INTERVAL = {"mean": 0.5, "low": 0.4, "high": 0.6}
 SCORES = {
@@ -38,9 +38,10 @@ def run(context):
             log.write(context.stage + "\\n")
         context.resume.mkdir()
         (context.resume / "trained").write_text(content)
-    for folder in graph.outputs(context.stage):
+    kind = getattr(context.settings, "kind", context.stage)
+    for made in graph.makes(context.stage, kind):
         for name in FILES.get(context.stage, ["model.safetensors"]):
-            file = context.root / folder / name
+            file = context.root / made if made.suffix else context.root / made / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.unlink(missing_ok=True)
             file.write_text((context.resume / "trained").read_text())
@@ -50,7 +51,7 @@ def run(context):
 """
 RUN = AT_CALL + """
 import sys
-import flows.cli, flows.post_training, flows.base
+import flows.cli, flows.post_training, flows.kinds
 import pipelines.merging.search, pipelines.rl.recipe, pipelines.verifiers  # what every run would import to check params
 from dvc.stage import PipelineStage
 from flows import command
@@ -73,7 +74,7 @@ for line in sys.stdin:
             at_call(*TARGETS[place])
         if place == "dvc":
             os.environ["DVC_STAGE"] = "base"
-            code = command.run_stage("base", flows.base.base)
+            code = command.run(lambda: command.with_server(lambda: flows.kinds.FLOWS["base"]("base")))
         else:
             code = flows.cli.main(["run", *arguments])
         sys.stdout.flush()
@@ -115,9 +116,9 @@ class Runs:
         """What stages that start from now on make."""
         (self.project / "content").write_text(content)
 
-    def digest(self, stage, model):
+    def digest(self, model):
         """DVC's record of a model."""
-        outs = read_yaml(self.project / "dvc.lock")["stages"][stage]["outs"]
+        outs = read_yaml(self.project / "data/dvc.lock")["stages"][model]["outs"]
         return next(out["md5"] for out in outs if out["path"] == paths.model(model).as_posix())
 
     def alias(self, model, alias):
@@ -144,7 +145,7 @@ def runs(tmp_path_factory, served, ports):
     runs = Runs(project, ports)
     runs.write("first")
     assert runs("-") == 0
-    assert runs.owes_nothing() and runs.alias("merged", "champion") == runs.digest("merging", "merged")
+    assert runs.owes_nothing() and runs.alias("merged", "champion") == runs.digest("merged")
     yield runs
     runs.process.stdin.close()
     runs.process.wait(10)
@@ -166,7 +167,7 @@ def test_a_forced_stage_killed_at(runs, place):
         assert "base: runs (forced)" in runs.said, "the wish is not forgotten, and nobody takes the old outputs for it"
     assert runs.trained("base") == before + 1, "nothing is trained again"
     assert (runs.project / paths.BASE / "model.safetensors").read_text() == f"killed at {place}"
-    digest = runs.digest("base", "base")
+    digest = runs.digest("base")
     assert runs.alias("base", "candidate") == digest and len(runs.versions("base", digest)) == 1
     assert runs.owes_nothing()
     if place in PLACES[PLACES.index("record") : PLACES.index("clear")]:  # while DVC writes
@@ -176,13 +177,13 @@ def test_a_forced_stage_killed_at(runs, place):
 @pytest.mark.parametrize("place", ["promote", "alias", "told"])
 def test_a_promotion_killed_at(runs, place):
     runs.write(f"promotion killed at {place}")
-    assert runs("-", "--until", "merging", "--force", "merging") == 0
-    assert runs.alias("merged", "champion") != runs.digest("merging", "merged")
+    assert runs("-", "--until", "merged", "--force", "merged") == 0
+    assert runs.alias("merged", "champion") != runs.digest("merged")
     before = runs.trained("evaluation")
     assert runs(place, "--until", "evaluation") == -signal.SIGKILL
     assert runs("-", "--until", "evaluation") == 0
     assert "evaluation: telling MLflow what an earlier run had recorded when it was stopped" in runs.said
-    assert runs.alias("merged", "champion") == runs.digest("merging", "merged")
+    assert runs.alias("merged", "champion") == runs.digest("merged")
     assert runs.trained("evaluation") == before + 1 and runs.owes_nothing()
     (run,) = runs.client.search_runs([runs.client.get_experiment_by_name("touchstone").experiment_id], "attributes.run_name = 'evaluation'", max_results=1)
     assert run.info.status == "FINISHED" and run.data.tags["gate.passed"] == "true"
@@ -190,17 +191,17 @@ def test_a_promotion_killed_at(runs, place):
 
 def test_a_wish_outlives_a_run_that_ends_before_it(runs):
     runs.write("wished")
-    assert runs("run", "--until", "merging", "--force", "merging") == -signal.SIGKILL
+    assert runs("run", "--until", "merged", "--force", "merged") == -signal.SIGKILL
     assert runs("-", "--until", "base") == 0 and "everything is current" in runs.said
-    before = runs.trained("merging")
-    assert runs("-", "--until", "merging") == 0 and "merging: runs (forced)" in runs.said
-    assert runs.trained("merging") == before + 1 and runs.owes_nothing()
+    before = runs.trained("merged")
+    assert runs("-", "--until", "merged") == 0 and "merged: runs (forced)" in runs.said
+    assert runs.trained("merged") == before + 1 and runs.owes_nothing()
 
 
 def test_dvc_records_after_the_process_and_the_next_run_clears(runs, ports):
     def repro(*arguments):
         url = f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api"
-        command = [sys.executable, "-m", "dvc", "repro", "--single-item", *arguments, "base"]
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", *arguments, "data/dvc.yaml:base"]
         environment = mini_project.environment(PREFECT_API_URL=url, **ports)
         subprocess.run(command, cwd=runs.project, env=environment, capture_output=True, text=True, timeout=120, check=True)
 

@@ -1,5 +1,6 @@
 """Stages that are forked from a process with the libraries loaded: they run as if each had been started by itself."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import mini_project
 import psutil
 import pytest
 
-from pipelines import paths, preloaded
+from pipelines import graph, paths, preloaded
+from pipelines.config.sources import SourcesSettings
 from pipelines.store import read_json
 from tasks import preloading
 from tasks.preloading import Preloaded
@@ -33,7 +35,8 @@ def run(context):
 def project(tmp_path):
     folder = mini_project.make(tmp_path)
     (folder / "pipelines/stages/sources.py").write_text(TELLS)
-    (folder / "given.json").write_text('{"seed": 1, "settings": {"train": {}, "benchmarks": {}, "max_bad_rows": 0.0}}')
+    given = graph.stage("sources", "sources", SourcesSettings(train={}, benchmarks={}, max_bad_rows=0.0)).given(1)
+    (folder / "given.json").write_text(json.dumps(given))
     return folder
 
 
@@ -46,7 +49,7 @@ def stages():
 
 def start(stages, project):
     with (project / "errors").open("wb") as errors:
-        return stages.stage(project, ["sources", "--settings", str(project / "given.json"), "--root", str(project)], errors)
+        return stages.stage(project, ["sources", "--settings", str(project / "given.json"), "--root", str(project)], errors, needs_libraries=True)
 
 
 def told(project):
@@ -69,7 +72,7 @@ def test_what_stages_import_is_there_before_they_start():
     """Else every stage pays for what LIBRARIES lacks."""
     script = (
         "import importlib, sys\nfrom pipelines import preloaded\nfor name in preloaded.LIBRARIES: importlib.import_module(name)\n"
-        "there = set(sys.modules)\nfor stage in ('base', 'sft', 'difficulty', 'rl', 'merging', 'evaluation'):\n"
+        "there = set(sys.modules)\nfor stage in ('base', 'sft', 'grade', 'rl', 'merge', 'evaluation'):\n"
         "    importlib.import_module(f'pipelines.stages.{stage}')\n"
         "print(*{name for name in set(sys.modules) - there if name.split('.')[0] in ('torch', 'transformers', 'sklearn', 'scipy')})"
     )
@@ -140,7 +143,7 @@ def test_a_stage_ends_with_the_process_that_forked_it(project, stages, monkeypat
 def test_both_end_when_the_run_is_gone(project, tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\nfrom tasks.preloading import PRELOADED\nproject = Path.cwd()\n"
-        "PRELOADED.start(project, libraries=True)\nprocess = PRELOADED.stage(project, ['sources', '--settings', 'given.json', '--root', str(project)], open('errors', 'wb'))\n"
+        "PRELOADED.start(project, libraries=True)\nprocess = PRELOADED.stage(project, ['sources', '--settings', 'given.json', '--root', str(project)], open('errors', 'wb'), needs_libraries=True)\n"
         "print(PRELOADED._process.pid, process.pid, flush=True)\nprocess.wait()"
     )
     run = mini_project.start(project, sys.executable, "-c", script, SAID="wait")

@@ -12,6 +12,8 @@ import mini_project
 import psutil
 import pytest
 
+from pipelines import graph
+from pipelines.config.sources import SourcesSettings
 from pipelines.errors import UserError
 from pipelines.progress import Journal
 from tasks import processes
@@ -58,8 +60,8 @@ def test_what_a_finished_child_left_running_is_stopped(tmp_path):
 def test_a_killed_parent_takes_the_stage_with_it(tmp_path):
     project = mini_project.make(tmp_path, mini_project.params_with(sources__train__stories__count=mini_project.SLOW))
     parent = (
-        "from pathlib import Path; from tasks import processes, settings; project = Path.cwd();"
-        "processes.run_stage(project, 'sources', settings.given(settings.params(project), 'sources'), print)"
+        "from pathlib import Path; from pipelines import graph; from tasks import processes, settings; project = Path.cwd();"
+        "processes.run_stage(project, 'sources', graph.graph(settings.params(project))['sources'].given(7), print)"
     )
     process = mini_project.start(project, sys.executable, "-c", parent)
     mini_project.wait_until(lambda: mini_project.stage_processes(project), 30)
@@ -71,7 +73,7 @@ def test_a_killed_parent_takes_the_stage_with_it(tmp_path):
 
 def test_errors_of_the_user_and_others(tmp_path):
     project = mini_project.make(tmp_path)
-    given = {"seed": 1, "settings": {"train": {}, "benchmarks": {}, "max_bad_rows": 0.0}}
+    given = graph.stage("sources", "sources", SourcesSettings(train={}, benchmarks={}, max_bad_rows=0.0)).given(1)
     with pytest.raises(UserError, match="sources: no training problem came from"):
         processes.run_stage(project, "sources", given, lambda rows: None)
     (project / "pipelines/stages/sources.py").write_text("def run(context):\n    raise ZeroDivisionError('a bug')\n")
@@ -104,8 +106,8 @@ def test_a_stage_ends_when_its_dvc_is_killed(tmp_path):
     """The ancestor is a stand-in called dvc; test_commands.py does the same with the real one."""
     project = mini_project.make(tmp_path / "project", mini_project.params_with(sources__train__stories__count=mini_project.SLOW))
     stage = (
-        "from pathlib import Path; from tasks import processes, settings; project = Path.cwd();"
-        "processes.run_stage(project, 'sources', settings.given(settings.params(project), 'sources'), print)"
+        "from pathlib import Path; from pipelines import graph; from tasks import processes, settings; project = Path.cwd();"
+        "processes.run_stage(project, 'sources', graph.graph(settings.params(project))['sources'].given(7), print)"
     )
     (tmp_path / "dvc").write_text("import subprocess, sys\nsubprocess.run([sys.executable, '-c', sys.argv[1]])\n")
     dvc = subprocess.Popen([sys.executable, str(tmp_path / "dvc"), stage], cwd=project, env=mini_project.environment(DVC_STAGE="sources"))
@@ -120,6 +122,6 @@ def test_settings_reach_the_child_as_they_were_resolved(tmp_path):
     project = mini_project.make(tmp_path)
     echo = "import json\nfrom pathlib import Path\ndef run(context):\n    Path('seen.json').write_text(context.settings.model_dump_json())\n    return {}\n"
     (project / "pipelines/stages/sources.py").write_text(echo)
-    given = {"seed": 3, "settings": {"train": {"a": {"kind": "arithmetic", "count": 5}}, "benchmarks": {}}}
+    given = graph.stage("sources", "sources", SourcesSettings(train={"a": {"kind": "arithmetic", "count": 5}}, benchmarks={})).given(3)
     processes.run_stage(project, "sources", given, lambda rows: None)
     assert json.loads(Path(project / "seen.json").read_text())["train"]["a"]["count"] == 5

@@ -82,23 +82,23 @@ def test_a_run_ends_as_its_stage_does(tracker, error, status):
 def test_data_and_models_read_are_inputs(tracker):
     sft = train(tracker, "sft", "sft", "aaa.dir")
     train(tracker, "sft", "sft", "bbb.dir")
-    inputs = {"data/models/sft": "aaa.dir", "data/difficulty/selected.parquet": "ddd"}
-    run = tracker.client.get_run(train(tracker, "rl@math", "math", "ccc.dir", inputs=inputs, models={"sft": "aaa.dir"}))
+    inputs = {"data/models/sft": "aaa.dir", "data/rows/difficulty/problems.parquet": "ddd"}
+    run = tracker.client.get_run(train(tracker, "math", "math", "ccc.dir", inputs=inputs, models={"sft": "aaa.dir"}))
     datasets = {entry.dataset.name: (entry.dataset.digest, json.loads(entry.dataset.source)["dvc_md5"]) for entry in run.inputs.dataset_inputs}
-    assert datasets == {"data/models/sft": ("aaa", "aaa.dir"), "data/difficulty/selected.parquet": ("ddd", "ddd")}
+    assert datasets == {"data/models/sft": ("aaa", "aaa.dir"), "data/rows/difficulty/problems.parquet": ("ddd", "ddd")}
     (model,) = run.inputs.model_inputs
     assert tracker.client.get_logged_model(model.model_id).source_run_id == sft, "the version with these weights, not the newest"
     assert alias(tracker, "touchstone-sft", "candidate") == "bbb.dir"
 
 
 def test_only_a_passed_gate_makes_a_champion_and_only_of_what_was_evaluated(tracker):
-    train(tracker, "merging", "merged", "one.dir")
+    train(tracker, "merged", "merged", "one.dir")
     gate(tracker, passed=True)
     with stage(tracker, "evaluation") as run:
         assert promote(run, {"merged": "one.dir"}, lambda model: files(tracker, "one.dir")).promoted
     assert alias(tracker, "touchstone-merged", "champion") == "one.dir"
 
-    train(tracker, "merging", "merged", "two.dir")
+    train(tracker, "merged", "merged", "two.dir")
     gate(tracker, passed=False)
     with stage(tracker, "evaluation") as run:
         decision = promote(run, {"merged": "two.dir"}, lambda model: files(tracker, "two.dir"))
@@ -140,20 +140,20 @@ def test_a_version_keeps_its_weights_when_the_stage_has_run_again(request, tmp_p
     if where == "server":
         monkeypatch.setenv("TOUCHSTONE_MLFLOW_URI", request.getfixturevalue("server"))
     project = mini_project.make(tmp_path / "project")
-    tracker, folder = Tracker.open(project), project / paths.MERGED
+    tracker, folder = Tracker.open(project), project / paths.model("merged")
     for weights in ("first", "second"):
         shutil.rmtree(folder, ignore_errors=True)  # as DVC does before a stage runs
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_text(f"{weights} weights")
-        for written in (paths.manifest("merging"), *graph.records("merging")):
+        for written in (paths.manifest("merged"), *graph.records("merged", "merge")):
             (project / written).parent.mkdir(parents=True, exist_ok=True)
             (project / written).write_text("{}")
-        digest = versioning.output_digests(project, "merging")[paths.MERGED.as_posix()]
-        with stage(tracker, "merging") as run:
-            run.register("merged", digest, versioning.weights(project, "merging"))
+        digest = versioning.output_digests(project, "merged")[paths.model("merged").as_posix()]
+        with stage(tracker, "merged") as run:
+            run.register("merged", digest, versioning.weights(project, "merged"))
         gate(tracker, passed=weights == "first")
         with stage(tracker, "evaluation") as run:
-            promote(run, {"merged": digest}, lambda model: versioning.weights(project, "merging"))
+            promote(run, {"merged": digest}, lambda model: versioning.weights(project, "merged"))
     shutil.rmtree(folder)
     usual = mlflow.get_tracking_uri()
     request.addfinalizer(lambda: mlflow.set_tracking_uri(usual))
@@ -172,7 +172,7 @@ def test_the_trials_of_a_search_are_nested_runs(tracker):
         {"name": "math", "method": None, "settings": {}, "models": ["math"], "mean": 0.5, "low": 0.4, "high": 0.6, "count": 9},
         {"name": "ties density 0.2", "method": "ties", "settings": {"density": 0.2}, "models": ["math", "code"], "mean": 0.625},
     ]
-    with stage(tracker, "merging") as run:
+    with stage(tracker, "merged") as run:
         run.log_search({"trials": trials, "winner": "ties density 0.2", "expert": "math"})
     children = tracker.client.search_runs([tracker.experiment], f"tags.`mlflow.parentRunId` = '{run.id}'", order_by=["attributes.start_time"])
     assert [(child.info.run_name, child.info.status, child.data.tags["winner"]) for child in children] == [

@@ -14,7 +14,7 @@ from pipelines import paths
 from pipelines.records import Outcome
 from pipelines.store import read_json, read_problems
 
-STAGES = ["sources", "curation", "base", "sft", "difficulty", "synthesis", "rl@math", "rl@code", "merging", "evaluation", "report"]
+STAGES = ["sources", "curation", "base", "sft", "difficulty", "synthesis", "math", "code", "merged", "evaluation", "report"]
 TINY = {
     "seed": 3,
     "sources": {
@@ -32,19 +32,24 @@ TINY = {
         "architecture": {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "vocab_size": 500, "context": 128},
         "train": {"epochs": 2, "batch_size": 16, "optimiser": {"name": "muon", "lr": 5e-3}},
     },
-    "sft": {"train": {"epochs": 8, "batch_size": 16, "optimiser": {"name": "muon", "lr": 5e-3}}},
-    "difficulty": {"samples": 2, "band": [0.0, 1.0], "limit": {"math": 12, "code": 6}, "generation": {"max_new_tokens": 24}},
-    "synthesis": {"budget": 4, "weak_below": 1.0},
-    "rl": {
-        "stages": {
-            name: {
-                "init": init, "reference": "sft", "domains": [name], "steps": steps, "prompts_per_step": 2, "group_size": 2, "checkpoint_every": 2,
-                "generation": {"max_new_tokens": 24},
-            }
-            for name, init, steps in (("math", "sft", 400), ("code", "math", 1))
+    "stages": {
+        "sft": {
+            "kind": "sft", "init": "base", "data": "curation/sft",
+            "train": {"epochs": 8, "batch_size": 16, "optimiser": {"name": "muon", "lr": 5e-3}},
+        },
+        "difficulty": {
+            "kind": "grade", "init": "sft", "data": "curation/rl", "samples": 2, "band": [0.0, 1.0], "limit": {"math": 12, "code": 6},
+            "generation": {"max_new_tokens": 24},
+        },
+        "synthesis": {"kind": "synthesise", "data": "difficulty/graded", "budget": 4, "weak_below": 1.0},
+        "merged": {"kind": "merge", "init": "sft", "models": ["code", "math"], "method": "linear"},
+    } | {
+        name: {
+            "kind": "rl", "init": init, "reference": "sft", "data": ["difficulty", "synthesis"], "where": {"domain": [name]},
+            "steps": steps, "prompts_per_step": 2, "group_size": 2, "checkpoint_every": 2, "generation": {"max_new_tokens": 24},
         }
+        for name, init, steps in (("math", "sft", 400), ("code", "math", 1))
     },
-    "merging": {"method": "linear"},
     "evaluation": {"samples": 2, "ks": [1, 2], "generation": {"max_new_tokens": 24}, "bootstrap": 200},
     "report": {"samples": 2},
 }  # fmt: skip
@@ -55,7 +60,7 @@ def finished(tmp_path_factory):
     """A project whose run was killed with SIGKILL during RL, shortened, and finished by a second run."""
     project = mini_project.make(tmp_path_factory.mktemp("whole"), TINY)
     process = mini_project.start(project, sys.executable, "-m", "flows.cli", "run")
-    saved = project / paths.WORK / "rl-math" / paths.RESUME
+    saved = project / paths.WORK / "math" / paths.RESUME
     mini_project.wait_until(lambda: process.poll() is not None or list(saved.glob("step-*.pt")), 240)
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
@@ -65,7 +70,7 @@ def finished(tmp_path_factory):
     assert (done.returncode, done.stdout) == (0, "everything is current\n")
     refused = mini_project.touchstone(shortened(project), "run")
     assert refused.returncode == 2
-    assert "rl@math: an interrupted run stands at step" in refused.stderr and "settings.steps: 400 -> 4. Undo that, or" in refused.stderr
+    assert "math: an interrupted run stands at step" in refused.stderr and "settings.steps: 400 -> 4. Undo that, or" in refused.stderr
     done = mini_project.touchstone(project, "run", "--discard")
     assert done.returncode == 0, done.stderr
     return project, done.stdout
@@ -74,7 +79,7 @@ def finished(tmp_path_factory):
 def shortened(project):
     """The same project with a math stage that ends soon, so that the test does too; its settings differ, so what was interrupted is refused and then discarded."""
     params = copy.deepcopy(TINY)
-    params["rl"]["stages"]["math"]["steps"] = 4
+    params["stages"]["math"]["steps"] = 4
     mini_project.write_params(project, params)
     return project
 
@@ -107,10 +112,10 @@ def test_every_stage_is_a_run_and_every_model_a_version(finished):
     ended = {run.info.run_name for run in client.search_runs([experiment]) if run.info.status == "FINISHED"}
     assert set(STAGES) <= ended
     killed = [run.info.run_name for run in client.search_runs([experiment], "attributes.status = 'KILLED'")]
-    assert sorted(killed) == ["post-training", "rl@math"]
+    assert sorted(killed) == ["math", "post-training"]
     for model in ("base", "sft", "math", "code", "merged"):
         assert client.get_model_version_by_alias(f"touchstone-{model}", "candidate").tags["path"] == f"data/models/{model}"
-    (rl,) = [run for run in client.search_runs([experiment]) if run.info.run_name == "rl@math" and run.info.status == "FINISHED"]
+    (rl,) = [run for run in client.search_runs([experiment]) if run.info.run_name == "math" and run.info.status == "FINISHED"]
     assert len(client.get_metric_history(rl.info.run_id, "reward")) == 4
     passed = read_json(project / paths.SCORES)["gate"]["passed"]
     champion = "champion" in client.get_registered_model("touchstone-merged").aliases
@@ -123,7 +128,7 @@ def test_rows_and_counts_add_up(finished):
     kept = {problem.problem_id for split in paths.SPLITS.values() for problem in read_problems(project / split)}
     dropped = pq.read_table(project / paths.CURATION / paths.DROPPED)
     assert ledger["input"] == 560 == len(kept) + len(dropped)
-    for row in read_problems(project / paths.SYNTHESISED):
+    for row in read_problems(project / paths.rows("synthesis")):
         assert row.parents and row.problem_id not in kept
     samples = pq.read_table(project / paths.SAMPLES / "merged" / "math.parquet").to_pylist()
     assert len(samples) == 16
@@ -137,7 +142,7 @@ def test_lineage_reaches_the_sources_and_finds_a_changed_byte(finished):
     assert done.returncode == 0, done.stderr
     for stage in STAGES[:9]:
         assert stage in done.stdout
-    weights = project / paths.SFT / "model.safetensors"
+    weights = project / paths.model("sft") / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.unlink()  # the file may be a link into DVC's cache

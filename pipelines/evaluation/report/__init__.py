@@ -63,7 +63,7 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),
         ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No model of RL to compare."),
         ("curation", "Curation", rows.curation(ledgers, inputs.card), "No ledger of sources or curation."),
-        ("difficulty", "Difficulty", _of_kind(inputs, "grade", lambda name: rows.difficulty(inputs.graded[name], ledgers[name])), "No graded problems."),
+        ("difficulty", "Difficulty", _of_kind(inputs, "grade", lambda name: rows.difficulty(inputs.graded[name], ledgers[name])), "None is graded."),
         ("synthesis", "Synthesis", _of_kind(inputs, "synthesise", lambda name: rows.synthesis(ledgers[name])), "No ledger of synthesis."),
         ("lineage", "Where it all came from", join([provenance.graph(graph), provenance.details(graph)]) if graph else None, "No manifests."),
     ]

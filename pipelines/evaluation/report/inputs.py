@@ -44,7 +44,8 @@ class Inputs:
     """Content of the data folders.
 
     scores: scores.json. diagnostics: diagnostics.json. card: the data card. ledgers, metrics: stage -> its JSON. curves: stage -> rows of its plot.
-    graded: stage of kind grade -> its problems. kinds: stage -> its kind. samples: (model, benchmark) -> rows of stored samples, of the models that `samples.compared` names.
+    graded: stage of kind grade -> its problems. kinds: stage -> its kind. samples: (model, benchmark) -> rows of stored samples, of the models that
+    `samples.compared` names.
     """
 
     scores: Mapping[str, Any] | None = None
