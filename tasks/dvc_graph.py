@@ -52,6 +52,13 @@ def refuse_another(project: Path, params: Params, stages: Graph) -> None:
         raise UserError(f"{paths.GRAPH} is not what params.yaml says; `dvc repro` or `touchstone run` brings it in line and runs what has changed")
 
 
+def _named(stage: Stage) -> str:
+    """What else its command says: the models of the evaluation, which follow from other stages. DVC does not see that a dependency is gone,
+    but that a command is another one it does."""
+    settings: Any = stage.settings
+    return "".join(f" {model}" for model in settings.models) if stage.kind == "evaluation" else ""
+
+
 def _stage(stage: Stage, params: Params) -> dict[str, Any]:
     section = stage.name if stage.name in STANDING else f"stages.{stage.name}"
     of_params = [*([] if stage.kind in SEEDLESS else ["seed"]), section]
@@ -61,7 +68,7 @@ def _stage(stage: Stage, params: Params) -> dict[str, Any]:
     manifest = [] if stage.kind == "report" else [paths.manifest(stage.name)]
     written: dict[str, Any] = {
         "desc": (type(stage.settings).__doc__ or "").split("\n")[0].rstrip("."),
-        "cmd": f"python -m flows.stage {stage.name}",
+        "cmd": f"python -m flows.stage {stage.name}{_named(stage)}",
         "wdir": "..",
         "deps": [path.as_posix() for path in (*stage.reads, paths.identity(stage.kind))],
         "params": of_params,

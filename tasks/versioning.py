@@ -122,7 +122,7 @@ def _reasons(project: Path, stage: Stage, entries: list[Any]) -> Iterator[str]:
     """DVC's status of a stage as phrases: `params.yaml: stages.sft.train modified`, and of its code `pipelines/store.py`, `torch 2.13 -> 2.14`."""
     for entry in entries:
         if isinstance(entry, str):
-            yield entry
+            yield "its models modified" if entry == "changed command" else entry
             continue
         for changes in entry.values():
             for path, change in changes.items():
@@ -319,7 +319,7 @@ def prune(project: Path, stages: Graph) -> list[str]:
     for file in sorted((project / paths.MANIFESTS).glob("*.json")):
         name = file.stem
         stage = stages.get(name)
-        if stage is None or parameters(read_json(file))["kind"] != stage.kind:
+        if stage is None or parameters(read_json(file)).get("kind") != stage.kind:
             gone += [name] if stage is None else []
             stays = {*stage.makes, *stage.records} if stage else set()
             for path in {paths.model(name), paths.ROWS / name, paths.ROLLOUTS / name} - stays:

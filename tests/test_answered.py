@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from chat_endpoint import Answer, serve
 
-from pipelines import paths
+from pipelines import graph, paths
 from pipelines.answered import Answered, enter, kept
 from pipelines.config.curation import CurationSettings
 from pipelines.lineage.manifests import endpoints, parameters, read_manifests
@@ -26,7 +26,7 @@ def stage(root, url=None, recorded=True, **settings):
     problems = [Problem(problem_id(text, "4"), "math", text, "4", "integer", "math", source="s", source_id=text) for text in ROWS]
     write_problems(root / paths.PROBLEMS, problems)
     write_problems(root / paths.BENCHMARKS / "held.parquet", [])
-    write_json(root / "settings.json", {"seed": 1, "settings": given.model_dump(mode="json")})
+    write_json(root / "settings.json", graph.stage("curation", "curation", given).given(1))
     variables = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | ({"TOUCHSTONE_TEACHER_URL": url} if url else {})
     command = [sys.executable, "-m", "pipelines", "curation", "--settings", "settings.json", *([] if recorded else ["--keep-work"])]
     done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, check=False)

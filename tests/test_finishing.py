@@ -4,15 +4,16 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from killing import Harness
 
-from pipelines import paths
+from pipelines import graph, paths
 from pipelines.config.common import GenerationSettings, OptimiserSettings
-from pipelines.config.curation import DifficultySettings
+from pipelines.config.curation import GradeStage
 from pipelines.config.sources import ArithmeticSource
-from pipelines.config.training import ArchitectureSettings, BaseSettings, LanguageModellingSettings, SftSettings
+from pipelines.config.training import ArchitectureSettings, BaseSettings, LanguageModellingSettings, SftStage
 from pipelines.sources.arithmetic import problems
 from pipelines.store import write_problems
 
@@ -22,13 +23,18 @@ SETTINGS = {
     "base": BaseSettings(
         architecture=ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48, vocab_size=400, context=256), train=TRAIN
     ),
-    "sft": SftSettings(train=TRAIN),
-    "difficulty": DifficultySettings(samples=2, band=(0, 1), generation=GenerationSettings(max_new_tokens=8, batch_size=4)),
+    "sft": SftStage(init="base", data="curation/sft", train=TRAIN),
+    "difficulty": GradeStage(init="sft", data="curation/rl", samples=2, band=(0, 1), generation=GenerationSettings(max_new_tokens=8, batch_size=4)),
 }
 
 
+def write(root: Path, stage: str, settings: Any) -> None:
+    """What the harness gives the stage."""
+    (root / "given.json").write_text(json.dumps(graph.stage(stage, getattr(settings, "kind", stage), settings).given(1)))
+
+
 def start(root: Path, stage: str) -> Harness:
-    (root / "given.json").write_text(json.dumps({"seed": 1, "settings": SETTINGS[stage].model_dump(mode="json")}))
+    write(root, stage, SETTINGS[stage])
     return Harness(root, stage, checkpoints=3)
 
 
@@ -42,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     harness = start(root, "base")
     assert harness("end")[0] == 0
     harness.close()
-    shutil.copytree(root / paths.BASE, root / paths.SFT)
+    shutil.copytree(root / paths.BASE, root / paths.model("sft"))
     return root
 
 
@@ -95,12 +101,12 @@ def test_killed_while_finishing_it_trains_no_step_again(project: Path, training,
 
 def test_a_killed_grading_goes_on_after_its_last_wave(project: Path) -> None:
     def graded() -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in sorted((project / paths.DIFFICULTY).iterdir())}
+        return {file.name: file.read_bytes() for file in sorted((project / paths.ROWS / "difficulty").iterdir())}
 
     harness = start(project, "difficulty")
     assert harness("end")[0] == 0
     alone, waves = graded(), -(-64 // 8)
-    shutil.rmtree(project / paths.DIFFICULTY)
+    shutil.rmtree(project / paths.ROWS / "difficulty")
     assert harness("target", "wave")[0] == signal.SIGKILL
     resume = project / paths.WORK / "difficulty" / paths.RESUME
     stored = {file: file.stat().st_mtime_ns for file in resume.glob("*/*.parquet")}
@@ -108,7 +114,7 @@ def test_a_killed_grading_goes_on_after_its_last_wave(project: Path) -> None:
     assert harness("target", "metrics")[0] == signal.SIGKILL, "after the last wave, before the stage is done"
     assert len(list(resume.glob("*/*.parquet"))) == waves
     assert {file: file.stat().st_mtime_ns for file in stored} == stored, "what was graded is not graded again"
-    shutil.rmtree(project / paths.DIFFICULTY)
+    shutil.rmtree(project / paths.ROWS / "difficulty")
     assert harness("end")[0] == 0
     harness.close()
     assert graded() == alone
@@ -122,7 +128,7 @@ def test_other_settings_grade_anew(project: Path) -> None:
     resume = project / paths.WORK / "difficulty" / paths.RESUME
     (first,) = resume.iterdir()
     other = SETTINGS["difficulty"].model_copy(update={"samples": 4})
-    (project / "given.json").write_text(json.dumps({"seed": 1, "settings": other.model_dump(mode="json")}))
+    write(project, "difficulty", other)
     harness = Harness(project, "difficulty")
     assert harness("target", "wave")[0] == signal.SIGKILL
     harness.close()

@@ -8,6 +8,7 @@ import yaml
 from pipelines import config, graph, paths
 from pipelines.__main__ import main
 from pipelines.lineage.digests import file_sha256, files_below
+from tasks import dvc_graph
 
 PARAMS = {
     "seed": 3,
@@ -19,9 +20,16 @@ PARAMS = {
         "benchmarks": {"math": {"kind": "arithmetic", "count": 10}, "code": {"kind": "functions", "count": 10}},
     },
     "curation": {"steps": ["exact_dedup", "mix"], "mix": {"shares": {"stories": 1, "functions": 1}}, "splits": {"sft": 1, "rl": 2, "base": 1}},
-    "rl": {"stages": {"math": {"init": "sft", "reference": "sft", "domains": ["math"]}, "code": {"init": "sft", "reference": "sft", "domains": ["code"]}}},
+    "stages": {
+        "sft": {"kind": "sft", "init": "base", "data": "curation/sft"},
+        "difficulty": {"kind": "grade", "init": "sft", "data": "curation/rl"},
+        "synthesis": {"kind": "synthesise", "data": "difficulty/graded"},
+        "math": {"kind": "rl", "init": "sft", "data": {"synthesis": {"share": 1}, "difficulty": {"share": 2}}, "where": {"domain": ["math"]}},
+        "code": {"kind": "rl", "init": "sft", "data": {"synthesis": {}, "difficulty": {}}, "where": {"domain": ["code"]}},
+        "merged": {"kind": "merge", "init": "sft", "models": ["code", "math"]},
+    },
     "evaluation": {"gate": {"improve": ["math"]}},
-    **{section: {} for section in ("base", "sft", "difficulty", "synthesis", "merging", "report")},
+    **{section: {} for section in ("base", "report")},
 }
 
 
@@ -37,8 +45,7 @@ def made(root: Path, params, through_flow: bool) -> dict[str, str]:
         given = ["--params", str(root / "params.yaml")]
         if through_flow:
             loaded = config.load(root / "params.yaml")
-            settings = {"seed": loaded.seed, "settings": config.resolve(loaded, stage).model_dump(mode="json")}
-            (root / "given.json").write_text(json.dumps(settings, sort_keys=True))
+            (root / "given.json").write_text(json.dumps(graph.graph(loaded)[stage].given(loaded.seed), sort_keys=True))
             given = ["--settings", str(root / "given.json")]
         assert main([stage, "--root", str(root), *given]) == 0
     return {file.relative_to(root).as_posix(): file_sha256(file) for file in files_below(root / "data")}
@@ -57,7 +64,8 @@ def test_the_plan_does_not_depend_on_the_order_of_keys(tmp_path):
     for params in (PARAMS, reversed_keys(PARAMS)):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         loaded = config.load(tmp_path / "params.yaml")
-        found.append((graph.stages(dict(loaded.rl.stages)), config.resolve(loaded, "merging"), config.resolve(loaded, "evaluation")))
+        stages = graph.graph(loaded)
+        found.append((dvc_graph.text(loaded, stages), {name: stage.given(loaded.seed) for name, stage in stages.items()}))
     assert found[0] == found[1]
     assert list(config.load(tmp_path / "params.yaml").sources.train["stories"].levels) == [1, 2, 3, 10]
 

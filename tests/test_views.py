@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,7 +13,7 @@ from flows.cli import main
 from pipelines import paths, views
 from pipelines.errors import UserError
 from pipelines.records import Dropped, Problem, Trajectory, one_turn
-from pipelines.store import write_dropped, write_json, write_problems, write_trajectories
+from pipelines.store import write_dropped, write_json, write_problems, write_table, write_trajectories
 
 
 def problem(name: str, domain: str = "math") -> Problem:
@@ -31,8 +32,11 @@ def project(tmp_path, monkeypatch):
     write_dropped(root / paths.CURATION / paths.DROPPED, [Dropped(rows[2], "exact_dedup", "duplicate", "same as one")])
     steps = [{"step": "exact_dedup", "input": 3, "kept": 2, "dropped": 1, "reasons": {"duplicate": 1}, "sources": {"s": 2}}]
     write_json(root / paths.CURATION / paths.LEDGER, {"steps": steps})
-    write_dropped(root / paths.DIFFICULTY / paths.DROPPED, [Dropped(rows[1], "difficulty", "too_easy")])
-    write_json(root / paths.DIFFICULTY / paths.LEDGER, {"input": 1, "graded": 1, "selected": 0, "reasons": {"too_easy": 1}})
+    write_dropped(root / paths.ROWS / "difficulty" / paths.DROPPED, [Dropped(rows[1], "grade", "too_easy")])
+    for reference, part in (("difficulty/graded", rows[1:2]), ("difficulty", []), ("synthesis", rows[2:])):
+        write_problems(root / paths.rows(reference), part)
+    write_table(root / paths.seen("math"), pa.table({"problem_id": ["one", "three"], "data": ["curation/rl", "synthesis"]}))
+    write_json(root / paths.ROWS / "difficulty" / paths.LEDGER, {"input": 1, "graded": 1, "selected": 0, "reasons": {"too_easy": 1}})
     for stage, reward in (("math", 1.0), ("code", 0.0)):
         made = [Trajectory("one", 0, n, 1, stage, one_turn([1], [2], [-0.1], [0]), "stop", outcome="correct", reward=reward) for n in range(3)]
         made.append(replace(made[0], origin="replay", dropped="stale"))
@@ -73,7 +77,17 @@ def test_views_say_where_a_row_comes_from(project):
     dropped = rows_of(project, "select stage, step, reason, problem_id from dropped order by 1")
     assert dropped == [
         {"stage": "curation", "step": "exact_dedup", "reason": "duplicate", "problem_id": "three"},
-        {"stage": "difficulty", "step": "difficulty", "reason": "too_easy", "problem_id": "two"},
+        {"stage": "difficulty", "step": "grade", "reason": "too_easy", "problem_id": "two"},
+    ]
+
+
+def test_rows_that_stages_make_and_have_seen_stand_by_stage(project):
+    assert rows_of(project, "select stage, problem_id from graded") == [{"stage": "difficulty", "problem_id": "two"}]
+    assert rows_of(project, "select stage, problem_id from selected") == []
+    assert rows_of(project, "select stage, problem_id from synthesised") == [{"stage": "synthesis", "problem_id": "three"}]
+    assert rows_of(project, "select stage, data, problem_id from seen order by data") == [
+        {"stage": "math", "data": "curation/rl", "problem_id": "one"},
+        {"stage": "math", "data": "synthesis", "problem_id": "three"},
     ]
 
 
@@ -81,14 +95,16 @@ def test_the_ledger_adds_up_to_the_dropped_rows(project):
     ledger = rows_of(project, "select stage, step, input, kept, dropped from ledger order by stage")
     assert ledger == [
         {"stage": "curation", "step": "exact_dedup", "input": 3, "kept": 2, "dropped": 1},
-        {"stage": "difficulty", "step": "difficulty", "input": 1, "kept": 0, "dropped": 1},
+        {"stage": "difficulty", "step": "grade", "input": 1, "kept": 0, "dropped": 1},
     ]
     joined = "select r.rows = (select count(*) from dropped d where d.stage = r.stage and d.reason = r.reason) ok from reasons r"
     assert rows_of(project, joined) == [{"ok": True}] * 2
 
 
 def test_only_what_is_there_has_a_view(project):
-    assert views.tables(views.connect(project)) == ["benchmarks", "dropped", "ledger", "problems", "reasons", "rollouts", "splits"]
+    assert views.tables(views.connect(project)) == [
+        "benchmarks", "dropped", "graded", "ledger", "problems", "reasons", "rollouts", "seen", "selected", "splits", "synthesised",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.config.common import Rate, Section, Share, Span
+from pipelines.config.common import Rate, Section, Share, Span, canonical
 
 FILES = (".jsonl", ".parquet")
 """Endings of a file of the user's own."""
@@ -38,14 +38,14 @@ class Rows(Section):
 
 
 def _by_name(given: Any) -> Any:
-    """`NAME` and `[NAME, ...]` as the mapping that they stand for."""
+    """`NAME` and `[NAME, ...]` as the mapping that they stand for; the order in which somebody wrote them decides nothing."""
     if isinstance(given, str):
         return {given: {}}
     if isinstance(given, list | tuple):
         if wrong := [name for name in given if not isinstance(name, str)]:
             raise ValueError(f"expected names of rows, got {wrong[0]!r}; what is read of each stands in a mapping: {{NAME: {{where, share}}}}")
-        return {name: {} for name in given}
-    return {name: {} if rows is None else rows for name, rows in given.items()} if isinstance(given, dict) else given
+        given = {name: {} for name in given}
+    return canonical({name: {} if rows is None else rows for name, rows in given.items()}) if isinstance(given, dict) else given
 
 
 Data = Annotated[dict[str, Rows], BeforeValidator(_by_name), Field(min_length=1)]

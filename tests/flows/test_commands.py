@@ -74,7 +74,8 @@ def test_dvc_repro_does_the_same(project, ports, tmp_path):
     mini_project.touchstone(project, "run", "--until", "curation", **ports)
     other = mini_project.make(tmp_path / "other")
     url = f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api"
-    dvc(other, "repro", "curation", PREFECT_API_URL=url)
+    assert mini_project.touchstone(other, "check").returncode == 0  # a project has data/dvc.yaml in its repository
+    dvc(other, "repro", "data/dvc.yaml:curation", PREFECT_API_URL=url)
     assert (other / "data/dvc.lock").read_bytes() == (project / "data/dvc.lock").read_bytes()
     parent, *children = runs(other)
     assert [run.info.run_name for run in (parent, *children)] == ["post-training", "sources", "curation"]

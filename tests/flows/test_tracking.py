@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 from pipelines import graph, paths
-from tasks import settings, versioning
+from tasks import dvc_graph, settings, versioning
 from tasks.promotion import promote
 from tasks.reporting import score_table
 from tasks.tracking import Tracker
@@ -141,6 +141,8 @@ def test_a_version_keeps_its_weights_when_the_stage_has_run_again(request, tmp_p
         monkeypatch.setenv("TOUCHSTONE_MLFLOW_URI", request.getfixturevalue("server"))
     project = mini_project.make(tmp_path / "project")
     tracker, folder = Tracker.open(project), project / paths.model("merged")
+    loaded = settings.params(project)
+    dvc_graph.write(project, loaded, graph.graph(loaded))
     for weights in ("first", "second"):
         shutil.rmtree(folder, ignore_errors=True)  # as DVC does before a stage runs
         folder.mkdir(parents=True)

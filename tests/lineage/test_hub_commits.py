@@ -10,7 +10,8 @@ import torch
 from hub import hub
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipelines import paths
+from pipelines import graph, paths
+from pipelines.config.sources import SourcesSettings
 from pipelines.config.training import ArchitectureSettings, BaseSettings
 from pipelines.lineage.manifests import resolved
 from pipelines.models.tokenizer import train_tokenizer
@@ -21,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def start(root, stage, settings, address):
     """`python -m pipelines STAGE` where the hub is at `address`."""
-    (root / "settings.json").write_text(json.dumps({"seed": 1, "settings": settings}))
+    (root / "settings.json").write_text(json.dumps(graph.stage(stage, stage, settings).given(1)))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_ENDPOINT": address, "HF_HOME": str(root / "hf"), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "pipelines", stage, "--settings", str(root / "settings.json"), "--root", str(root)]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -37,7 +38,7 @@ def run(root, stage, settings, address):
 def test_a_dataset_that_is_not_pinned_is_recorded_with_the_commit_it_was_read_at(tmp_path):
     rows = "".join(json.dumps({"question": f"{i} and 1?", "answer": str(i + 1)}) + "\n" for i in range(5)).encode()
     fields = {"prompt": "question", "answer": "answer"}
-    settings = {"train": {"mine": {"kind": "huggingface", "path": "org/name", "fields": fields}}, "benchmarks": {}}
+    settings = SourcesSettings.model_validate({"train": {"mine": {"kind": "huggingface", "path": "org/name", "fields": fields}}, "benchmarks": {}})
     with hub(COMMIT, {"train.jsonl": rows}) as address:
         statement = run(tmp_path, "sources", settings, address)
     (entry,) = [entry for entry in resolved(statement) if "uri" in entry]
@@ -48,7 +49,8 @@ def test_a_dataset_that_is_not_pinned_is_recorded_with_the_commit_it_was_read_at
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path):
-    settings = {"train": {"mine": {"kind": "huggingface", "path": "org/name", "fields": {"prompt": "q", "answer": "a"}}}, "benchmarks": {}}
+    source = {"kind": "huggingface", "path": "org/name", "fields": {"prompt": "q", "answer": "a"}}
+    settings = SourcesSettings.model_validate({"train": {"mine": source}, "benchmarks": {}})
     done = start(tmp_path, "sources", settings, "http://127.0.0.1:9")
     assert done.returncode == 2
     assert done.stderr.startswith("sources: 'mine': org/name: cannot be read from the hub: ") and len(done.stderr.splitlines()) == 1
@@ -64,7 +66,7 @@ def test_a_model_that_is_not_pinned_is_recorded_with_its_commit_and_what_rounds_
     root = tmp_path / "project"
     root.mkdir()
     with hub(COMMIT, files) as address:
-        statement = run(root, "base", BaseSettings(model="org/name").model_dump(mode="json"), address)
+        statement = run(root, "base", BaseSettings(model="org/name"), address)
     (entry,) = [entry for entry in resolved(statement) if "uri" in entry]
     assert (entry["uri"], entry["digest"]) == (f"hub:org/name@{COMMIT}", {"gitCommit": COMMIT})
     machine = statement["predicate"]["runDetails"]["metadata"]

@@ -14,6 +14,7 @@ from pipelines.lineage.digests import combine, tree_sha256
 from pipelines.lineage.manifests import begin, read_manifests, resolved, write_manifest
 from pipelines.lineage.walk import Lineage
 
+SFT = paths.model("sft")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -35,20 +36,21 @@ def root(tmp_path):
     record(root, "base", {"architecture": {}, "model": "org/name", "revision": None}, [paths.SPLITS["base"]], {"data/models/base/w": "0"})
     record(root, "sft", {}, [paths.SPLITS["sft"], paths.BASE], {"data/models/sft/w": "1", "data/models/sft/config.json": "{}"})
     for name in ("math", "code"):
-        record(root, f"rl@{name}", {"init": "sft"}, [paths.SFT], {f"data/models/{name}/w": name, f"data/rollouts/{name}/0.parquet": "r"})
-    record(root, "merging", {}, [paths.SFT, paths.RL_MANIFESTS], {"data/models/merged/w": "m"})
+        record(root, name, {"init": "sft"}, [SFT], {f"data/models/{name}/w": name, f"data/rollouts/{name}/0.parquet": "r"}, kind="rl")
+    models = [SFT, paths.model("code"), paths.model("math")]
+    record(root, "merged", {}, models, {"data/models/merged/w": "m"}, kind="merge")
     return root
 
 
-def record(root, stage, settings, inputs, files, origins=None):
+def record(root, stage, settings, inputs, files, origins=None, kind=None):
     outputs = list(
         dict.fromkeys(next(p for p in (paths.ROLLOUTS, paths.MODELS, paths.SOURCES, paths.CURATION) if name.startswith(f"{p}/")) for name in files)
     )
     folders = [
         folder / name.split("/")[2] if folder in (paths.MODELS, paths.ROLLOUTS) else folder for folder, name in zip(outputs, files, strict=False)
     ]
-    modules = [f"pipelines.stages.{stage.partition('@')[0]}"]
-    beginning = begin(root, stage, {"seed": 7, "settings": settings}, inputs=inputs, modules=modules, source=root)
+    modules = [f"pipelines.stages.{kind or stage}"]
+    beginning = begin(root, stage, {"seed": 7, "kind": kind or stage, "settings": settings}, inputs=inputs, modules=modules, source=root)
     for name, text in files.items():
         put(root, name, text)
     write_manifest(beginning, outputs=folders, origins=origins)
@@ -57,17 +59,17 @@ def record(root, stage, settings, inputs, files, origins=None):
 def test_the_chain_goes_back_to_the_source_file_and_holds(root):
     lineage = Lineage(root, root)
     stages = lineage.find(root / "data/models/merged")
-    assert stages == ["merging"]
+    assert stages == ["merged"]
     chain = lineage.chain(stages)
-    assert set(chain) == {"sources", "curation", "base", "sft", "rl@math", "rl@code", "merging"}
+    assert set(chain) == {"sources", "curation", "base", "sft", "math", "code", "merged"}
     assert (
-        chain.index("sources") < chain.index("curation") < chain.index("base") < chain.index("sft") < chain.index("rl@math") < chain.index("merging")
+        chain.index("sources") < chain.index("curation") < chain.index("base") < chain.index("sft") < chain.index("math") < chain.index("merged")
     )
     text = "\n".join(lineage.tree(stages))
     rows_digest = hashlib.sha256(b"{}\n").hexdigest()[:12]
     assert f"read {root.parent / 'outside/rows.jsonl'}  {rows_digest}" in text
     assert "read hub:org/name@unpinned" in text
-    assert text.count("read data/models/math  ") == 1, "merging names the experts themselves, not their manifests"
+    assert text.count("read data/models/math  ") == 1, "merged names the experts once"
     assert "sft (told above)" in text
     broken, checked, notes = lineage.verify(stages)
     assert (broken, notes) == (None, [])
@@ -81,43 +83,43 @@ def test_the_chain_goes_back_to_the_source_file_and_holds(root):
         ("data/sources/problems.parquet", "sources", "data/sources/problems.parquet"),
         ("data/curation/sft.parquet", "curation", "data/curation/sft.parquet"),
         ("data/models/base/w", "base", "data/models/base/w"),
-        ("data/models/math/w", "rl@math", "data/models/math/w"),
-        ("data/models/merged/w", "merging", "data/models/merged/w"),
+        ("data/models/math/w", "math", "data/models/math/w"),
+        ("data/models/merged/w", "merged", "data/models/merged/w"),
     ],
 )
 def test_one_changed_byte_is_found_where_it_is(root, file, stage, name):
     (root / file).write_bytes(b"\x00" + (root / file).read_bytes()[1:])
-    broken, _, _ = Lineage(root, root).verify(["merging"])
+    broken, _, _ = Lineage(root, root).verify(["merged"])
     assert broken.stage == stage and broken.name.endswith(name)
     assert "is not what the stage" in str(broken)
 
 
 def test_an_added_and_a_missing_file_break_the_chain(root):
     put(root, "data/models/sft/extra", "smuggled in")
-    for asked in (["sft"], ["merging"]):
+    for asked in (["sft"], ["merged"]):
         assert str(Lineage(root, root).verify(asked)[0]) == "stage sft: data/models/sft/extra: was added: the stage did not write it"
     (root / "data/models/sft/extra").unlink()
     (root / "data/models/sft/w").unlink()
-    assert str(Lineage(root, root).verify(["merging"])[0]) == "stage sft: data/models/sft/w: is missing"
+    assert str(Lineage(root, root).verify(["merged"])[0]) == "stage sft: data/models/sft/w: is missing"
 
 
 def test_a_stage_that_ran_again_without_its_followers_is_told(root):
     record(root, "sft", {}, [paths.SPLITS["sft"], paths.BASE], {"data/models/sft/w": "another", "data/models/sft/config.json": "{}"})
-    broken, _, _ = Lineage(root, root).verify(["merging"])
-    assert (broken.stage, broken.name) == ("rl@code", "data/models/sft")
+    broken, _, _ = Lineage(root, root).verify(["merged"])
+    assert (broken.stage, broken.name) == ("code", "data/models/sft")
     assert Lineage(root, root).verify(["sft"])[0] is None
 
 
 def test_edited_code_is_a_note(root):
     put(root, "pipelines/stages/sft.py", "y = 2\n")
-    broken, _, notes = Lineage(root, root).verify(["merging"])
+    broken, _, notes = Lineage(root, root).verify(["merged"])
     assert broken is None
     assert notes == ["stage sft: code has changed since: pipelines/stages/sft.py"]
 
 
 def test_a_comment_in_the_code_is_no_change(root):
     put(root, "pipelines/stages/sft.py", "# the same\ny = 1\n")
-    assert Lineage(root, root).verify(["merging"])[2] == []
+    assert Lineage(root, root).verify(["merged"])[2] == []
 
 
 def test_what_no_stage_made(root):
@@ -125,7 +127,7 @@ def test_what_no_stage_made(root):
     for path, message in (("data/models/foreign", "no manifest"), ("data/models/none", "no such file")):
         with pytest.raises(UserError, match=message):
             Lineage(root, root).find(root / path)
-    assert Lineage(root, root).find(root / "data/models/math/w") == ["rl@math"]
+    assert Lineage(root, root).find(root / "data/models/math/w") == ["math"]
 
 
 def test_a_manifest_is_a_provenance_statement_and_the_same_run_leaves_the_same_bytes(root):
@@ -137,7 +139,7 @@ def test_a_manifest_is_a_provenance_statement_and_the_same_run_leaves_the_same_b
     assert (statement["_type"], statement["predicateType"]) == ("https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1")
     assert statement["subject"][1] == {"name": "data/models/sft/w", "digest": {"sha256": hashlib.sha256(b"1").hexdigest()}}
     definition = statement["predicate"]["buildDefinition"]
-    assert definition["externalParameters"] == {"stage": "sft", "seed": 7, "settings": {}}
+    assert definition["externalParameters"] == {"stage": "sft", "seed": 7, "kind": "sft", "settings": {}}
     assert [entry["name"] for entry in definition["resolvedDependencies"]] == ["data/curation/sft.parquet", "data/models/base"]
 
 
@@ -175,7 +177,7 @@ def test_what_is_being_written_is_no_part_of_a_folder(root):
     put(root, "data/models/.sft.part/w", "torn")
     put(root, "data/models/sft/.inner.part/w", "torn")
     assert tree_sha256(root / "data/models/sft") == before
-    assert Lineage(root, root).verify(["merging"])[0] is None
+    assert Lineage(root, root).verify(["merged"])[0] is None
     put(root, "data/models/sft/model.part", "a name that somebody chose")
     assert tree_sha256(root / "data/models/sft") != before
     assert [line for line in (REPOSITORY / ".dvcignore").read_text().splitlines() if not line.startswith("#")] == [paths.TORN]
@@ -185,15 +187,15 @@ def test_what_is_being_written_is_no_part_of_a_folder(root):
 def test_what_is_edited_while_a_stage_runs_is_not_recorded_as_having_made_it(root, edited):
     before = (root / paths.manifest("sft")).read_bytes()
     inputs = [paths.SPLITS["sft"], paths.BASE]
-    beginning = begin(root, "sft", {"seed": 7, "settings": {}}, inputs=inputs, modules=["pipelines.stages.sft"], source=root)
+    beginning = begin(root, "sft", {"seed": 7, "kind": "sft", "settings": {}}, inputs=inputs, modules=["pipelines.stages.sft"], source=root)
     file = root / edited / "w" if edited == "data/models/base" else root / edited
     text = file.read_text()
     file.write_text("y = 2\n" if file.suffix == ".py" else "X")
     with pytest.raises(UserError, match=f"^sft: {edited} changed while the stage ran"):
-        write_manifest(beginning, outputs=[paths.SFT])
+        write_manifest(beginning, outputs=[SFT])
     assert (root / paths.manifest("sft")).read_bytes() == before
     file.write_text(text + ("# a comment\n" if file.suffix == ".py" else ""))
-    write_manifest(beginning, outputs=[paths.SFT])
+    write_manifest(beginning, outputs=[SFT])
     assert (root / paths.manifest("sft")).read_bytes() == before
 
 
