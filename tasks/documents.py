@@ -35,20 +35,3 @@ def _yaml() -> Any:
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
     return yaml
-
-
-def listed(*values: str) -> Any:
-    """A list on one line."""
-    from ruamel.yaml.comments import CommentedSeq
-
-    written = CommentedSeq(values)
-    written.fa.set_flow_style()
-    return written
-
-
-def renamed(mapping: Any, old: str, new: str) -> None:
-    """Give a key of a mapping another name, in its place and with its comment."""
-    place, comment = list(mapping).index(old), mapping.ca.items.pop(old, None)
-    mapping.insert(place, new, mapping.pop(old))
-    if comment:
-        mapping.ca.items[new] = comment

@@ -65,7 +65,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert NAMES == [*STANDING[:3], "first", "who", "more", "code", "own", "late", "plain", "sought", *STANDING[3:]]
+    assert [*STANDING[:3], "first", "who", "more", "code", "own", "late", "plain", "sought", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 

@@ -6,7 +6,7 @@ import shutil
 import mini_project
 import pytest
 
-from pipelines import graph, paths
+from pipelines import graph
 from pipelines.config import read_yaml
 from pipelines.errors import UserError
 from pipelines.lineage import code
