@@ -10,6 +10,7 @@ from typing import Any
 from pipelines import paths
 from pipelines.config import MODELS, ROWS, STANDING, Params, order, resolve
 from pipelines.config.common import Section
+from pipelines.config.stage import ROLLOUTS
 
 LEARNING = ("base", "sft", "rl")
 """Kinds that learn step by step: their journal becomes a plot."""
@@ -85,6 +86,7 @@ def upstream(stages: Graph, names: set[str]) -> list[str]:
 def _reads(kind: str, settings: Any) -> list[Path]:
     if kind in ROWS or kind in MODELS:
         read = [*map(paths.model, settings.models_read), *map(paths.rows, settings.rows_read)]
+        read += [paths.model(name.removesuffix(ROLLOUTS)) for name in settings.rows_read if name.endswith(ROLLOUTS)]  # its tokenizer
         if kind == "synthesise":
             read += [paths.CURATION, paths.BENCHMARKS]
         if kind == "merge" and settings.search:

@@ -94,10 +94,13 @@ def model(name: str) -> Path:
 
 
 def rows(reference: str) -> Path:
-    """File of the rows that a reference in params names: `curation/SPLIT`, `STAGE`, `STAGE/FILE`, or a file of the project's own."""
+    """File of the rows that a reference in params names: `curation/SPLIT`, `STAGE`, `STAGE/FILE`, or a file of the project's own;
+    the folder of `STAGE/rollouts`."""
     if reference.endswith((".jsonl", ".parquet")):
         return Path(reference)
     stage, _, file = reference.partition("/")
+    if file == "rollouts":
+        return ROLLOUTS / stage
     return SPLITS[file] if stage == "curation" else ROWS / stage / f"{file or 'problems'}.parquet"
 
 

@@ -18,7 +18,7 @@ from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseSt
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import SourcesSettings
-from pipelines.config.stage import FILES, Reading
+from pipelines.config.stage import FILES, ROLLOUTS, Reading
 from pipelines.config.training import BaseSettings, SftStage
 from pipelines.errors import UserError
 
@@ -90,12 +90,17 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
             key = next(key for key in ("init", "reference", "models") if model in _names(getattr(stage, key, None)))
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ())]
-    rows = [f"curation/{split}" for split in SPLITS] + [other if file == "problems" else f"{other}/{file}" for other, file in made]
+    rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others) + [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
         if not reference.endswith(FILES) and reference.removesuffix("/problems") not in rows:
             key = "data" if isinstance(stage, Reading) else "search.data"
             choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(FILES)}"
             yield f"{key}: {_unfit(reference, name, stages, 'rows')}; {choice}{nearest(reference, rows)}"
+
+
+def _rollouts(stage: Stage, others: Mapping[str, Stage]) -> list[str]:
+    """References to rollouts that a stage can read."""
+    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.kind == "rl"] if stage.kind == "sft" else []
 
 
 def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> str:

@@ -10,6 +10,8 @@ from pipelines.config.common import Rate, Section, Share, Span, canonical
 
 FILES = (".jsonl", ".parquet")
 """Endings of a file of the user's own."""
+ROLLOUTS = "/rollouts"
+"""Ending of a reference to what a stage of kind rl has sampled; kind sft reads it."""
 
 
 class Where(Section):
@@ -80,6 +82,9 @@ class Reading(StageSettings):
         without = [name for name, rows in self.data.items() if rows.share is None]
         if without and len(without) < len(self.data):
             raise ValueError(f"data: {', '.join(without)} has no share, and the others have one; give all of them one, or none")
+        for name in self.data:
+            if name.endswith(ROLLOUTS) and self.data[name] != Rows():
+                raise ValueError(f"data: {name} takes neither where nor share; `accept` says which of its answers are trained on")
         return self
 
     @property

@@ -93,9 +93,20 @@ class BaseSettings(Section):
     be predicted, so its loss is noise that hides what the solution copies from it."""
 
 
+class AcceptSettings(Section):
+    """Which right answers of rollouts are trained on: rejection sampling."""
+
+    per_problem: Positive = 4
+    """At most so many different ones of each problem."""
+    choose: Literal["random", "shortest"] = "random"
+    """Where there are more: by hash, or the shortest in tokens."""
+
+
 class SftStage(Starting, Reading):
-    """Worked solutions in the chat template, loss on the response only."""
+    """Worked solutions in the chat template, or right answers of a stage's rollouts as they were sampled; loss on the response only."""
 
     kind: Literal["sft"] = "sft"
+    accept: AcceptSettings = AcceptSettings()
+    """Of each `STAGE/rollouts` in `data`. `where` does not concern them."""
     prompt: PromptSettings = PromptSettings()
     train: LanguageModellingSettings = LanguageModellingSettings()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from pipelines import prompting, seeding
 from pipelines.config.common import PromptSettings
-from pipelines.records import Problem
+from pipelines.config.training import AcceptSettings
+from pipelines.records import POLICY, Outcome, Problem, Trajectory
 
 MEGABATCH = 16
 """Batches that are sorted by length together: little padding, still a shuffled order."""
@@ -18,10 +19,17 @@ MEGABATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """`ids` with the loss on ids[start:]; start >= 1, since nothing predicts the first token."""
+    """`ids` with the loss on ids[start:], but for the spans [a, b) of `without`, such as what tools said; start >= 1, since nothing predicts the
+    first token."""
 
     ids: list[int]
     start: int
+    without: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def scored(self) -> int:
+        """How many tokens the loss is of."""
+        return len(self.ids) - self.start - sum(end - begin for begin, end in self.without)
 
 
 def document(problem: Problem) -> str:
@@ -60,6 +68,37 @@ def chat_examples(
         if len(ids) <= max_tokens:
             examples.append(Example(ids, len(prompt)))
     return examples, len(worked) - len(examples)
+
+
+def accepted_examples(
+    trajectories: Iterable[Trajectory], settings: AcceptSettings, max_tokens: int, key: tuple[object, ...]
+) -> tuple[dict[str, list[Example]], int]:
+    """SFT on right answers of rollouts, by problem id: their ids as they were sampled, the loss on what the policy wrote. Second value: answers too
+    long to use. key: of the choice at random."""
+    found: dict[str, dict[tuple[int, ...], Trajectory]] = {}
+    for trajectory in trajectories:
+        if trajectory.outcome == Outcome.CORRECT and trajectory.origin == POLICY:
+            found.setdefault(trajectory.problem_id, {}).setdefault(tuple(trajectory.response_ids), trajectory)
+    accepted: dict[str, list[Example]] = {}
+    too_long = 0
+    for problem, answers in sorted(found.items()):
+        examples = {response: _of_rollout(trajectory) for response, trajectory in answers.items()}
+        fitting = [response for response, example in examples.items() if len(example.ids) <= max_tokens]
+        too_long += len(examples) - len(fitting)
+        rank = [(len(r) if settings.choose == "shortest" else 0, seeding.key(*key, problem, r), r) for r in fitting]
+        accepted |= {problem: [examples[response] for _, _, response in sorted(rank)[: settings.per_problem]]} if rank else {}
+    return accepted, too_long
+
+
+def _of_rollout(trajectory: Trajectory) -> Example:
+    """One trajectory, in the prompt that training sees."""
+    ids = list(trajectory.prompt_ids if trajectory.trained_prompt is None else trajectory.trained_prompt)
+    start, without = len(ids), list[tuple[int, int]]()
+    for segment in trajectory.turns:
+        if not segment.trains:
+            without.append((len(ids), len(ids) + len(segment.ids)))
+        ids += segment.ids
+    return Example(ids, start, tuple(without))
 
 
 def batches(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, epoch: int) -> Iterator[list[Example]]:

@@ -54,7 +54,7 @@ def train(
             step += 1
             share = schedule(settings.optimiser, (step - 1) % per_round + 1, per_round)
             loss, scored = gradients(model, batch, settings)
-            rows = {"ids": [example.ids for example in batch], "start": [example.start for example in batch]}
+            rows = {"ids": [example.ids for example in batch], "start": [example.start for example in batch], "without": [example.without for example in batch]}
             keep = functools.partial(keep_batch, checkpoints.folder / f"not-finite-{step:08d}.pt", rows)
             norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
             speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
@@ -83,7 +83,7 @@ def _end_of_round(step: int, per_round: int) -> int:
 
 def gradients(model: Any, batch: Sequence[Example], settings: LanguageModellingSettings) -> tuple[float, int]:
     """Add the gradient of the batch's mean loss; returns that loss and the number of scored tokens."""
-    count = sum(len(example.ids) - example.start for example in batch)
+    count = sum(example.scored for example in batch)
     total = 0.0
     for first in range(0, len(batch), settings.micro_batch):
         micro = batch[first : first + settings.micro_batch]
@@ -91,6 +91,8 @@ def gradients(model: Any, batch: Sequence[Example], settings: LanguageModellingS
         score = torch.zeros_like(ids, dtype=torch.bool)
         for row, example in enumerate(micro):
             score[row, example.start : len(example.ids)] = True
+            for begin, end in example.without:
+                score[row, begin:end] = False
         with autocast(model.device, settings.precision):
             loss = -token_logp(model, ids, score).sum() / count
         loss.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import paths, seeding
-from pipelines.config.stage import Reading, Rows, Where
+from pipelines.config.stage import ROLLOUTS, Reading, Rows, Where
 from pipelines.errors import UserError
 from pipelines.records import PROBLEM_SCHEMA, Problem
 from pipelines.sources import loose
@@ -23,29 +23,36 @@ SEEN = pa.schema([("problem_id", pa.string()), ("data", pa.string())])
 """data: the reference that the row came by."""
 
 
-def read(context: Context, reading: Reading) -> list[Problem]:
-    """The rows that a stage works on, written down as seen. See `select`."""
+def read(context: Context, reading: Reading, rollouts: Mapping[str, Sequence[str]] | None = None) -> list[Problem]:
+    """The rows that a stage works on, written down as seen. See `select`. rollouts: reference -> ids of the problems whose answers it read, too."""
     found = select(context, reading)
-    seen = [pa.table({"problem_id": table["problem_id"], "data": [reference] * table.num_rows}, schema=SEEN) for reference, table in found.items()]
-    if context.first:
-        write_table(context.root / paths.seen(context.stage), pa.concat_tables(seen))
+    see(context, {reference: table["problem_id"].to_pylist() for reference, table in found.items()} | dict(rollouts or {}))
     return [problem for table in found.values() for problem in to_problems(table)]
 
 
+def see(context: Context, ids: Mapping[str, Sequence[str]]) -> None:
+    """Write down which problems a stage has read. ids: reference -> problem ids."""
+    if context.first:
+        parts = [pa.table({"problem_id": list(found), "data": [reference] * len(found)}, schema=SEEN) for reference, found in ids.items()]
+        write_table(context.root / paths.seen(context.stage), pa.concat_tables(parts))
+
+
 def select(context: Context, reading: Reading) -> dict[str, pa.Table]:
-    """Reference -> its rows that meet the conditions, each problem once, as many as the shares allow.
+    """Reference -> its rows that meet the conditions, each problem once, as many as the shares allow. Rollouts are no rows, and left out.
 
     Raises:
         UserError: a reference cannot be read, a condition is wrong, or no row is left; says what there was.
     """
     found: dict[str, pa.Table] = {}
     for reference, rows in reading.data.items():
+        if reference.endswith(ROLLOUTS):
+            continue
         table = _table(context.root, reference)
         for key, where in ((f"data.{reference}.where", rows.where), ("where", reading.where)):
             table = _meeting(table, where, f"{context.stage}: {key}")
         found[reference] = table
     found = _mixed(_once(found), reading.data, context)
-    if not sum(table.num_rows for table in found.values()):
+    if found and not sum(table.num_rows for table in found.values()):
         raise UserError(f"{context.stage}: no row is left of {', '.join(found)}; {_told(context.root, reading)}")
     return found
 

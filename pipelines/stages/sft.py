@@ -1,17 +1,21 @@
-"""Kind sft: a model trained on worked solutions in the chat template, such as the cold start."""
+"""Kind sft: a model trained on worked solutions in the chat template, such as the cold start, or on right answers of a stage of RL."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipelines import paths, prompting
+from pipelines.config.stage import ROLLOUTS
 from pipelines.config.training import SftStage
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.loading import load_policy, save_policy
-from pipelines.sft.examples import chat_examples
+from pipelines.models.loading import load_policy, load_tokenizer, save_policy
+from pipelines.sft.examples import Example, accepted_examples, chat_examples
 from pipelines.sft.goal import Goal, hold_out
 from pipelines.sft.train import train
 from pipelines.stages import Context, rows
 from pipelines.stages.identity import identity
+from pipelines.store import read_trajectories
 
 
 def run(context: Context) -> dict[str, float]:
@@ -23,10 +27,14 @@ def run(context: Context) -> dict[str, float]:
     settings: SftStage = context.settings
     model, tokenizer = load_policy(context.root / paths.model(settings.init), context.device)
     longest = min(settings.train.max_tokens, model.config.max_position_embeddings)
-    problems, held_out = hold_out(rows.read(context, settings), settings.train.goal)
-    examples, left_out = chat_examples(tokenizer, problems, longest, settings.prompt)
+    sampled, left_out = _sampled(context, tokenizer, longest)
+    seen = {reference: list(by_problem) for reference, by_problem in sampled.items()}
+    problems, held_out = hold_out(rows.read(context, settings, seen), settings.train.goal)
+    examples, too_long = chat_examples(tokenizer, problems, longest, settings.prompt)
+    examples += [example for by_problem in sampled.values() for accepted in by_problem.values() for example in accepted]
+    left_out += too_long
     if not examples:
-        raise UserError(f"{context.stage}: no example to train on: its rows have {left_out} worked solutions, all longer than {longest} tokens")
+        raise UserError(f"{context.stage}: no example to train on: {left_out} worked solutions or right answers, all longer than {longest} tokens")
     if left_out:
         context.journal.say(f"{left_out} examples longer than {longest} tokens are left out")
     checkpoints = Checkpoints(
@@ -48,3 +56,24 @@ def run(context: Context) -> dict[str, float]:
     save_policy(context.root / paths.model(context.stage), model, tokenizer)
     context.accepted.extend(checkpoints.accepted())
     return summary | {"too_long": float(left_out)}
+
+
+def _sampled(context: Context, tokenizer: Any, longest: int) -> tuple[dict[str, dict[str, list[Example]]], int]:
+    """Reference to rollouts -> problem id -> examples of its right answers; and how many were too long.
+
+    Raises:
+        UserError: the ids of the rollouts mean other text to the model that is trained.
+    """
+    settings: SftStage = context.settings
+    found: dict[str, dict[str, list[Example]]] = {}
+    left_out = 0
+    for reference in settings.rows_read:
+        if reference.endswith(ROLLOUTS):
+            maker = reference.removesuffix(ROLLOUTS)
+            if load_tokenizer(context.root / paths.model(maker)).get_vocab() != tokenizer.get_vocab():
+                raise UserError(f"{context.stage}: {reference} was sampled with another tokenizer than that of {settings.init}")
+            answered = (t for path in sorted((context.root / paths.rows(reference)).glob("*.parquet")) for t in read_trajectories(path))
+            key = (context.seed, context.stage, reference)
+            found[reference], too_long = accepted_examples(answered, settings.accept, longest, key)
+            left_out += too_long
+    return found, left_out
