@@ -90,7 +90,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
             key = next(key for key in ("init", "reference", "models") if model in _names(getattr(stage, key, None)))
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ())]
-    rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others) + [other if file == "problems" else f"{other}/{file}" for other, file in made]
+    rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others)
+    rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
         if not reference.endswith(FILES) and reference.removesuffix("/problems") not in rows:
             key = "data" if isinstance(stage, Reading) else "search.data"

@@ -54,7 +54,7 @@ def train(
             step += 1
             share = schedule(settings.optimiser, (step - 1) % per_round + 1, per_round)
             loss, scored = gradients(model, batch, settings)
-            rows = {"ids": [example.ids for example in batch], "start": [example.start for example in batch], "without": [example.without for example in batch]}
+            rows = {part: [getattr(example, part) for example in batch] for part in ("ids", "start", "without")}
             keep = functools.partial(keep_batch, checkpoints.folder / f"not-finite-{step:08d}.pt", rows)
             norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
             speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)

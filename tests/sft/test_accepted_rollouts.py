@@ -21,7 +21,6 @@ from pipelines.sft.examples import Example, accepted_examples
 from pipelines.stages import Context, sft
 from pipelines.store import write_problems, write_trajectories
 
-
 PROBLEM_IDS = prompting.prompt_ids(TOKENIZER, PROBLEMS[0]) + prompting.response_ids(TOKENIZER, PROBLEMS[0])
 
 
