@@ -65,7 +65,7 @@ def _lost(content: dict[str, Any], text: str) -> str | None:
     for section, (name, given) in sections.items():
         kept = {key: value for key, value in (given or {}).items() if key not in ("domains", "reference", "base", "models", "search")}
         now = stages.get(name)
-        if given is None and now is not None or any((now or {}).get(key) != value for key, value in kept.items()):
+        if (given is None and now is not None) or any((now or {}).get(key) != value for key, value in kept.items()):
             return section
     return None
 
