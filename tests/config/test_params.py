@@ -147,8 +147,8 @@ def test_all_that_is_wrong_with_names_is_told_at_once(tmp_path):
 
     assert [line.rpartition(f"{tmp_path / 'params.yaml'}: ")[2].split(";")[0] for line in told(tmp_path, change).splitlines()] == [
         "stages.math.init: 'stf' names no model",
-        "stages.math.data: 'dificulty' names no rows",
         "stages.math.data: stage 'code' of kind rl makes a model, and rows are wanted",
+        "stages.math.data: 'dificulty' names no rows",
         "stages.merged.models: 'mth' names no model",
     ]
 
