@@ -4,7 +4,9 @@
 tests are skipped.
 """
 
+import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -20,8 +22,11 @@ from playing import groups, problem
 from pipelines import paths
 from pipelines.config.common import GenerationSettings
 from pipelines.config.rl import ScheduleSettings
+from pipelines.config.sources import FileSource
 from pipelines.errors import UserError
 from pipelines.rl.environments import Harness, OpenEnv
+from pipelines.rl.environments.harness import HOST
+from pipelines.sources import SOURCES
 from pipelines.store import read_trajectories
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +205,8 @@ __all__ = ["Sums"]
 if __name__ == "__main__":
     Doubling.run()
 '''
+PLAIN_TASKS = TASKS.replace("[Doubling(vf.ToolsetConfig())]", "[]")
+"""Without tools, whose servers take long to start."""
 
 
 @pytest.fixture
@@ -227,8 +234,8 @@ def test_verifiers_04_plays_a_taskset(tasks):
 
 
 def test_verifiers_04_in_flight_does_it_again(tmp_path, tasks, start):
-    """Two trainings across updates give the same weights, journal and rollouts; without tools, whose servers take long to start."""
-    (tmp_path / "task_sums.py").write_text(TASKS.replace("[Doubling(vf.ToolsetConfig())]", "[]"))
+    """Two trainings across updates give the same weights, journal and rollouts."""
+    (tmp_path / "task_sums.py").write_text(PLAIN_TASKS)
     changes = {
         "steps": 3, "prompts_per_step": 2, "group_size": 2, "schedule": ScheduleSettings(**IN_FLIGHT | {"groups": 4}),
         "overrides": {"environment": {"name": "harness", **tasks}},
@@ -238,6 +245,29 @@ def test_verifiers_04_in_flight_does_it_again(tmp_path, tasks, start):
     trajectories = [t for path in sorted((tmp_path / "a" / "rollouts").iterdir()) for t in read_trajectories(path)]
     assert len(trajectories) == 12 and {t.outcome for t in trajectories} <= {"correct", "wrong"}, [t.detail for t in trajectories]
     assert {v for t in trajectories for v in t.policy_version} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable", "folder", "code", "arguments"),
+    [
+        ("verifiers", "TOUCHSTONE_VERIFIERS_03", ".venv-verifiers03", CLASSIC, {"kind": "single"}),
+        ("verifiers_v1", "TOUCHSTONE_VERIFIERS_04", ".venv-verifiers04", PLAIN_TASKS, {}),
+    ],
+)
+def test_rows_of_an_environment_become_problems_that_play_them(tmp_path, monkeypatch, kind, variable, folder, code, arguments):
+    python, listed = interpreter(variable, folder), tmp_path / "rows.jsonl"
+    (tmp_path / "listed_sums.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with listed.open("wb") as out:
+        what = {"kind": kind, "name": "listed-sums", "arguments": arguments, "rows": 10}
+        subprocess.run([python, HOST, json.dumps(what)], stdout=out, check=True, timeout=120)
+    fields = {"prompt": "prompt", "answer": "answer", "verifier_args.row": "row"}
+    rows = list(SOURCES["file"](FileSource(kind="file", path=listed.name, fields=fields), 1, "sums", tmp_path))
+    assert [(p.prompt, p.answer, p.args) for p in rows] == [("What is 651?", "651", {"row": 0}), ("What is 2?", "2", {"row": 1})]
+    environment = Harness(program="listed-sums", kind=kind, arguments=arguments, python=python, described=False, seconds=120.0)
+    made = played(lambda before, number: re.findall(r"What is (\d+)", before)[-1], environment, rows[::-1])
+    assert [t.reward for t in made] == [1.0, 1.0] and [TOKENIZER.decode(t.response_ids) for t in made] == ["2<|end|>", "651<|end|>"]
 
 
 SERVER = '''
