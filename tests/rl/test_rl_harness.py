@@ -353,8 +353,8 @@ DROPPING = ScheduleSettings(kind="in_flight", bound=2, groups=8, running="drop")
 
 
 @pytest.mark.parametrize("schedule", [ScheduleSettings(), IN_FLIGHT, DROPPING])
-def test_a_run_trains_on_it_and_does_it_again(tmp_path, start, schedule):
-    """Two trainings give the same weights, journal and rollouts, and what was sampled is what trains."""
+def test_a_run_trains_on_it_and_does_it_again(tmp_path, start, schedule, capfd):
+    """Two trainings give the same weights, journal and rollouts, and what was sampled is what trains. Episodes that are given up end quietly."""
     overrides = {"environment": {"name": "harness", "program": "harnesses:sums", "described": False}}
     made = [run(tmp_path / name, start, row="grpo", steps=2, overrides=overrides, schedule=schedule) for name in ("a", "b")]
     (weights, rows, rollouts), (again, rows_again, rollouts_again) = made
@@ -362,3 +362,4 @@ def test_a_run_trains_on_it_and_does_it_again(tmp_path, start, schedule):
     assert any(not torch.equal(weights[name], start[name]) for name in weights) and len(rows) == 2
     trajectories = [t for path in sorted((tmp_path / "a" / "rollouts").glob("*.parquet")) for t in read_trajectories(path)]
     assert any(len(t.turns) == 3 for t in trajectories) and all(t.outcome in ("correct", "wrong") for t in trajectories)
+    assert "never retrieved" not in capfd.readouterr().err

@@ -71,6 +71,7 @@ async def in_thread(work: typing.Callable[[], typing.Any]) -> typing.Any:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait([future])
+        future.exception()  # nobody else asks for it, which asyncio would complain about
         raise
 
 
