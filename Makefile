@@ -65,9 +65,14 @@ install-vllm: $(INSTALLED)
 
 # Virtual environments of other projects, whose packages would not stand beside ours: tests of RL's environments use them where they are.
 install-harnesses:
-	$(PYTHON) -m venv .venv-verifiers03 && .venv-verifiers03/bin/python -m pip install --quiet $(PIP_FLAGS) 'verifiers>=0.3.1,<0.4'
-	$(PYTHON) -m venv .venv-verifiers04 && .venv-verifiers04/bin/python -m pip install --quiet $(PIP_FLAGS) 'verifiers>=0.4,<0.5' uv
-	$(PYTHON) -m venv .venv-openenv && .venv-openenv/bin/python -m pip install --quiet $(PIP_FLAGS) 'openenv==0.10.0'
+	$(call fill,.venv-verifiers03,verifiers~=0.3.1)
+	$(call fill,.venv-verifiers04,verifiers~=0.4.0 uv)
+	$(call fill,.venv-openenv,openenv==0.10.0)
+
+define fill
+$(PYTHON) -m venv --clear --without-pip $(1)
+$(PYTHON) -m pip --python $(1)/bin/python install --quiet $(PIP_FLAGS) $(2)
+endef
 
 # Write the lock from this environment, after an upgrade that has passed `make test`.
 lock: $(INSTALLED)

@@ -116,7 +116,8 @@ class Harness:
 
     def __init__(self, root: Path, stage: str, checkpoints: int = 4) -> None:
         self.root = root
-        self.environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+        modules = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        self.environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "2"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", STAGE, root, root / "given.json", stage, str(checkpoints)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment,
@@ -139,7 +140,7 @@ class Harness:
 
     def close(self) -> None:
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._process.stdout.close()
 
 

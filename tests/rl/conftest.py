@@ -1,17 +1,10 @@
 """What the tests of RL share: weights of a policy that has learnt a little, and a project in which an RL stage can run."""
 
-import json
-
 import pytest
-from loops import PROBLEMS, TOKENIZER, cold_start
+from loops import cold_start, project
 
-from pipelines import graph, paths
-from pipelines.config.common import GenerationSettings, OptimiserSettings
-from pipelines.config.rl import RlStage
-from pipelines.models.loading import save_policy
 from pipelines.rl import RECIPES
 from pipelines.rl.objective import Tensors
-from pipelines.store import write_problems
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +41,5 @@ def start(learnt):
 def rl_project(learnt, tmp_path_factory):
     """A project whose stage t has what it reads; given.json holds what it is given. To be copied."""
     root = tmp_path_factory.mktemp("template")
-    save_policy(root / paths.model("sft"), learnt, TOKENIZER)
-    write_problems(root / paths.rows("graded"), PROBLEMS[:12])
-    write_problems(root / paths.rows("new"), PROBLEMS[12:14])
-    stage = RlStage(
-        init="sft", data=["graded", "new"], steps=7, prompts_per_step=4, group_size=4, checkpoint_every=2, micro_batch=5, recipe="remix",
-        generation=GenerationSettings(max_new_tokens=12, batch_size=6), optimiser=OptimiserSettings(lr=1e-3, schedule="constant"),
-    )  # fmt: skip
-    (root / "given.json").write_text(json.dumps(graph.stage("t", "rl", stage).given(1)))
+    project(root, learnt)
     return root

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from killing import die_after
 
+from pipelines import graph, paths
 from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.config.rl import RlStage, ScheduleSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
 from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
@@ -19,6 +21,7 @@ from pipelines.rl.train import train
 from pipelines.sft import train as supervised
 from pipelines.sft.examples import chat_examples, document
 from pipelines.sources.arithmetic import problems as arithmetic
+from pipelines.store import write_problems
 
 PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=200, levels={1: 1}, styles={"direct": 1}), 1, "a", Path()))
 ONE_AHEAD, IN_FLIGHT = ScheduleSettings(kind="one_ahead"), ScheduleSettings(kind="in_flight")
@@ -26,15 +29,24 @@ TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 400)
 TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128)
 
 
-def cold_start(folder: Path):
+def cold_start(folder: Path, architecture: ArchitectureSettings = TINY):
     """A policy that answers in the right form and is sometimes right."""
-    model = tiny_model(TINY, TOKENIZER, 1)
+    model = tiny_model(architecture, TOKENIZER, 1)
     settings = LanguageModellingSettings(epochs=20, batch_size=16, optimiser=OptimiserSettings(name="muon", lr=5e-3))
     examples, _ = chat_examples(TOKENIZER, PROBLEMS, 128)
     supervised.train(
         model, examples, settings, seed=1, purpose="t", journal=Journal(folder / "j.jsonl", "sft"), checkpoints=Checkpoints(folder, {})
     )  # fmt: skip
     return model
+
+
+def project(root: Path, policy) -> None:
+    """Give the stage t what it reads in `root`; given.json holds what it is given."""
+    save_policy(root / paths.model("sft"), policy, TOKENIZER)
+    write_problems(root / paths.rows("graded"), PROBLEMS[:12])
+    write_problems(root / paths.rows("new"), PROBLEMS[12:14])
+    stage = settings(data=["graded", "new"], steps=7, recipe="remix", generation=GenerationSettings(max_new_tokens=12, batch_size=6))
+    (root / "given.json").write_text(json.dumps(graph.stage("t", "rl", stage).given(1)))
 
 
 def settings(**changes) -> RlStage:

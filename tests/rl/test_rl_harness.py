@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -23,7 +24,7 @@ from pipelines.store import read_trajectories
 
 HARNESSES = r'''
 """Harnesses that users wrote."""
-import asyncio, json, os, threading, time, urllib.error, urllib.request
+import asyncio, json, os, subprocess, threading, time, urllib.error, urllib.request
 
 TOOLS = [{"type": "function", "function": {"name": "double", "description": "Twice a number.",
           "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}}}]
@@ -106,6 +107,11 @@ def returns(row, url, value=None):
 def raises(row, url):
     ask(url, [user(row["prompt"])])
     raise ZeroDivisionError("by nobody")
+
+def beside(row, url):
+    """Starts a program that is on nobody's PATH."""
+    ask(url, [user(row["prompt"])])
+    return float(subprocess.run(["known-here-alone"]).returncode == 0)
 
 def silent(row, url):
     return 1.0
@@ -320,6 +326,15 @@ def test_calls_without_a_template_for_them_stand_in_the_content():
     assert TOKENIZER.decode(ids) == '<|assistant|><tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call><|end|><|assistant|>'
 
 
+def test_programs_beside_the_interpreter_are_found(tmp_path):
+    """As where its virtual environment is activated."""
+    (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "known-here-alone").write_text("#!/bin/sh\n")
+    (tmp_path / "known-here-alone").chmod(0o755)
+    (made,) = played(lambda before, number: "one", harness("beside", python=str(tmp_path / "python")))
+    assert made.reward == 1.0, made.detail
+
+
 def test_a_program_that_cannot_be_had_is_refused():
     for settings, why in (
         ({"program": "harnesses:nothing"}, "no attribute 'nothing'"),
@@ -338,8 +353,8 @@ DROPPING = ScheduleSettings(kind="in_flight", bound=2, groups=8, running="drop")
 
 
 @pytest.mark.parametrize("schedule", [ScheduleSettings(), IN_FLIGHT, DROPPING])
-def test_a_run_trains_on_it_and_does_it_again(tmp_path, start, schedule):
-    """Two trainings give the same weights, journal and rollouts, and what was sampled is what trains."""
+def test_a_run_trains_on_it_and_does_it_again(tmp_path, start, schedule, capfd):
+    """Two trainings give the same weights, journal and rollouts, and what was sampled is what trains. Episodes that are given up end quietly."""
     overrides = {"environment": {"name": "harness", "program": "harnesses:sums", "described": False}}
     made = [run(tmp_path / name, start, row="grpo", steps=2, overrides=overrides, schedule=schedule) for name in ("a", "b")]
     (weights, rows, rollouts), (again, rows_again, rollouts_again) = made
@@ -347,3 +362,4 @@ def test_a_run_trains_on_it_and_does_it_again(tmp_path, start, schedule):
     assert any(not torch.equal(weights[name], start[name]) for name in weights) and len(rows) == 2
     trajectories = [t for path in sorted((tmp_path / "a" / "rollouts").glob("*.parquet")) for t in read_trajectories(path)]
     assert any(len(t.turns) == 3 for t in trajectories) and all(t.outcome in ("correct", "wrong") for t in trajectories)
+    assert "never retrieved" not in capfd.readouterr().err

@@ -4,23 +4,17 @@ The stage runs as users run it, with its real model folder, verifier pool and fi
 everything, so that twenty kills take seconds.
 """
 
-import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from killing import Harness
+from kills import EVERY, IN_FLIGHT, STEPS, forget, killed, left, made, other
 
 from pipelines import paths
-from pipelines.store import read_json
-
-KILLS = 20
-STEPS, EVERY = 7, 2
-"""Steps of the stage, and of them between two checkpoints."""
+from pipelines.store import read_json, read_trajectories
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +25,6 @@ def project(rl_project, tmp_path_factory):
     harness = Harness(root, "t")
     yield root, harness
     harness.close()
-
-
-def made(root: Path) -> dict[str, bytes]:
-    folders = (root / paths.model("t"), root / paths.ROLLOUTS / "t")
-    files = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
-    told = (paths.METRICS / "t.json", paths.PLOTS / "t.csv", paths.manifest("t"))
-    files |= {path.name: (root / path).read_bytes() for path in told if path.suffix == ".json"}
-    return files | {"journal": (root / paths.WORK / "t" / "journal.jsonl").read_bytes()}
-
-
-def forget(root: Path) -> None:
-    for path in (root / paths.model("t"), root / paths.ROLLOUTS / "t", root / paths.WORK / "t"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,50 +40,49 @@ def alone(project):
     return first, seconds
 
 
-def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float) -> None:
-    """Kill the run at twenty random instants; whenever it ends, it has left what it leaves alone."""
-    rng = random.Random(2024)
-    forget(root)
-    kills = trained = finished = 0
-    while kills < KILLS:
-        ended, _ = harness("after", rng.uniform(0, 0.8 * seconds))
-        assert ended in (0, signal.SIGKILL)
-        kills += ended == signal.SIGKILL
-        trained += harness.steps()
-        if ended == 0:
-            assert made(root) == first
-            forget(root)
-            finished += 1
-    assert harness("end")[0] == 0
-    assert made(root) == first
-    assert trained + harness.steps() <= (finished + 1) * STEPS + kills * EVERY
-
-
 def test_killed_at_twenty_random_instants(project, alone):
     killed(*project, *alone)
 
 
 def test_killed_with_groups_of_several_turns_in_flight(rl_project, tmp_path):
     """The same, where answers call tools, are made across updates in rounds, to problems that are chosen by what was answered before."""
-    shutil.copytree(rl_project, tmp_path / "p")
-    given = read_json(tmp_path / "p" / "given.json")
-    given["settings"] |= {
-        "recipe": "scale_rl",
-        "schedule": {"kind": "in_flight", "bound": 2, "groups": 8},
-        "overrides": {
-            "environment": {"name": "tools", "call": "function", "described": False},
-            "explore": {"name": "adaptive", "rounds": 3, "per_round": 3},
-            "tasks": [{"name": "drop_high_pass"}, {"name": "bots"}],
-        },
+    overrides = {
+        "environment": {"name": "tools", "call": "function", "described": False},
+        "explore": {"name": "adaptive", "rounds": 3, "per_round": 3},
+        "tasks": [{"name": "drop_high_pass"}, {"name": "bots"}],
     }
-    (tmp_path / "p" / "given.json").write_text(json.dumps(given))
-    harness = Harness(tmp_path / "p", "t")
-    try:
-        ended, seconds = harness("end")
-        assert ended == 0
-        killed(tmp_path / "p", harness, made(tmp_path / "p"), seconds)
-    finally:
-        harness.close()
+    with other(rl_project, tmp_path / "p", recipe="scale_rl", schedule=IN_FLIGHT, overrides=overrides) as project:
+        killed(*project)
+
+
+PLAYS = """
+import json, urllib.request
+
+def ask(url, messages):
+    with urllib.request.urlopen(urllib.request.Request(url + "/chat/completions", json.dumps({"messages": messages}).encode())) as answer:
+        return json.loads(answer.read())["choices"][0]["message"]
+
+def play(row, url):
+    messages = [{"role": "user", "content": row["prompt"]}]
+    said = [ask(url, messages)]
+    said.append(ask(url, [*messages, said[0], {"role": "user", "content": "again"}]))
+    said.append(ask(url, [*messages, {"role": "user", "content": said[1]["content"][:9]}]))
+    right = [row["answer"] in each["content"] for each in said]
+    return {"reward": sum(right) / 3, "metrics": {"right": sum(right)}}
+"""
+
+
+@pytest.mark.parametrize(("schedule", "seed"), [({"kind": "synchronous"}, 1), (IN_FLIGHT, 2)])
+def test_killed_while_an_outside_program_leads(rl_project, tmp_path, monkeypatch, schedule, seed):
+    """The same, where it asks three times, in two conversations. No process of it is left."""
+    (tmp_path / f"plays_{seed}.py").write_text(PLAYS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    overrides = {"environment": {"name": "harness", "program": f"plays_{seed}:play", "described": False}}
+    with other(rl_project, tmp_path / "p", recipe="grpo", schedule=schedule, overrides=overrides) as project:
+        trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").iterdir()) for t in read_trajectories(path)]
+        assert {t.part for t in trajectories} == {0, 1} and len({t.reward for t in trajectories}) > 1
+        killed(*project, most=4, seed=seed)
+    assert not left(f"plays_{seed}:play")
 
 
 @pytest.mark.parametrize("place", ["generation", "verification", "ledger", "update", "checkpoint", "renamed", "rollouts", "torn rollouts", "report", "saved", "final"])

@@ -4,7 +4,9 @@
 tests are skipped.
 """
 
+import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -12,12 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from loops import TOKENIZER
+import torch
+from kills import IN_FLIGHT, killed, left, other
+from loops import TOKENIZER, run
 from playing import groups, problem
 
+from pipelines import paths
 from pipelines.config.common import GenerationSettings
+from pipelines.config.rl import ScheduleSettings
+from pipelines.config.sources import FileSource
 from pipelines.errors import UserError
 from pipelines.rl.environments import Harness, OpenEnv
+from pipelines.rl.environments.harness import HOST
+from pipelines.sources import SOURCES
+from pipelines.store import read_trajectories
 
 ROOT = Path(__file__).parents[2]
 ROOMY = GenerationSettings(max_new_tokens=128)
@@ -140,6 +150,22 @@ def test_verifiers_03_that_fails_says_nothing_about_the_policy(classic):
         classic("single", nonsense=object.__name__, metric=None, rubric=1)
 
 
+@pytest.mark.parametrize("schedule", [{"kind": "synchronous"}, IN_FLIGHT])
+def test_verifiers_03_is_killed_and_goes_on(tmp_path, monkeypatch, rl_project, schedule):
+    """kill -9 at random instants: the run that was continued leaves what one leaves that nobody disturbed, and no process."""
+    python, name = interpreter("TOUCHSTONE_VERIFIERS_03", ".venv-verifiers03"), f"kind_{schedule['kind']}"
+    (tmp_path / f"{name}.py").write_text(CLASSIC)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    environment = {
+        "name": "harness", "kind": "verifiers", "program": name, "arguments": {"kind": "again"}, "python": python, "described": False, "turns": 3
+    }  # fmt: skip
+    with other(rl_project, tmp_path / "p", recipe="grpo", schedule=schedule, overrides={"environment": environment}) as project:
+        trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").iterdir()) for t in read_trajectories(path)]
+        assert {t.reward for t in trajectories} == {0.0, 1.0} and max(len(t.turns) for t in trajectories) > 2
+        killed(*project, most=3, seed=3)
+    assert not left(f'"{name}"')
+
+
 TASKS = '''
 import verifiers.v1 as vf
 
@@ -179,16 +205,18 @@ __all__ = ["Sums"]
 if __name__ == "__main__":
     Doubling.run()
 '''
+PLAIN_TASKS = TASKS.replace("[Doubling(vf.ToolsetConfig())]", "[]")
+"""Without tools, whose servers take long to start."""
 
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
-    """An environment of verifiers 0.4, whose `null` harness uv prepares."""
+    """Settings of an environment of verifiers 0.4, whose `null` harness uv prepares."""
     (tmp_path / "task_sums.py").write_text(TASKS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     python = interpreter("TOUCHSTONE_VERIFIERS_04", ".venv-verifiers04")
-    return Harness(program="task-sums", kind="verifiers_v1", python=python, described=False, turns=4, seconds=120.0)
+    return {"program": "task-sums", "kind": "verifiers_v1", "python": python, "described": False, "turns": 4, "seconds": 120.0}
 
 
 def test_verifiers_04_plays_a_taskset(tasks):
@@ -197,12 +225,49 @@ def test_verifiers_04_plays_a_taskset(tasks):
     def script(before: str, number: int) -> str:
         return "bug" if "Three boxes" in before else "651" if "<|tool|>6<" in before else CALL
 
-    right, wrong, buggy = played(script, tasks, [*ROWS, problem("9")])
+    right, wrong, buggy = played(script, Harness(**tasks), [*ROWS, problem("9")])
     assert [s.author for s in right.segments] == ["prompt", "policy", "tool", "policy"], right.detail
     assert (right.outcome, right.reward, wrong.outcome, wrong.reward) == ("correct", 1.0, "wrong", 0.0)
     assert TOKENIZER.decode(right.segments[0].ids) == "<|system|>Solve.<|end|><|user|>What is 651?<|end|><|assistant|>"
     assert right.reward_parts["length"] == 3.0 and right.reward_parts["right"] == 1.0 and right.reward_parts["tool_calls"] == 1.0
     assert buggy.outcome == "infrastructure" and "a bug" in buggy.detail
+
+
+def test_verifiers_04_in_flight_does_it_again(tmp_path, tasks, start):
+    """Two trainings across updates give the same weights, journal and rollouts."""
+    (tmp_path / "task_sums.py").write_text(PLAIN_TASKS)
+    changes = {
+        "steps": 3, "prompts_per_step": 2, "group_size": 2, "schedule": ScheduleSettings(**IN_FLIGHT | {"groups": 4}),
+        "overrides": {"environment": {"name": "harness", **tasks}},
+    }  # fmt: skip
+    (weights, rows, rollouts), (again, rows_again, rollouts_again) = (run(tmp_path / name, start, row="grpo", **changes) for name in ("a", "b"))
+    assert rows == rows_again and rollouts == rollouts_again and all(torch.equal(weights[name], again[name]) for name in weights)
+    trajectories = [t for path in sorted((tmp_path / "a" / "rollouts").iterdir()) for t in read_trajectories(path)]
+    assert len(trajectories) == 12 and {t.outcome for t in trajectories} <= {"correct", "wrong"}, [t.detail for t in trajectories]
+    assert {v for t in trajectories for v in t.policy_version} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable", "folder", "code", "arguments"),
+    [
+        ("verifiers", "TOUCHSTONE_VERIFIERS_03", ".venv-verifiers03", CLASSIC, {"kind": "single"}),
+        ("verifiers_v1", "TOUCHSTONE_VERIFIERS_04", ".venv-verifiers04", PLAIN_TASKS, {}),
+    ],
+)
+def test_rows_of_an_environment_become_problems_that_play_them(tmp_path, monkeypatch, kind, variable, folder, code, arguments):
+    python, listed = interpreter(variable, folder), tmp_path / "rows.jsonl"
+    (tmp_path / "listed_sums.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with listed.open("wb") as out:
+        what = {"kind": kind, "name": "listed-sums", "arguments": arguments, "rows": 10}
+        subprocess.run([python, HOST, json.dumps(what)], stdout=out, check=True, timeout=120)
+    fields = {"prompt": "prompt", "answer": "answer", "verifier_args.row": "row"}
+    rows = list(SOURCES["file"](FileSource(kind="file", path=listed.name, fields=fields), 1, "sums", tmp_path))
+    assert [(p.prompt, p.answer, p.args) for p in rows] == [("What is 651?", "651", {"row": 0}), ("What is 2?", "2", {"row": 1})]
+    environment = Harness(program="listed-sums", kind=kind, arguments=arguments, python=python, described=False, seconds=120.0)
+    made = played(lambda before, number: re.findall(r"What is (\d+)", before)[-1], environment, rows[::-1])
+    assert [t.reward for t in made] == [1.0, 1.0] and [TOKENIZER.decode(t.response_ids) for t in made] == ["2<|end|>", "651<|end|>"]
 
 
 SERVER = '''

@@ -3,6 +3,9 @@ and out. Standard library alone until the program is loaded, so that the interpr
 
 In: {"episode": number, "row": {...}, "url": base URL} begins an episode, {"cancel": number} ends it. Out: first {"ready": true} or {"error": ...},
 then for every episode {"episode": number, "reward": ..., "metrics": {...}} or {"episode": number, "error": ...}. Many are played at once.
+
+With "rows": NUMBER beside "kind" it plays nothing: out come so many rows of the environment's own data at most, {"row": ..., "prompt": ..., "answer":
+...}, a file of problems for the source `file`.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ async def in_thread(work: typing.Callable[[], typing.Any]) -> typing.Any:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait([future])
+        future.exception()  # nobody else asks for it, which asyncio would complain about
         raise
 
 
@@ -94,6 +98,11 @@ class Classic:
         prompt = [*system, *(environment.few_shot or ()), {"role": "user", "content": given["prompt"]}]
         info = {name: value for name, value in given.items() if name not in ("prompt", "answer")}
         return {"prompt": prompt, "answer": given["answer"], "info": info, "example_id": 0}
+
+    def rows(self) -> typing.Iterator[tuple[typing.Any, str]]:
+        """Prompt and answer of each row of its data set."""
+        for row in self.environment.get_dataset():
+            yield row["prompt"], row.get("answer", "")
 
     async def play(self, row: dict, url: str) -> dict:
         """One episode. A turn that says nothing, which verifiers takes for an error, is left to the problem's verifier."""
@@ -159,6 +168,12 @@ class Tasks:
         data = kind.data_type()
         return kind(data(**{name: value for name, value in given.items() if name in data.model_fields}), taskset.config.task)
 
+    def rows(self) -> typing.Iterator[tuple[typing.Any, str]]:
+        """Prompt and answer of each task."""
+        for task in self.environment.taskset:
+            data = task.data.model_dump()
+            yield data["prompt"], data.get("answer", "")
+
     async def play(self, row: dict, url: str) -> dict:
         """One episode of one agent."""
         vf = importlib.import_module("verifiers.v1")
@@ -177,6 +192,13 @@ class Tasks:
             raise RuntimeError(f"reward {missing[0]} could not be had")
         scores = {name: reward.score for name, reward in trace.rewards.items()}
         return {"reward": trace.reward if scores else None, "metrics": {**trace.metrics, **scores}}
+
+
+def text(prompt: typing.Any) -> str:
+    """Of the last message, or of the last part of one."""
+    if isinstance(prompt, list):
+        return text(prompt[-1])
+    return text(prompt.get("content") or prompt.get("text")) if isinstance(prompt, dict) else prompt or ""
 
 
 KINDS = {"function": Function, "verifiers": Classic, "verifiers_v1": Tasks}
@@ -230,6 +252,10 @@ def main() -> None:
             print(json.dumps(told, default=float), file=out, flush=True)
 
     what = json.loads(sys.argv[1])
+    if "rows" in what:
+        for number, (prompt, answer) in enumerate(itertools.islice(KINDS[what["kind"]](what["name"], what["arguments"]).rows(), what["rows"])):
+            say({"row": number, "prompt": text(prompt), "answer": str(answer)})
+        return
     try:
         program = KINDS[what["kind"]](what["name"], what["arguments"])
         asyncio.run(serve(program, say))

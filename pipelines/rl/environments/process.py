@@ -26,16 +26,20 @@ def told_of(problem: Problem) -> dict[str, Any]:
 
 
 class Process:
-    """Speaks JSON, a line each, over standard input and output. It ends with our own process, whose end closes its input."""
+    """Speaks JSON, a line each, over standard input and output. It ends with our own process, whose end closes its input. Programs that stand beside
+    its interpreter are found first, as where a virtual environment is activated."""
 
     def __init__(self, python: str, script: Path, *arguments: str) -> None:
         inherited = os.environ
-        path = os.pathsep.join(filter(None, [os.getcwd(), inherited.get("PYTHONPATH", "")]))
+        modules = os.pathsep.join(filter(None, [os.getcwd(), inherited.get("PYTHONPATH", "")]))
+        beside = os.path.dirname(python)
+        programs = os.pathsep.join(filter(None, [beside and os.path.abspath(beside), inherited.get("PATH", os.defpath)]))
         direct = {name: ",".join(filter(None, [inherited.get(name), LOOPBACK])) for name in ("NO_PROXY", "no_proxy")}
         try:
             self._process = subprocess.Popen(
                 [python, str(script), *arguments],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**inherited, **direct, "PYTHONPATH": path}, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                env={**inherited, **direct, "PYTHONPATH": modules, "PATH": programs},
             )  # fmt: skip
         except OSError as error:
             raise InfrastructureError(f"{python} cannot be run: {error}") from None

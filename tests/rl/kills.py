@@ -1,0 +1,81 @@
+"""kill -9 at random instants of an RL stage that runs as users run it: what the run leaves that was continued is what one leaves that nobody disturbed."""
+
+import contextlib
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from killing import Harness
+
+from pipelines import paths
+from pipelines.store import read_json
+
+KILLS = 20
+STEPS, EVERY = 7, 2
+"""Steps of the stage, and of them between two checkpoints."""
+IN_FLIGHT = {"kind": "in_flight", "bound": 2, "groups": 8}
+
+
+def made(root: Path) -> dict[str, bytes]:
+    folders = (root / paths.model("t"), root / paths.ROLLOUTS / "t")
+    files = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
+    told = (paths.METRICS / "t.json", paths.PLOTS / "t.csv", paths.manifest("t"))
+    files |= {path.name: (root / path).read_bytes() for path in told if path.suffix == ".json"}
+    return files | {"journal": (root / paths.WORK / "t" / "journal.jsonl").read_bytes()}
+
+
+def forget(root: Path) -> None:
+    for path in (root / paths.model("t"), root / paths.ROLLOUTS / "t", root / paths.WORK / "t"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def other(rl_project: Path, root: Path, **changes):
+    """A project of other settings in `root`, its harness, what it leaves alone, and how long that takes."""
+    shutil.copytree(rl_project, root)
+    given = read_json(root / "given.json")
+    given["settings"] |= changes
+    (root / "given.json").write_text(json.dumps(given))
+    harness = Harness(root, "t")
+    try:
+        ended, seconds = harness("end")
+        assert ended == 0
+        yield root, harness, made(root), seconds
+    finally:
+        harness.close()
+
+
+def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float, most: int = KILLS, seed: int = 2024) -> None:
+    """Kill the run at so many random instants; whenever it ends, it has left what it leaves alone."""
+    rng = random.Random(seed)
+    forget(root)
+    kills = trained = finished = 0
+    while kills < most:
+        ended, _ = harness("after", rng.uniform(0, 0.8 * seconds))
+        assert ended in (0, signal.SIGKILL)
+        kills += ended == signal.SIGKILL
+        trained += harness.steps()
+        if ended == 0:
+            assert made(root) == first
+            forget(root)
+            finished += 1
+    assert harness("end")[0] == 0
+    assert made(root) == first
+    assert trained + harness.steps() <= (finished + 1) * STEPS + kills * EVERY
+
+
+def left(program: str) -> list[str]:
+    """Processes that still play a program of this name; they have some seconds to end."""
+    until = time.monotonic() + 20
+    while True:
+        lines = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                lines.append(path.read_text())
+        playing = [line for line in lines if program in line]
+        if not playing or time.monotonic() > until:
+            return playing
+        time.sleep(0.1)
