@@ -121,6 +121,9 @@ def migrate(options: argparse.Namespace) -> int:
     file = options.file or settings.root() / paths.PARAMS
     told = migration.migrate(file)
     print("\n".join(told) if told else f"{file}: it has the form of this version already")
+    left = [name for name in ("dvc.lock", "data/difficulty", "data/synthesis", "data/manifests/rl") if (file.parent / name).exists()]
+    if left:
+        print(f"nothing reads {', '.join(left)} any more; delete what you do not want to keep")
     return 0
 
 

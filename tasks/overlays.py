@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from pipelines import checks
 from pipelines.config import read_yaml
 from pipelines.errors import UserError
 from pipelines.store import replacing
-from tasks import documents
 
 Change = tuple[str, Any, Any]
 
@@ -24,17 +24,33 @@ def apply(params: Path, overlay: Path, root: Path | None = None) -> list[Change]
         UserError: the overlay is no mapping, or params.yaml would not hold; nothing is written then.
     """
     changes = read_yaml(overlay)
-    document = documents.load(params)
+    read_yaml(params)
+    yaml = _yaml()
+    document = yaml.load(params)
     checks.refuse_earlier(changes, str(overlay))
     checks.refuse_earlier(document, str(params))
     told = list(_merge(document, changes, ""))
+    text = io.StringIO()
+    yaml.dump(document, text)
     with replacing(params) as temporary:
-        temporary.write_text(documents.text(document))
+        temporary.write_text(text.getvalue())
         try:
             checks.load(temporary, root or params.parent, str(overlay))
         except UserError as error:
             raise UserError(f"{error}\n{params.name} is left as it was") from None
     return told
+
+
+def _yaml() -> Any:
+    """Reader and writer of YAML that keeps comments, order, quotes and lines."""
+    from ruamel.yaml import YAML  # comes with DVC
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
 
 
 def _merge(into: Any, changes: dict[str, Any], above: str) -> Iterator[Change]:

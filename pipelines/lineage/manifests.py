@@ -178,8 +178,8 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def read_manifests(root: Path) -> dict[str, dict[str, Any]]:
     """Stage -> its statement, for all that there are."""
-    files = [*files_below(root / paths.MANIFESTS), root / paths.manifest("report")]
-    statements = [read_json(file) for file in files if file.is_file() and file.suffix == ".json"]
+    files = [*sorted((root / paths.MANIFESTS).glob("*.json")), root / paths.manifest("report")]
+    statements = [read_json(file) for file in files if file.is_file()]
     return {parameters(statement)["stage"]: statement for statement in statements}
 
 

@@ -93,7 +93,7 @@ def _by_sql(table: pa.Table, condition: str, key: str) -> pa.Table:
 
 
 def _once(found: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
-    """Each problem at its first place."""
+    """Each problem where the first of the references, by the alphabet, has it."""
     first: dict[str, tuple[str, int]] = {}
     for reference, table in found.items():
         for row, problem in enumerate(table["problem_id"].to_pylist()):

@@ -114,7 +114,7 @@ def test_changed_settings_are_refused_then_accepted_and_recorded(project, alone)
     assert harness("target", "model")[0] == signal.SIGKILL
     given = (root / "given.json").read_text()
     command = [sys.executable, "-m", "pipelines", "t", "--settings", str(root / "changed.json"), "--root", str(root)]
-    (root / "changed.json").write_text(given.replace('"lr":0.001', '"lr":0.002'))
+    (root / "changed.json").write_text(given.replace('"lr": 0.001', '"lr": 0.002'))
 
     def attempt(*options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *options], capture_output=True, text=True, env=harness.environment, timeout=120)
