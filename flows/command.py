@@ -25,6 +25,9 @@ def run(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("stopped; the next run continues from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return code if isinstance(code, int) else 0
 
 

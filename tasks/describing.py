@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import graph
+from pipelines.graph import Graph
 from tasks import planning, settings, versioning
 
 
@@ -21,6 +22,7 @@ def plan(project: Path) -> Iterator[str]:
     loaded = settings.params(project)
     stages = graph.graph(loaded)
     versioning.align(project, loaded, stages)
+    yield drawn(stages)
     running: list[str] = []
     for name, stage in stages.items():
         answer = versioning.look(project, stage)
@@ -34,6 +36,15 @@ def plan(project: Path) -> Iterator[str]:
     for line in left_open(loaded, project):
         yield f"not known yet: {line}"
     yield f"params.yaml holds: {len(stages)} stages, {len(running)} to run"
+
+
+def drawn(stages: Graph) -> str:
+    """The graph in a line: `sft -> difficulty -> code, math -> merged`, each stage behind all that it reads; those between two arrows need not
+    wait for each other."""
+    depth: dict[str, int] = {}
+    for name, stage in stages.items():
+        depth[name] = 1 + max((depth[other] for other in depth if stages[other].feeds(stage)), default=0)
+    return " -> ".join(", ".join(name for name in depth if depth[name] == level) for level in range(1, max(depth.values()) + 1))
 
 
 def _state(answer: versioning.Answer, above: list[str]) -> str:

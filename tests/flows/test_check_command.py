@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from pipelines import graph, paths
+from pipelines.config import load
 from pipelines.errors import UserError
+from tasks import describing
 
 WRONG = "stages.code.recipe: there is no 'grppo'; did you mean 'grpo'?"
 DOORS = {
@@ -81,7 +83,8 @@ def test_check_tells_the_plan_and_changes_nothing(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     stages = ["sources", "curation", "base", "sft", "difficulty", "synthesis", "math", "code", "merged", "evaluation", "report"]
-    assert [line for line in lines if not line.startswith(" ")] == [
+    assert lines[0] == "sources -> curation -> base -> sft -> difficulty -> synthesis -> math -> code -> merged -> evaluation -> report"
+    assert [line for line in lines[1:] if not line.startswith(" ")] == [
         *(f"{stage}: runs (it has not run yet)" for stage in stages), "params.yaml holds: 11 stages, 11 to run",
     ]  # fmt: skip
     assert "    makes  data/models/code, data/rollouts/code, data/seen/code.parquet" in lines
@@ -97,12 +100,25 @@ def test_check_tells_the_plan_and_changes_nothing(tmp_path):
     versioning.prepare_code(project, stage)
     processes.run_stage(project, "sources", stage.given(7), lambda rows: None)
     versioning.record(project, "sources")
-    assert command(project, "flows.cli", "check").stdout.startswith("sources: current\n")
+    assert "sources: current" in command(project, "flows.cli", "check").stdout.splitlines()
     mini_project.write_params(project, mini_project.params_with(sources__max_bad_rows=0.5))
     before = files(project)
     done = command(project, "flows.cli", "check")
-    assert done.stdout.startswith("sources: runs (params.yaml: sources modified)\n")
+    assert done.stdout.splitlines()[1] == "sources: runs (params.yaml: sources modified)"
     mini_project.write_params(project, mini_project.params_with(seed=8))
-    assert "seed modified" in command(project, "flows.cli", "check").stdout.splitlines()[0]
+    assert "seed modified" in command(project, "flows.cli", "check").stdout.splitlines()[1]
     mini_project.write_params(project, mini_project.params_with(sources__max_bad_rows=0.5))
     assert files(project) == before
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
+    project = mini_project.make(tmp_path / "p")
+    told = subprocess.run(f"{sys.executable} -m flows.cli check | head -1; echo ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=project,
+                          env=mini_project.environment(PYTHONUNBUFFERED="1"), capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert told.stdout.startswith("sources -> curation") and told.stdout.endswith("141\n") and told.stderr == ""
+
+
+def test_stages_that_need_not_wait_for_each_other_stand_side_by_side():
+    params = load(mini_project.REPOSITORY / "params.yaml")
+    drawn = "sources -> curation -> base -> sft -> difficulty -> synthesis -> code, math -> merged -> evaluation -> report"
+    assert describing.drawn(graph.graph(params)) == drawn
