@@ -7,7 +7,7 @@ import pytest
 from ggufs import tiny, write
 
 from pipelines import __main__ as stage_command
-from pipelines import paths
+from pipelines import graph, paths
 from pipelines.checks import models as checking
 from pipelines.config.checking import check
 from pipelines.config.training import BaseSettings
@@ -19,7 +19,7 @@ from pipelines.models import known as table
 from pipelines.models.cache import cached
 from pipelines.models.known import KnownModel, known_model, known_models, meaning
 from pipelines.models.loading import load_policy
-from pipelines.stages.report import _graph
+from pipelines.stages import report
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +117,7 @@ def base(root, **settings):
     """What the manifest says the stage base read."""
     (root / paths.SPLITS["base"]).parent.mkdir(parents=True)
     (root / paths.SPLITS["base"]).touch()
-    given = {"seed": 1, "settings": BaseSettings(**settings).model_dump(mode="json")}
-    summary = stage_command.run("base", root, given, "cpu")
+    summary = stage_command.run("base", root, graph.stage("base", "base", BaseSettings(**settings)).given(1), "cpu")
     statement = json.loads((root / paths.manifest("base")).read_text())
     return summary, resolved(statement)[-1]
 
@@ -138,7 +137,7 @@ def test_a_known_model_is_brought_in_and_its_origin_stands_everywhere(tmp_path, 
     assert f"read known:small-1m  {small.sha256[:12]}" in tree and line in tree
     broken, checked, _ = Lineage(tmp_path).verify(["base"])
     assert broken is None and checked > 5
-    page = str(details(_graph(tmp_path)))
+    page = str(details(report.read(tmp_path).graph))
     assert "known:small-1m" in page and line in page and small.sha256[:16] in page
     card = (tmp_path / paths.BASE / "README.md").read_text()
     assert card.startswith("---\nbase_model: someone/small\nlicense: gemma\n---\n")
