@@ -116,3 +116,10 @@ def test_shares_of_some_alone_are_refused() -> None:
         Reading.model_validate({"data": {"difficulty": {"share": 0.5}, "new": {}}})
     with pytest.raises(ValueError, match="at least 1"):
         Reading.model_validate({"data": []})
+
+
+def test_rollouts_beside_rows_take_no_share_and_hide_no_message(root: Path) -> None:
+    beside = {"difficulty": {"share": 1}, "new": {"share": 3}, "math/rollouts": {}}
+    assert len(read(root, data=beside)) == 16
+    with pytest.raises(UserError, match="no row is left of difficulty; there were 4 in difficulty, of domains math"):
+        read(root, data=["difficulty", "math/rollouts"], where={"domain": ["logic"]})

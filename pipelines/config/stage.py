@@ -79,8 +79,9 @@ class Reading(StageSettings):
 
     @model_validator(mode="after")
     def _shares_of_all(self) -> Reading:
-        without = [name for name, rows in self.data.items() if rows.share is None]
-        if without and len(without) < len(self.data):
+        rows_of = {name: rows for name, rows in self.data.items() if not name.endswith(ROLLOUTS)}
+        without = [name for name, rows in rows_of.items() if rows.share is None]
+        if without and len(without) < len(rows_of):
             raise ValueError(f"data: {', '.join(without)} has no share, and the others have one; give all of them one, or none")
         for name in self.data:
             if name.endswith(ROLLOUTS) and self.data[name] != Rows():

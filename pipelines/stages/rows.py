@@ -119,7 +119,7 @@ def _mixed(found: dict[str, pa.Table], data: Mapping[str, Rows], context: Contex
 
 def _told(root: Path, reading: Reading) -> str:
     """What there was before the conditions."""
-    tables = {reference: _table(root, reference) for reference in reading.data}
+    tables = {reference: _table(root, reference) for reference in reading.data if not reference.endswith(ROLLOUTS)}
     domains = sorted({domain for table in tables.values() for domain in table["domain"].unique().to_pylist()})
     counts = ", ".join(f"{table.num_rows} in {reference}" for reference, table in tables.items())
     return f"there were {counts}, of domains {', '.join(domains) or 'none'}"
