@@ -77,7 +77,8 @@ def run(project):
 
 def planned(project):
     """Stage -> what `touchstone check` says of it."""
-    return {name: said for name, _, said in (line.partition(": ") for line in describing.plan(project)) if not name.startswith((" ", "params"))}
+    found = (line.partition(": ") for line in describing.plan(project))
+    return {name: said for name, _, said in found if said and not name.startswith((" ", "params"))}
 
 
 def edited(project, **changes):
