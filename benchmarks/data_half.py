@@ -131,7 +131,7 @@ def with_calls(tokenizer: Any, problems: Sequence[Problem]) -> list[Example]:
         call = [*tokenizer(f"<tool_call>calculator({(problem.solution or '').partition(' =')[0]})</tool_call>")["input_ids"], tokenizer.eos_token_id]
         asked = [*start, *call, *results([problem.answer])]
         answer = prompting.response_ids(tokenizer, replace(problem, solution=""))
-        examples += [Example([*start, *call], len(start)), Example([*asked, *answer], len(asked))]
+        examples += [Example.after([*start, *call], len(start)), Example.after([*asked, *answer], len(asked))]
     return examples
 
 

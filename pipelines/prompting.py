@@ -41,15 +41,25 @@ def response(problem: Problem, prompt: PromptSettings = PLAIN) -> str:
     Raises:
         ValueError: the problem has no solution.
     """
+    return "".join(response_parts(problem, prompt))
+
+
+def response_parts(problem: Problem, prompt: PromptSettings = PLAIN) -> tuple[str, str]:
+    """The working of such a response, and what follows it: the answer as it is to be given.
+
+    Raises:
+        ValueError: the problem has no solution.
+    """
     if problem.solution is None:
         raise ValueError(f"problem {problem.problem_id} has no worked solution")
     working = f"{THINK} {problem.solution} {END_THINK}" if problem.solution else f"{THINK} {END_THINK}"
     if problem.answer_type == "program":
-        return f"{working}{FENCE}{problem.answer}{END_FENCE}"
+        return working, f"{FENCE}{problem.answer}{END_FENCE}"
     if prompt.response is None:
-        return f"{working}{BOXED}{problem.answer}}}"
+        return working, f"{BOXED}{problem.answer}}}"
     before, _, after = prompt.response.partition("{answer}")
-    return f"{before.replace('{solution}', problem.solution)}{problem.answer}{after}"
+    told, solution, between = before.rpartition("{solution}")
+    return (told + solution).replace("{solution}", problem.solution), f"{between}{problem.answer}{after}"
 
 
 def opening(problem: Problem, prompt: PromptSettings = PLAIN) -> str:
@@ -91,3 +101,10 @@ def prompt_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN,
 def response_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN) -> list[int]:
     """Token ids of the worked solution, end-of-turn token included."""
     return [*tokenizer(response(problem, prompt), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def working_length(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN) -> int:
+    """How many of `response_ids` begin in the working, before the answer."""
+    working, answer = response_parts(problem, prompt)
+    places = tokenizer(working + answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return sum(begin < len(working) for begin, _ in places)

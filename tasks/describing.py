@@ -78,12 +78,22 @@ def _base(given: Any) -> Iterator[str]:
 
 def _sft(given: Any) -> Iterator[str]:
     yield f"from {given.init}; {_data(given)}"
+    more = {
+        f"weights {_pairs(given.weights)}": given.weights,
+        f"answers weigh {given.answer_weight:g}": given.answer_weight != 1,
+        "; ".join(f"{each.times} times{_where(each.where)}" for each in given.duplicate): given.duplicate,
+        f"adapters of rank {given.lora.rank if given.lora else 0}": given.lora,
+        f"{given.processes} processes": given.processes > 1,
+    }
+    if said := [text for text, there in more.items() if there]:
+        yield "; ".join(said)
     yield from _training(given)
 
 
 def _training(given: Any) -> Iterator[str]:
     train = given.train
-    yield f"epochs {train.epochs:g}, batches of {train.batch_size}, {train.optimiser.name} at {train.optimiser.lr:g}"
+    held = f"; loss measured on {train.held_out.problems} problems every {train.held_out.every} steps" if train.held_out else ""
+    yield f"epochs {train.epochs:g}, batches of {train.batch_size}, {train.optimiser.name} at {train.optimiser.lr:g}{held}"
 
 
 def _grade(given: Any) -> Iterator[str]:

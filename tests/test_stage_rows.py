@@ -119,7 +119,11 @@ def test_shares_of_some_alone_are_refused() -> None:
 
 
 def test_rollouts_beside_rows_take_no_share_and_hide_no_message(root: Path) -> None:
-    beside = {"difficulty": {"share": 1}, "new": {"share": 3}, "math/rollouts": {}}
-    assert len(read(root, data=beside)) == 16
+    def selected(**given: object) -> dict[str, int]:
+        found = rows.select(context(root), Reading.model_validate(given), {"math/rollouts"})
+        return {name: table.num_rows for name, table in found.items()}
+
+    assert sum(selected(data={"difficulty": {"share": 1}, "new": {"share": 3}, "math/rollouts": {}}).values()) == 16
+    assert selected(data="math/rollouts") == {}
     with pytest.raises(UserError, match="no row is left of difficulty; there were 4 in difficulty, of domains math"):
-        read(root, data=["difficulty", "math/rollouts"], where={"domain": ["logic"]})
+        selected(data=["difficulty", "math/rollouts"], where={"domain": ["logic"]})

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Precision, PromptSettings, Rate, Section, Share
-from pipelines.config.stage import Reading, Starting
+from pipelines.config.stage import Reading, Starting, Where
 
 
 class ArchitectureSettings(Section):
@@ -54,19 +54,38 @@ class GoalSettings(Section):
     """How held-out problems are answered; greedily, unless said otherwise."""
 
 
+class HeldOutSettings(Section):
+    """The loss on examples that do not train: which weights are the best, and when to stop."""
+
+    problems: Positive = 64
+    """Problems or conversations held out with all their examples, drawn at random."""
+    every: Positive = 20
+    """Steps between two measurements; the last step is measured too."""
+    patience: Positive | None = None
+    """Training stops after so many measurements in a row without a new best; null never."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model."""
+
+
 class LanguageModellingSettings(Section):
-    """Next-token training over shuffled examples."""
+    """Next-token training over shuffled examples. They run packed, without padding, and attention stays inside each."""
 
     epochs: Rate = 1.0
     """Passes over the examples, of each round where there is a goal; a fraction stops early."""
     goal: GoalSettings | None = None
     """Null trains once for `epochs` and measures nothing."""
+    held_out: HeldOutSettings | None = None
+    """Null measures no loss but that of training."""
     batch_size: Positive = 128
     """Sequences per optimiser step."""
     micro_batch: Positive = 128
-    """Sequences per forward and backward; changes memory, not the loss."""
+    """Sequences per forward and backward, at most; changes memory, not the loss."""
+    micro_tokens: Positive | None = None
+    """Tokens per forward and backward, at most (a longer sequence runs alone), which bounds the memory where lengths differ; null has no bound."""
     precision: Precision = "float32"
     """Of the body's matrix products (autocast); the head, weights, gradients and optimiser state are float32."""
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass: less memory, about a third more time."""
     max_tokens: Positive = 512
     """Longer examples are left out and counted."""
     checkpoint_every: Positive = 100
@@ -102,11 +121,49 @@ class AcceptSettings(Section):
     """Where there are more: by hash, or the shortest in tokens."""
 
 
+class Duplicate(Section):
+    """Examples that are there several times in each epoch."""
+
+    where: Where
+    """Conditions on problems."""
+    times: Annotated[int, Field(ge=2)] = 2
+
+
+Role = Literal["assistant", "tool", "user", "system"]
+
+
 class SftStage(Starting, Reading):
-    """Worked solutions in the chat template, or right answers of a stage's rollouts as they were sampled; loss on the response only."""
+    """Worked solutions in the chat template, conversations, or right answers of a stage's rollouts as they were sampled.
+
+    A file whose rows have `messages` holds conversations: messages in the form of the chat APIs, with `tools` and calls of them.
+    """
 
     kind: Literal["sft"] = "sft"
     accept: AcceptSettings = AcceptSettings()
     """Of each `STAGE/rollouts` in `data`. `where` does not concern them."""
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("assistant",)
+    """In conversations, whose messages the loss is of."""
+    weights: dict[str, Rate] = {}
+    """Reference of `data` -> weight of its tokens in the loss, 1 where it says nothing. A conversation and each of its messages may have a
+    `weight` too; they multiply."""
+    answer_weight: Rate = 1.0
+    """Weight of what follows the working in a worked solution, beside that of its reference (as GUI-Libra, arXiv 2602.22190, weighs what acts)."""
+    duplicate: tuple[Duplicate, ...] = ()
+    """Problems whose worked solutions are trained on several times an epoch, such as hard ones twice: {where: {pass_rate: [0, 0.25]}, times: 2}
+    (DRIVE, arXiv 2511.06307). Where several say so of a problem, the largest `times` holds."""
     prompt: PromptSettings = PromptSettings()
+    lora: LoraSettings | None = None
+    """Train low-rank adapters; they are merged into the stage's model. Null trains all weights."""
+    processes: Positive = 1
+    """Data-parallel processes (torchrun): each has its share of every batch; weights and optimiser state are sharded (FSDP2)."""
     train: LanguageModellingSettings = LanguageModellingSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SftStage:
+        if unknown := [name for name in self.weights if name not in self.data]:
+            raise ValueError(f"weights: '{unknown[0]}' is not in data; choose among {', '.join(self.data)}")
+        if self.processes > 1 and self.train.optimiser.name == "muon":
+            raise ValueError("train.optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
+        if self.train.batch_size < self.processes:
+            raise ValueError(f"train.batch_size {self.train.batch_size} must be at least processes ({self.processes})")
+        return self

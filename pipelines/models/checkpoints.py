@@ -13,6 +13,7 @@ outputs are recorded writes them again from there. Whoever records the stage cle
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -239,6 +240,39 @@ class Checkpoints:
 
     def _bests(self) -> list[Path]:
         return sorted(self.folder.glob("best-*.pt"))
+
+
+class Best:
+    """The weights with the largest of the figures that were measured so far. state: numbers of a checkpoint (its best figure and step, measurements
+    since); the weights lie beside them. patience: measurements in a row without a new best after which training is over; None never."""
+
+    def __init__(self, checkpoints: Checkpoints, state: dict[str, float], patience: int | None) -> None:
+        self._checkpoints, self._state, self._patience = checkpoints, state, patience
+
+    def offer(self, step: int, figure: float, model: Any) -> None:
+        """Keep the weights after `step` if their figure is the largest. Of several processes all must call."""
+        if figure > self._state.get("best", -math.inf):
+            self._state |= {"best": figure, "best_step": step, "since_best": 0}
+            self._checkpoints.save_best(step, model)
+        else:
+            self._state["since_best"] += 1
+
+    @property
+    def over(self) -> bool:
+        """Whether the model has stopped getting better."""
+        return self._patience is not None and self._state.get("since_best", 0) >= self._patience
+
+    @property
+    def step(self) -> int:
+        return int(self._state["best_step"])
+
+    @property
+    def figure(self) -> float:
+        return self._state["best"]
+
+    def weights(self) -> dict[str, Any]:
+        """The best weights, as a plain model's."""
+        return self._checkpoints.best(self.step)
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pipelines.config.rl import RlStage
 from pipelines.errors import InfrastructureError
+from pipelines.models import ranks
 from pipelines.models.scoring import pad
 from pipelines.records import POLICY, Outcome, Problem, Segment, Trajectory
-from pipelines.rl import ranks
 from pipelines.rl.account import INFRASTRUCTURE, ROUTED, STALE, drop, place, training
 from pipelines.rl.batch import Batch, present
 from pipelines.rl.history import History

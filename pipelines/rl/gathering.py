@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.rl import ranks
+from pipelines.models import ranks
 from pipelines.rl.batch import Batch, is_by_row
 from pipelines.rl.tensors import TENSORS, Declared
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from pipelines.models import ranks
 from pipelines.progress import Journal
 from pipelines.records import REPLAY, Outcome, Trajectory
-from pipelines.rl import account, ranks
+from pipelines.rl import account
 from pipelines.rl.batch import Batch
 from pipelines.rl.clock import Clock
 

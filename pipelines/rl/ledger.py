@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.models import ranks
 from pipelines.records import Trajectory
-from pipelines.rl import ranks
 from pipelines.store import forget_torn, read_json, read_trajectories, write_json, write_trajectories
 
 _NAME = re.compile(r"(?:step|open)-(\d+)-\d+\.(?:parquet|json)")

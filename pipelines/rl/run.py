@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from pipelines.config.rl import KlControl, RlStage
+from pipelines.config.rl import KlControl, RlStage, ValidationSettings
 from pipelines.generation import Generator, TorchGenerator
+from pipelines.models import ranks
 from pipelines.models.adapters import plain_weights
-from pipelines.models.checkpoints import Checkpoints, Numbers, Pace, Stateful
+from pipelines.models.checkpoints import Best, Checkpoints, Numbers, Pace, Stateful
 from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import make_optimiser, schedule
 from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
 from pipelines.records import Problem, Trajectory
-from pipelines.rl import ranks
 from pipelines.rl.account import leave_out, training
 from pipelines.rl.actor import follow, make_actor
 from pipelines.rl.answering import Answering
@@ -83,7 +83,7 @@ class Run:
     @property
     def over(self) -> bool:
         """Validation has seen no new best for so long that the stage ends."""
-        return self.validation is not None and self.validation.over
+        return self.validation is not None and self.validation.best.over
 
     def resume(self) -> int:
         """Load the newest checkpoint, and forget what was told after it. Returns its step.
@@ -184,7 +184,7 @@ def begun(
     drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
     speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
     moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and settings.reset_reference)]
-    validation = Validation(settings.validation, held_out, checkpoints, held) if settings.validation else None
+    validation = _validation(settings.validation, held_out, checkpoints, held)
     pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
     with (
         deterministic(policy.device),
@@ -196,6 +196,10 @@ def begun(
             recipe, settings, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, checkpoints, journal, rollout_folder, held,
             state, pace,
         )  # fmt: skip
+
+
+def _validation(settings: ValidationSettings | None, problems: Sequence[Problem], checkpoints: Checkpoints, held: Numbers) -> Validation | None:
+    return Validation(settings, problems, Best(checkpoints, held, settings.patience)) if settings else None
 
 
 def tasks_of(recipe: Recipe, problems: Sequence[Problem], count: int, seed: tuple[int, str], history: History) -> Callable[[int, int], list[Problem]]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.rl import RlStage
+from pipelines.models import ranks
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.progress import Journal
 from pipelines.records import Problem
-from pipelines.rl import ranks
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import fresh, judged
 from pipelines.rl.journal import report, summary
@@ -87,5 +87,5 @@ def _trained(run: Run, step: int) -> Trained:
         return Trained(summary(run.journal), None)
     if step < run.settings.steps:
         run.journal.say(f"stopped after step {step}: {run.validation.settings.patience} measurements without a new best")
-    best = {"best_step": float(run.validation.best_step), "best_validation": run.held["best_rate"]}
-    return Trained(summary(run.journal) | best, run.checkpoints.best(run.validation.best_step))
+    best = run.validation.best
+    return Trained(summary(run.journal) | {"best_step": float(best.step), "best_validation": best.figure}, best.weights())

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from pipelines.config.rl import RlStage
+from pipelines.models import ranks
 from pipelines.models.optimisation import keep_batch, update
 from pipelines.models.packing import SHARING, pack
 from pipelines.models.sharding import spread
-from pipelines.rl import ranks, score
+from pipelines.rl import score
 from pipelines.rl.batch import Batch, present
 from pipelines.rl.gathering import add_up
 from pipelines.rl.inputs.step import Actor

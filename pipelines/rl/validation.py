@@ -1,4 +1,4 @@
-"""The policy measured on problems held out of the stage's own: which weights are the best, and when to stop."""
+"""The policy measured on problems held out of the stage's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pipelines import seeding
 from pipelines.config.rl import ValidationSettings
 from pipelines.errors import UserError
-from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.checkpoints import Best
 from pipelines.records import Problem
 from pipelines.rl.schedule import Schedule
 
@@ -28,29 +28,16 @@ def hold_out(problems: Sequence[Problem], settings: ValidationSettings | None, s
 
 
 class Validation:
-    """Measurements of one stage. Its state (best rate, its step, measurements since) is a checkpoint's; the best weights lie beside them."""
+    """Measurements of one stage. best: the weights with the largest pass rate."""
 
-    def __init__(self, settings: ValidationSettings, problems: Sequence[Problem], checkpoints: Checkpoints, state: dict[str, float]) -> None:
-        self.settings = settings
-        self._problems, self._checkpoints, self._state = problems, checkpoints, state
+    def __init__(self, settings: ValidationSettings, problems: Sequence[Problem], best: Best) -> None:
+        self.settings, self.best = settings, best
+        self._problems = problems
 
     def measure(self, step: int, total: int, schedule: Schedule, policy: Any) -> dict[str, float]:
         """What to log after `step`: nothing, or the pass rate on the held-out problems. New best weights are kept."""
         if step % self.settings.every and step < total:
             return {}
         rate = schedule.pass_rate(self._problems, self.settings.samples, step)
-        if rate > self._state.get("best_rate", -1.0):
-            self._state |= {"best_rate": rate, "best_step": step, "since_best": 0}
-            self._checkpoints.save_best(step, policy)
-        else:
-            self._state["since_best"] += 1
+        self.best.offer(step, rate, policy)
         return {"validation": rate}
-
-    @property
-    def over(self) -> bool:
-        """Whether the policy has stopped getting better."""
-        return self.settings.patience is not None and self._state.get("since_best", 0) >= self.settings.patience
-
-    @property
-    def best_step(self) -> int:
-        return int(self._state["best_step"])

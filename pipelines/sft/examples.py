@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from pipelines import prompting, seeding
 from pipelines.config.common import PromptSettings
-from pipelines.config.training import AcceptSettings
+from pipelines.config.training import AcceptSettings, HeldOutSettings
+from pipelines.errors import UserError
 from pipelines.records import POLICY, Outcome, Problem, Trajectory
 
 MEGABATCH = 16
 """Batches that are sorted by length together: little padding, still a shuffled order."""
 
 
+Span = tuple[int, int, float]
+"""Tokens [begin, end), and the weight of each in the loss."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """`ids` with the loss on ids[start:], but for the spans [a, b) of `without`, such as what tools said; start >= 1, since nothing predicts the
-    first token."""
+    """`ids` with the loss on `spans`, in order; the first begins at 1 or later, since nothing predicts the first token. of: the problem or
+    conversation that it is of, which is held out whole."""
 
     ids: list[int]
-    start: int
-    without: tuple[tuple[int, int], ...] = ()
+    spans: tuple[Span, ...]
+    of: str = ""
+
+    @classmethod
+    def after(cls, ids: list[int], start: int, of: str = "") -> Example:
+        """The loss on ids[start:]."""
+        return cls(ids, ((start, len(ids), 1.0),), of)
 
     @property
     def scored(self) -> int:
         """How many tokens the loss is of."""
-        return len(self.ids) - self.start - sum(end - begin for begin, end in self.without)
+        return sum(end - begin for begin, end, weight in self.spans if weight)
+
+    @property
+    def weight(self) -> float:
+        """What they weigh together."""
+        return sum((end - begin) * weight for begin, end, weight in self.spans)
 
 
 def document(problem: Problem) -> str:
@@ -49,25 +64,35 @@ def corpus_examples(
     worked = [problem for problem in problems if problem.solution is not None]
     solutions = tokenizer([prompting.response(problem) for problem in worked], add_special_tokens=False)["input_ids"] if worked else []
     examples = []
-    for prompt, solution in zip(document_prompts(tokenizer, worked), solutions, strict=True):
+    for problem, prompt, solution in zip(worked, document_prompts(tokenizer, worked), solutions, strict=True):
         ids = [*prompt, *solution, tokenizer.eos_token_id]
         if len(ids) <= max_tokens:
-            examples.append(Example(ids, len(prompt) if loss == "solution" else 1))
+            examples.append(Example.after(ids, len(prompt) if loss == "solution" else 1, problem.problem_id))
     return examples, len(worked) - len(examples)
 
 
 def chat_examples(
-    tokenizer: Any, problems: Sequence[Problem], max_tokens: int, template: PromptSettings = prompting.PLAIN
+    tokenizer: Any, problems: Sequence[Problem], max_tokens: int, template: PromptSettings = prompting.PLAIN, answer_weight: float = 1.0
 ) -> tuple[list[Example], int]:
-    """SFT: chat template, loss on the response only. Second value: examples too long to use."""
+    """SFT: chat template, loss on the response only, whose tokens after the working weigh `answer_weight`. Second value: examples too long to use."""
     examples = []
     worked = [problem for problem in problems if problem.solution is not None]
     for problem in worked:
         prompt = prompting.prompt_ids(tokenizer, problem, template)
         ids = prompt + prompting.response_ids(tokenizer, problem, template)
-        if len(ids) <= max_tokens:
-            examples.append(Example(ids, len(prompt)))
+        if len(ids) > max_tokens:
+            continue
+        example = Example.after(ids, len(prompt), problem.problem_id)
+        if answer_weight != 1:
+            answer = len(prompt) + prompting.working_length(tokenizer, problem, template)
+            example = replace(example, spans=((len(prompt), answer, 1.0), (answer, len(ids), answer_weight)))
+        examples.append(example)
     return examples, len(worked) - len(examples)
+
+
+def weighed(example: Example, weight: float) -> Example:
+    """The example with all its weights times `weight`."""
+    return replace(example, spans=tuple((begin, end, weight * of) for begin, end, of in example.spans)) if weight != 1 else example
 
 
 def accepted_examples(
@@ -93,12 +118,27 @@ def accepted_examples(
 def _of_rollout(trajectory: Trajectory) -> Example:
     """One trajectory, in the prompt that training sees."""
     ids = list(trajectory.prompt_ids if trajectory.trained_prompt is None else trajectory.trained_prompt)
-    start, without = len(ids), list[tuple[int, int]]()
+    spans: list[Span] = []
     for segment in trajectory.turns:
-        if not segment.trains:
-            without.append((len(ids), len(ids) + len(segment.ids)))
+        if segment.trains:
+            spans.append((len(ids), len(ids) + len(segment.ids), 1.0))
         ids += segment.ids
-    return Example(ids, start, tuple(without))
+    return Example(ids, tuple(spans), trajectory.problem_id)
+
+
+def hold_out(examples: Sequence[Example], settings: HeldOutSettings | None, *seed: object) -> tuple[list[Example], list[Example]]:
+    """(examples to train on, examples to measure on): all those of so many problems, drawn by `seed`.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    if settings is None:
+        return list(examples), []
+    ids = sorted({example.of for example in examples})
+    if settings.problems >= len(ids):
+        raise UserError(f"train.held_out.problems {settings.problems} must be less than the {len(ids)} problems and conversations there are")
+    held = {ids[place] for place in seeding.generator(*seed, "held out").permutation(len(ids))[: settings.problems]}
+    return [e for e in examples if e.of not in held], [e for e in examples if e.of in held]
 
 
 def batches(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, epoch: int) -> Iterator[list[Example]]:

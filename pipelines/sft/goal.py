@@ -17,7 +17,7 @@ SOLVED = "solved_"
 """What the journal calls the share of a domain: `solved_math`."""
 
 
-def hold_out(problems: Sequence[Problem], settings: GoalSettings | None) -> tuple[list[Problem], list[Problem]]:
+def set_aside(problems: Sequence[Problem], settings: GoalSettings | None) -> tuple[list[Problem], list[Problem]]:
     """(problems to train on, problems to measure on): `settings.problems` of each domain of the goal, chosen by hash of their ids."""
     if settings is None:
         return list(problems), []

@@ -1,7 +1,7 @@
 """THE LOOP of supervised training: batches -> loss -> update -> journal -> checkpoint, for the base model and for SFT.
 
-The loss is the mean negative log-likelihood per scored token of the batch, in nats. With a goal, training goes on by rounds until held-out
-problems show that it is reached, or the rounds are used up.
+The loss is the mean negative log-likelihood of the batch's scored tokens by their weights, in nats. With a goal, training goes on by rounds until
+held-out problems show that it is reached, or the rounds are used up. Several processes run the same loop, each on its share of every batch.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from typing import Any
 import torch
 
 from pipelines.config.training import LanguageModellingSettings
-from pipelines.models.checkpoints import Checkpoints, Numbers, Pace
+from pipelines.models import ranks
+from pipelines.models.checkpoints import Best, Checkpoints, Numbers, Pace
 from pipelines.models.exactness import deterministic
 from pipelines.models.optimisation import keep_batch, make_optimiser, schedule, update
 from pipelines.models.precision import autocast
 from pipelines.models.scoring import pad, token_logp
+from pipelines.models.sharding import gathered, shard, spread
 from pipelines.progress import Journal
 from pipelines.sft.examples import Example, batches
 from pipelines.sft.goal import Goal
+
+IDLE = Example([0, 0], ((1, 2, 0.0),))
+"""What a process runs, to no effect, where another has one more micro-batch: sharded weights need every process at every pass."""
 
 
 def train(
@@ -34,46 +39,66 @@ def train(
     journal: Journal,
     checkpoints: Checkpoints,
     goal: Goal | None = None,
-) -> dict[str, float]:
-    """Train `model` in place, from its newest checkpoint if there is one. Returns the summary of the run, with what the goal last measured."""
+    held_out: Sequence[Example] = (),
+) -> tuple[dict[str, float], dict[str, Any] | None]:
+    """Train `model` in place, from its newest checkpoint if there is one. Returns the summary of the run, with what the goal last measured, and the
+    weights that were the best on `held_out`, where that is measured."""
     per_epoch = -(-len(examples) // settings.batch_size)
     per_round = max(1, round(per_epoch * settings.epochs))
     most = per_round * (goal.settings.rounds if goal else 1)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if ranks.world() > 1:
+        shard(model)
     optimiser = make_optimiser(model, settings.optimiser)
-    measured = Numbers()
-    step = checkpoints.restore(model, optimiser, {"measured": measured})
+    measured, held = Numbers(), Numbers()
+    best = Best(checkpoints, held, settings.held_out.patience) if settings.held_out else None
+    step = checkpoints.restore(model, optimiser, {"measured": measured, "held": held})
     journal.cut(step)
     if step:
         journal.say(f"resuming after step {step} of {_end_of_round(step, per_round)}")
-    pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes)
+    pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
     model.train()
+
+    def over() -> bool:
+        ended = step > 0 and step % per_round == 0 and (goal is None or not goal.missing(measured))
+        return step == most or ended or (best is not None and best.over)
+
     with deterministic(model.device):
-        over = step > 0 and step % per_round == 0 and (goal is None or not goal.missing(measured))
-        for batch in () if over else _from(examples, settings.batch_size, seed, purpose, per_epoch, step, most):
+        for batch in () if over() else _from(examples, settings.batch_size, seed, purpose, per_epoch, step, most):
             began = time.monotonic()
             step += 1
             share = schedule(settings.optimiser, (step - 1) % per_round + 1, per_round)
-            loss, scored = gradients(model, batch, settings)
-            rows = {part: [getattr(example, part) for example in batch] for part in ("ids", "start", "without")}
+            loss = gradients(model, batch, settings)
+            rows = {part: [getattr(example, part) for example in batch] for part in ("ids", "spans", "of")}
             keep = functools.partial(keep_batch, checkpoints.folder / f"not-finite-{step:08d}.pt", rows)
             norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
             speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
-            ended = step % per_round == 0
-            if goal and ended:
-                measured.update(goal.measure(model))
+            figures: dict[str, float] = {}
+            if best and settings.held_out and (step % settings.held_out.every == 0 or step % per_round == 0):
+                figures["held_out_loss"] = mean_loss(model, held_out, settings)
+                best.offer(step, -figures["held_out_loss"], model)
+            if goal and step % per_round == 0:
+                with gathered(model):
+                    measured.update(goal.measure(model))
+                figures |= measured
             journal.log(
                 step, _end_of_round(step, per_round), f"loss {loss:.3f}  {speed:,.0f} tokens/s",
-                clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm, scored_tokens=float(scored),
-                **(measured if ended else {}),
+                clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm,
+                scored_tokens=float(sum(example.scored for example in batch)), **figures,
             )  # fmt: skip
-            over = step == most or (ended and goal is not None and not goal.missing(measured))
-            if pace.due(step) or over:
-                checkpoints.save(step, model, optimiser, {"measured": measured})
-            if over:
+            if pace.due(step) or over():
+                checkpoints.save(step, model, optimiser, {"measured": measured, "held": held})
+            if over():
                 break
     model.eval()
     tail = [row["loss"] for row in journal.rows()[-20:]]
-    return {"steps": float(step), "examples": float(len(examples)), "final_loss": sum(tail) / len(tail), **measured}
+    summary = {"steps": float(step), "examples": float(len(examples)), "final_loss": sum(tail) / len(tail), **measured}
+    if best is None:
+        return summary, None
+    if step < most and best.over:
+        journal.say(f"stopped after step {step}: no better loss on what is held out")
+    return summary | {"best_step": float(best.step), "held_out_loss": -best.figure}, best.weights()
 
 
 def _end_of_round(step: int, per_round: int) -> int:
@@ -81,23 +106,56 @@ def _end_of_round(step: int, per_round: int) -> int:
     return -(-step // per_round) * per_round
 
 
-def gradients(model: Any, batch: Sequence[Example], settings: LanguageModellingSettings) -> tuple[float, int]:
-    """Add the gradient of the batch's mean loss; returns that loss and the number of scored tokens."""
-    count = sum(example.scored for example in batch)
+def gradients(model: Any, batch: Sequence[Example], settings: LanguageModellingSettings) -> float:
+    """Add the gradient of the batch's mean loss; returns that loss, of all processes."""
+    loss = _mean(model, batch, settings)
+    spread(model)
+    return loss
+
+
+def mean_loss(model: Any, examples: Sequence[Example], settings: LanguageModellingSettings) -> float:
+    """The mean loss of all examples under the model as it stands, of all processes."""
+    training = model.training
+    model.eval()
+    with torch.no_grad(), gathered(model):
+        loss = _mean(model, examples, settings)
+    model.train(training)
+    return loss
+
+
+def _mean(model: Any, examples: Sequence[Example], settings: LanguageModellingSettings) -> float:
+    """The loss, with its gradient where one is wanted; this process runs its share of the examples."""
+    weight = sum(example.weight for example in examples)
+    micros = micro_batches(examples[ranks.rank() :: ranks.world()], settings)
     total = 0.0
-    for first in range(0, len(batch), settings.micro_batch):
-        micro = batch[first : first + settings.micro_batch]
+    for micro in [*micros, *[[IDLE]] * (ranks.most(len(micros)) - len(micros))]:
         ids = pad([example.ids for example in micro], device=model.device)
-        score = torch.zeros_like(ids, dtype=torch.bool)
+        weights = torch.zeros(ids.shape, device=ids.device)
         for row, example in enumerate(micro):
-            score[row, example.start : len(example.ids)] = True
-            for begin, end in example.without:
-                score[row, begin:end] = False
+            for begin, end, of in example.spans:
+                weights[row, begin:end] = of
+        score = weights > 0
+        if micro[0] is IDLE:
+            score[0, 1] = True
         with autocast(model.device, settings.precision):
-            loss = -token_logp(model, ids, score).sum() / count
-        loss.backward()
+            loss = -(token_logp(model, ids, score) * weights).sum() / weight
+        if torch.is_grad_enabled():
+            loss.backward()
         total += float(loss.detach())
-    return total, count
+    return ranks.total({"loss": total})["loss"]
+
+
+def micro_batches(examples: Sequence[Example], settings: LanguageModellingSettings) -> list[list[Example]]:
+    """Examples in order, cut where another would be one too many, or its tokens too many."""
+    found: list[list[Example]] = []
+    room = 0.0
+    for example in examples:
+        if not found or len(found[-1]) == settings.micro_batch or len(example.ids) > room:
+            found.append([])
+            room = settings.micro_tokens or float("inf")
+        found[-1].append(example)
+        room -= len(example.ids)
+    return found
 
 
 def _from(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, per_epoch: int, step: int, total: int) -> Iterator[list[Example]]:

@@ -14,8 +14,8 @@ from pipelines.models.known import KnownModel, meaning
 from pipelines.models.loading import hub_commit, load_policy, save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
-from pipelines.sft.examples import corpus_examples, document, document_prompts
-from pipelines.sft.goal import Goal, hold_out
+from pipelines.sft.examples import corpus_examples, document, document_prompts, hold_out
+from pipelines.sft.goal import Goal, set_aside
 from pipelines.sft.train import train
 from pipelines.stages import Context
 from pipelines.stages.identity import identity
@@ -34,25 +34,27 @@ def run(context: Context) -> dict[str, float]:
     problems = [problem for problem in read_problems(context.root / paths.SPLITS["base"]) if problem.solution is not None]
     if not problems:
         raise UserError("base: the `base` split holds no worked solution to train on; raise curation.splits.base or name a base.model")
-    problems, held_out = hold_out(problems, settings.train.goal)
+    problems, solving = set_aside(problems, settings.train.goal)
     tokenizer = train_tokenizer((document(problem) for problem in problems[:TOKENIZER_DOCUMENTS]), settings.architecture.vocab_size)
     model = tiny_model(settings.architecture, tokenizer, context.seed, context.device)
     longest = min(settings.train.max_tokens, settings.architecture.context)
     examples, left_out = corpus_examples(tokenizer, problems, longest, settings.loss)
     if not examples:
         raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
-    checkpoints = Checkpoints(
-        context.resume, identity(context, __name__, data=paths.SPLITS["base"]), context.on_change, stage=context.stage
-    )  # fmt: skip
+    examples, unseen = hold_out(examples, settings.train.held_out, context.seed, context.stage)
+    checkpoints = Checkpoints(context.resume, identity(context, __name__, data=paths.SPLITS["base"]), context.on_change, stage=context.stage)
     if note := checkpoints.prepare():
         context.journal.say(note)
-    goal = Goal(settings.train.goal, held_out, tokenizer, document_prompts(tokenizer, held_out)) if settings.train.goal else None
-    summary = train(
-        model, examples, settings.train, seed=context.seed, purpose="base", journal=context.journal, checkpoints=checkpoints, goal=goal
+    goal = Goal(settings.train.goal, solving, tokenizer, document_prompts(tokenizer, solving)) if settings.train.goal else None
+    summary, best = train(
+        model, examples, settings.train, seed=context.seed, purpose="base", journal=context.journal, checkpoints=checkpoints, goal=goal,
+        held_out=unseen,
     )  # fmt: skip
     if goal:
         for missed in goal.missing(summary):
             context.notice(f"the goal of its training was not reached in {goal.settings.rounds} rounds: {missed}")
+    if best and settings.train.held_out and settings.train.held_out.keep == "best":
+        model.load_state_dict(best)
     save_policy(target, model, tokenizer)
     context.accepted.extend(checkpoints.accepted())
     return summary | {"parameters": float(model.num_parameters()), "too_long": float(left_out)}

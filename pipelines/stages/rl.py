@@ -9,17 +9,18 @@ from typing import Any
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
-from pipelines.models.adapters import add_adapters, plain_weights
+from pipelines.models import ranks
+from pipelines.models.adapters import add_adapters
 from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.loading import load_policy, save_policy
+from pipelines.models.loading import load_policy
 from pipelines.records import Problem
-from pipelines.rl import ranks
 from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe, recipe
 from pipelines.rl.roles import roles_of
 from pipelines.rl.train import train
 from pipelines.stages import Context, rows
 from pipelines.stages.identity import identity
+from pipelines.stages.trained import save
 from pipelines.store import replacing_folder
 from pipelines.verifiers import require_sandbox_for
 
@@ -63,15 +64,9 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
         policy, tokenizer, problems, chosen, settings,
         stage=key, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
     )  # fmt: skip
-    last = plain_weights(policy)
+    save(context, init, policy, tokenizer, trained.best, settings.validation.keep if settings.validation else "last")
     if not context.first:
         return trained.summary
-    model, (plain, _) = context.root / paths.model(context.stage), load_policy(init)
-    for name, state in {"last": last, "best": trained.best}.items():
-        if state is not None:
-            kept = settings.validation is None or settings.validation.keep == name
-            plain.load_state_dict(state)
-            save_policy(model if kept else context.work / name, plain, tokenizer)
     with replacing_folder(context.root / paths.ROLLOUTS / context.stage) as folder:
         for path in sorted(rollouts.glob("step-*.parquet")):
             shutil.copyfile(path, folder / path.name)  # an interrupted run continues from the others

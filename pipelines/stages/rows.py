@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import paths, seeding
-from pipelines.config.stage import ROLLOUTS, Reading, Rows, Where
+from pipelines.config.stage import Reading, Rows, Where
 from pipelines.errors import UserError
 from pipelines.records import PROBLEM_SCHEMA, Problem
 from pipelines.sources import loose
@@ -23,11 +23,16 @@ SEEN = pa.schema([("problem_id", pa.string()), ("data", pa.string())])
 """data: the reference that the row came by."""
 
 
-def read(context: Context, reading: Reading, rollouts: Mapping[str, Sequence[str]] | None = None) -> list[Problem]:
-    """The rows that a stage works on, written down as seen. See `select`. rollouts: reference -> ids of the problems whose answers it read, too."""
+def read(context: Context, reading: Reading) -> list[Problem]:
+    """The rows that a stage works on, written down as seen. See `select`."""
     found = select(context, reading)
-    see(context, {reference: table["problem_id"].to_pylist() for reference, table in found.items()} | dict(rollouts or {}))
+    see(context, {reference: ids(table) for reference, table in found.items()})
     return [problem for table in found.values() for problem in to_problems(table)]
+
+
+def ids(table: pa.Table) -> list[str]:
+    """Of the problems of a table."""
+    return table["problem_id"].to_pylist()
 
 
 def see(context: Context, ids: Mapping[str, Sequence[str]]) -> None:
@@ -37,23 +42,24 @@ def see(context: Context, ids: Mapping[str, Sequence[str]]) -> None:
         write_table(context.root / paths.seen(context.stage), pa.concat_tables(parts))
 
 
-def select(context: Context, reading: Reading) -> dict[str, pa.Table]:
-    """Reference -> its rows that meet the conditions, each problem once, as many as the shares allow. Rollouts are no rows, and left out.
+def select(context: Context, reading: Reading, others: Collection[str] = ()) -> dict[str, pa.Table]:
+    """Reference -> its rows that meet the conditions, each problem once, as many as the shares allow. others: references that are no rows of
+    problems, and left out.
 
     Raises:
         UserError: a reference cannot be read, a condition is wrong, or no row is left; says what there was.
     """
     found: dict[str, pa.Table] = {}
     for reference, rows in reading.data.items():
-        if reference.endswith(ROLLOUTS):
+        if reference in others:
             continue
         table = _table(context.root, reference)
         for key, where in ((f"data.{reference}.where", rows.where), ("where", reading.where)):
-            table = _meeting(table, where, f"{context.stage}: {key}")
+            table = meeting(table, where, f"{context.stage}: {key}")
         found[reference] = table
     found = _mixed(_once(found), reading.data, context)
     if found and not sum(table.num_rows for table in found.values()):
-        raise UserError(f"{context.stage}: no row is left of {', '.join(found)}; {_told(context.root, reading)}")
+        raise UserError(f"{context.stage}: no row is left of {', '.join(found)}; {_told(context.root, found)}")
     return found
 
 
@@ -68,7 +74,7 @@ def _table(root: Path, reference: str) -> pa.Table:
     return problem_table(problems)
 
 
-def _meeting(table: pa.Table, where: Where, key: str) -> pa.Table:
+def meeting(table: pa.Table, where: Where, key: str) -> pa.Table:
     """The rows that meet a condition."""
     for name in ("domain", "source"):
         if (wanted := getattr(where, name)) is not None:
@@ -96,7 +102,7 @@ def _once(found: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """Each problem where the first of the references, by the alphabet, has it."""
     first: dict[str, tuple[str, int]] = {}
     for reference, table in found.items():
-        for row, problem in enumerate(table["problem_id"].to_pylist()):
+        for row, problem in enumerate(ids(table)):
             first.setdefault(problem, (reference, row))
     places = set(first.values())
     return {reference: table.take(pa.array([row for row in range(table.num_rows) if (reference, row) in places], pa.int64()))
@@ -111,15 +117,15 @@ def _mixed(found: dict[str, pa.Table], data: Mapping[str, Rows], context: Contex
     total = min(found[reference].num_rows / share for reference, share in shares.items())
     mixed = {}
     for reference, table in found.items():
-        ids = table["problem_id"].to_pylist()
-        drawn = sorted(range(len(ids)), key=lambda row, ids=ids: seeding.key(context.seed, "mix", context.stage, ids[row]))  # type: ignore[misc]
+        of = ids(table)
+        drawn = sorted(range(len(of)), key=lambda row, of=of: seeding.key(context.seed, "mix", context.stage, of[row]))  # type: ignore[misc]
         mixed[reference] = table.take(pa.array(sorted(drawn[: int(total * shares[reference])]), pa.int64()))
     return mixed
 
 
-def _told(root: Path, reading: Reading) -> str:
+def _told(root: Path, references: Iterable[str]) -> str:
     """What there was before the conditions."""
-    tables = {reference: _table(root, reference) for reference in reading.data if not reference.endswith(ROLLOUTS)}
+    tables = {reference: _table(root, reference) for reference in references}
     domains = sorted({domain for table in tables.values() for domain in table["domain"].unique().to_pylist()})
     counts = ", ".join(f"{table.num_rows} in {reference}" for reference, table in tables.items())
     return f"there were {counts}, of domains {', '.join(domains) or 'none'}"

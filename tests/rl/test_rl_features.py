@@ -240,7 +240,7 @@ def test_a_prompt_template_reaches_the_policy_and_the_cold_start(tmp_path, start
         said = TOKENIZER.decode(row["prompt_ids"])
         assert said == f"<|system|>Be brief {{x}}.<|end|><|user|>Q: {by_id[row['problem_id']].prompt} {{A}}<|end|><|assistant|>"
     examples, _ = chat_examples(TOKENIZER, PROBLEMS[:1], 128, template)
-    assert TOKENIZER.decode(examples[0].ids[: examples[0].start]).startswith("<|system|>Be brief {x}.<|end|><|user|>Q: ")
+    assert TOKENIZER.decode(examples[0].ids[: examples[0].spans[0][0]]).startswith("<|system|>Be brief {x}.<|end|><|user|>Q: ")
     for wrong in ({"user": "no place for it"}, {"response": "{solution} without it"}):
         with pytest.raises(ValueError, match="String should match pattern"):
             PromptSettings(**wrong)
@@ -251,12 +251,12 @@ def test_solved_examples_and_another_form_of_the_answer():
     template = PromptSettings(system="S", user="Q: {problem}", shots=shots, response="So: {solution}\n#### {answer}")
     problem = replace(PROBLEMS[0], prompt="3 + 4?", answer="7", solution="3 + 4 = 7 {answer}")
     (example,), _ = chat_examples(TOKENIZER, [problem], 256, template)
-    said = TOKENIZER.decode(example.ids[: example.start])
+    said = TOKENIZER.decode(example.ids[: example.spans[0][0]])
     assert said == (
         "<|system|>S<|end|><|user|>Q: 1 + 1?<|end|><|assistant|>#### 2<|end|><|user|>Q: 2 + 2?<|end|><|assistant|>#### 4<|end|>"
         "<|user|>Q: 3 + 4?<|end|><|assistant|>"
     )
-    assert TOKENIZER.decode(example.ids[example.start :]) == "So: 3 + 4 = 7 {answer}\n#### 7<|end|>"
+    assert TOKENIZER.decode(example.ids[example.spans[0][0] :]) == "So: 3 + 4 = 7 {answer}\n#### 7<|end|>"
     assert prompting.opening(problem, template) == "\n#### " and prompting.opening(problem) == "</think>\\boxed{"
     program = replace(problem, answer_type="program", answer="print(7)")
     assert prompting.response(program, template) == "<think> 3 + 4 = 7 {answer} </think>```python\nprint(7)\n```"

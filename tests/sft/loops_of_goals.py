@@ -12,7 +12,7 @@ from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.sft import train as loop
 from pipelines.sft.examples import corpus_examples, document, document_prompts
-from pipelines.sft.goal import Goal, hold_out
+from pipelines.sft.goal import Goal, set_aside
 from pipelines.sources.arithmetic import problems as arithmetic
 from pipelines.sources.functions import problems as functions
 
@@ -26,7 +26,7 @@ TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size
 
 def trained(folder: Path, goal, prepare=lambda journal: None):
     """Summary and journal rows of a run that is prepared to die, or not."""
-    kept, held = hold_out(PROBLEMS, goal)
+    kept, held = set_aside(PROBLEMS, goal)
     examples, _ = corpus_examples(TOKENIZER, kept, 256, "solution")
     settings = LanguageModellingSettings(epochs=10 / -(-len(examples) // 16), batch_size=16, checkpoint_every=4, goal=goal, optimiser=OptimiserSettings(warmup=0.5))
     journal = Journal(folder / "journal.jsonl", "base")
@@ -35,5 +35,5 @@ def trained(folder: Path, goal, prepare=lambda journal: None):
     checkpoints.prepare()
     measured = Goal(goal, held, TOKENIZER, document_prompts(TOKENIZER, held))
     model = tiny_model(TINY, TOKENIZER, 1)
-    summary = loop.train(model, examples, settings, seed=1, purpose="base", journal=journal, checkpoints=checkpoints, goal=measured)
+    summary, _ = loop.train(model, examples, settings, seed=1, purpose="base", journal=journal, checkpoints=checkpoints, goal=measured)
     return summary, [json.loads(line) for line in journal.path.read_text().splitlines()]

@@ -31,7 +31,7 @@ def answer(problem: str, ids: list[int], outcome: str = "correct", **changes: ob
 
 def accepted(*trajectories: Trajectory, most: int = 99, **settings: object) -> dict[str, list[list[int]]]:
     found, _ = accepted_examples(trajectories, AcceptSettings.model_validate(settings), most, (1, "again"))
-    return {problem: [example.ids[example.start :] for example in examples] for problem, examples in found.items()}
+    return {problem: [example.ids[example.spans[0][0] :] for example in examples] for problem, examples in found.items()}
 
 
 def test_right_answers_of_the_policy_once_each():
@@ -60,16 +60,17 @@ def test_the_loss_leaves_out_what_tools_and_guides_said_and_the_hint():
     ]  # fmt: skip
     found, _ = accepted_examples([answer("b", [], segments=segments, trained_prompt=[1])], AcceptSettings(), 99, (1,))
     (example,) = found["b"]
-    assert example == Example([1, 4, 5, 6, 7, 8, 9], 1, ((3, 6),)) and example.scored == 3
+    assert example == Example([1, 4, 5, 6, 7, 8, 9], ((1, 3, 1.0), (6, 7, 1.0)), "b") and example.scored == 3
 
 
 def test_the_gradient_is_that_of_the_scored_tokens_alone():
     settings = LanguageModellingSettings(micro_batch=1)
     ids = PROBLEM_IDS[:12]
-    whole, parted = Example(ids, 4), Example(ids, 4, ((6, 9),))
+    whole, parted = Example.after(ids, 4), Example(ids, ((4, 6, 1.0), (9, 12, 1.0)))
+    uneven = Example(ids, ((4, 6, 1.0), (6, 12, 3.0)))
 
     def losses(*examples: Example) -> float:
-        return loop.gradients(tiny_model(TINY, TOKENIZER, 1), examples, settings)[0]
+        return loop.gradients(tiny_model(TINY, TOKENIZER, 1), examples, settings)
 
     model = tiny_model(TINY, TOKENIZER, 1)
     with torch.no_grad():
@@ -77,6 +78,7 @@ def test_the_gradient_is_that_of_the_scored_tokens_alone():
     each = {t: -float(logp[t - 1, ids[t]]) for t in range(4, 12)}
     assert losses(whole) == pytest.approx(sum(each.values()) / 8, abs=1e-5)
     assert losses(parted) == pytest.approx(sum(value for t, value in each.items() if not 6 <= t < 9) / 5, abs=1e-5)
+    assert losses(uneven) == pytest.approx(sum(value * (3 if t >= 6 else 1) for t, value in each.items()) / 20, abs=1e-5)
 
 
 def test_a_stage_trains_on_rows_and_rollouts_and_writes_down_both(tmp_path: Path):

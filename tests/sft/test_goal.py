@@ -6,17 +6,17 @@ from loops_of_goals import PROBLEMS, TOKENIZER, trained
 
 from pipelines.config.training import GoalSettings
 from pipelines.sft.examples import corpus_examples, document_prompts
-from pipelines.sft.goal import Goal, hold_out
+from pipelines.sft.goal import Goal, set_aside
 
 
 def test_rows_that_measure_are_not_trained_on_and_do_not_depend_on_the_order():
     goal = GoalSettings(solved={"math": 0.5}, problems=8)
-    kept, held = hold_out(PROBLEMS, goal)
+    kept, held = set_aside(PROBLEMS, goal)
     assert len(held) == 8 and {p.domain for p in held} == {"math"}
     assert {p.problem_id for p in kept} | {p.problem_id for p in held} == {p.problem_id for p in PROBLEMS}
     assert not {p.problem_id for p in kept} & {p.problem_id for p in held}
-    assert {p.problem_id for p in hold_out(PROBLEMS[::-1], goal)[1]} == {p.problem_id for p in held}
-    assert hold_out(PROBLEMS, None) == (PROBLEMS, [])
+    assert {p.problem_id for p in set_aside(PROBLEMS[::-1], goal)[1]} == {p.problem_id for p in held}
+    assert set_aside(PROBLEMS, None) == (PROBLEMS, [])
 
 
 def test_training_goes_on_until_the_goal_is_reached_and_no_longer(tmp_path):
@@ -49,8 +49,8 @@ def test_the_loss_counts_documents_or_solutions():
     solutions, left_out = corpus_examples(TOKENIZER, PROBLEMS, 256, "solution")
     prompts = document_prompts(TOKENIZER, PROBLEMS)
     assert left_out == 0 and [e.ids for e in whole] == [e.ids for e in solutions]
-    assert {e.start for e in whole} == {1}
-    assert [e.start for e in solutions] == [len(prompt) for prompt in prompts]
+    assert {e.spans[0][0] for e in whole} == {1}
+    assert [e.spans[0][0] for e in solutions] == [len(prompt) for prompt in prompts]
     for example, problem in zip(solutions, PROBLEMS, strict=True):
-        assert TOKENIZER.decode(example.ids[: example.start]) == f"{problem.prompt}\n"
-        assert TOKENIZER.decode(example.ids[example.start :]).startswith("<think>")
+        assert TOKENIZER.decode(example.ids[: example.spans[0][0]]) == f"{problem.prompt}\n"
+        assert TOKENIZER.decode(example.ids[example.spans[0][0] :]).startswith("<think>")

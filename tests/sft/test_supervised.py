@@ -33,7 +33,7 @@ def test_the_loss_counts_the_response_only():
     examples, left_out = chat_examples(TOKENIZER, PROBLEMS, 256)
     assert (len(examples), left_out) == (180, 0)
     for example, problem in zip(examples, PROBLEMS, strict=True):
-        prompt, response = TOKENIZER.decode(example.ids[: example.start]), TOKENIZER.decode(example.ids[example.start :])
+        prompt, response = TOKENIZER.decode(example.ids[: example.spans[0][0]]), TOKENIZER.decode(example.ids[example.spans[0][0] :])
         assert prompt == f"<|user|>{problem.prompt}<|end|><|assistant|>"
         assert response.startswith("<think>") and response.endswith("<|end|>")
         assert problem.answer in response
@@ -83,18 +83,18 @@ def test_micro_batches_change_neither_loss_nor_gradient():
 
     def seen(size):
         model = tiny_model(TINY, TOKENIZER, 1)
-        loss, count = loop.gradients(model, examples, LanguageModellingSettings(micro_batch=size))
-        return loss, count, torch.cat([p.grad.flatten() for p in model.parameters()])
+        loss = loop.gradients(model, examples, LanguageModellingSettings(**size))
+        return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    whole, wholes, gradient = seen(10)
-    for size in (1, 3):
-        loss, count, found = seen(size)
-        assert loss == pytest.approx(whole, rel=1e-6) and count == wholes
+    whole, gradient = seen({"micro_batch": 10})
+    for size in ({"micro_batch": 1}, {"micro_batch": 3}, {"micro_tokens": 100}):
+        loss, found = seen(size)
+        assert loss == pytest.approx(whole, rel=1e-6)
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_every_example_once_per_epoch_in_an_order_of_its_own():
-    examples = [Example(list(range(n % 17 + 2)), 1) for n in range(333)]
+    examples = [Example.after(list(range(n % 17 + 2)), 1) for n in range(333)]
     first, again, second = ([id(e) for b in batches(examples, 16, 1, "p", epoch) for e in b] for epoch in (0, 0, 1))
     assert sorted(first) == sorted(map(id, examples))
     assert first == again != second
@@ -182,5 +182,5 @@ def test_a_gradient_that_is_not_finite_stops_it_before_the_weights(tmp_path, fac
         train(tmp_path, model=model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     kept = torch.load(tmp_path / "not-finite-00000001.pt")
-    assert len(kept["ids"]) == len(kept["start"]) == 16
+    assert len(kept["ids"]) == len(kept["spans"]) == 16
     assert train(tmp_path)[0][0][0] == 1, "the next run begins with that step"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting
+from pipelines.models import ranks
 from pipelines.models.scoring import Score, chosen, pad
-from pipelines.rl import ranks
 from pipelines.rl.inputs.step import Actor, Step, scored
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.generation import Generator, Sample, respond
+from pipelines.models import ranks
 from pipelines.records import GUIDE, Outcome, Trajectory, one_turn
-from pipelines.rl import ranks
 from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
 from pipelines.rl.answering import trainable
 from pipelines.rl.recompose.recomposition import Recomposition

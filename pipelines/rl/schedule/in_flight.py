@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from pipelines.generation import Engine, Said
+from pipelines.models import ranks
 from pipelines.models.sharding import weights
 from pipelines.records import Problem, Trajectory
-from pipelines.rl import ranks
 from pipelines.rl.answering import Group
 from pipelines.rl.clock import Clock
 from pipelines.rl.episodes import Task

@@ -11,9 +11,9 @@ from pipelines.config.common import GenerationSettings
 from pipelines.config.rl import RlStage
 from pipelines.errors import InfrastructureError
 from pipelines.generation import Blocking, Generator, Progress, Request, Sample, serving
+from pipelines.models import ranks
 from pipelines.models.adapters import plain_weights
 from pipelines.records import Outcome, Problem, Trajectory
-from pipelines.rl import ranks
 from pipelines.rl.account import episodes
 from pipelines.rl.answering import Answering
 from pipelines.rl.clock import Clock
