@@ -32,7 +32,8 @@ def text(params: Params, stages: Graph) -> str:
         "outs": [{paths.IDENTITY.as_posix(): {"cache": False}}],
     }
     written = {CODE: code, **{name: _stage(stage, params) for name, stage in stages.items()}}
-    return HEAD + yaml.safe_dump({"stages": written}, sort_keys=False, width=150, allow_unicode=True)
+    artifacts = {stage.name: _artifact(stage, params) for stage in stages.values() if stage.model}
+    return HEAD + yaml.safe_dump({"stages": written, "artifacts": artifacts}, sort_keys=False, width=150, allow_unicode=True)
 
 
 def write(project: Path, params: Params, stages: Graph) -> None:
@@ -50,6 +51,12 @@ def refuse_another(project: Path, params: Params, stages: Graph) -> None:
     """
     if (project / paths.GRAPH).read_text() != text(params, stages):
         raise UserError(f"{paths.GRAPH} is not what params.yaml says; `dvc repro` or `touchstone run` brings it in line and runs what has changed")
+
+
+def _artifact(stage: Stage, params: Params) -> dict[str, Any]:
+    """A model as `dvc artifacts get` and `dvc.api` know it."""
+    labels = [stage.kind, *(["candidate"] if stage.name == params.evaluation.gate.candidate else [])]
+    return {"path": paths.model(stage.name).relative_to(paths.GRAPH.parent).as_posix(), "type": "model", "labels": labels}
 
 
 def _named(stage: Stage) -> str:
