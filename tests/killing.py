@@ -33,7 +33,7 @@ from pipelines.generation import torch_engine
 from pipelines.models import checkpoints, optimisation
 from pipelines.rl import ledger, train as loop, update
 from pipelines.sft import train as supervised
-from pipelines.stages import ENTRIES
+from pipelines.stages import ENTRIES, trained
 
 root, given, stage = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
 module = importlib.import_module(ENTRIES[given["kind"]][0])
@@ -70,7 +70,7 @@ TARGETS = {
     "report": lambda: at_call(loop, "report", 4),
     "saved": lambda: at_call(checkpoints.Checkpoints, "save", 2),
     "final": lambda: at_call(checkpoints.Checkpoints, "save", int(sys.argv[4])),
-    "model": lambda: at_call(module, "save_policy", 1),
+    "model": lambda: at_call(module if hasattr(module, "save_policy") else trained, "save_policy", 1),
     "copied": lambda: at_call(module, "replacing_folder", 1),
     "metrics": lambda: at_call(main, "write_json", 1),
     "plot": lambda: at_call(main, "write_plot", 1),
