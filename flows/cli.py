@@ -43,6 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overlay", type=Path, help="YAML file with the keys to change")
     sub = add("migrate", migrate, "rewrite a params file, or an overlay, of an earlier form; comments stay")
     sub.add_argument("file", type=Path, nargs="?", help="default: params.yaml of the project")
+    sub = add("sweep", sweep, "run every combination of edits of params.yaml as an experiment of DVC, and compare what comes out")
+    sub.add_argument("edits", nargs="+", metavar="KEY=VALUE,VALUE", help="a key of params.yaml and its values, such as stages.math.recipe=grpo,dapo")
+    sub.add_argument("--name", default="sweep", help="experiments are called NAME-DIGEST; default: sweep")
+    sub.add_argument("--model", help="the model that is compared; default: the candidate of evaluation.gate")
     sub = add("lineage", lineage, "the chain from a model or file back to its rows and source files")
     sub.add_argument("path", type=Path, help="a model folder, or any file or folder under data/")
     sub.add_argument("--verify", action="store_true", help="recompute every digest; exit code 1 names the first link that does not hold")
@@ -124,6 +128,21 @@ def migrate(options: argparse.Namespace) -> int:
     left = [name for name in ("dvc.lock", "data/difficulty", "data/synthesis", "data/manifests/rl") if (file.parent / name).exists()]
     if left:
         print(f"nothing reads {', '.join(left)} any more; delete what you do not want to keep")
+    return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    from flows.tools.evaluation import compared
+    from tasks import experiments, settings
+
+    project = settings.root()
+    model = options.model or settings.params(project).evaluation.gate.candidate
+    found = {}
+    for point, experiment in experiments.sweep(project, options.name, experiments.grid(options.edits)):
+        said = ", ".join(f"{key} {value}" for key, value in point.items())
+        print(f"{experiment}: {said}", flush=True)
+        found[said] = experiments.samples(project, experiment, model)
+    print("\n".join(compared(found)))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,26 @@ def apply(params: Path, overlay: Path, root: Path | None = None) -> list[Change]
         except UserError as error:
             raise UserError(f"{error}\n{params.name} is left as it was") from None
     return told
+
+
+def with_values(text: str, values: Mapping[str, Any]) -> str:
+    """The text of a params file, with these values in place of its own; what stays keeps its comments and its lines."""
+    yaml = _yaml()
+    document = yaml.load(text)
+    _become(document, values)
+    written = io.StringIO()
+    yaml.dump(document, written)
+    return written.getvalue()
+
+
+def _become(into: Any, values: Mapping[str, Any]) -> None:
+    for key in [key for key in into if key not in values]:
+        del into[key]
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
+            _become(into[key], value)
+        elif key not in into or into[key] != value:
+            into[key] = value
 
 
 def _yaml() -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines import paths
 from pipelines.store import read_json
+from tasks import experiments
 from tasks.tracking import CHAMPION, StageRun, registered
 
 
@@ -30,6 +31,9 @@ def promote(run: StageRun, models: Mapping[str, str], files: Callable[[str], Map
     """
     gate: dict[str, Any] = read_json(run.tracker.project / paths.SCORES)["gate"]
     model = gate["candidate"]
+    if experiments.is_copy(run.tracker.project):
+        applied = f"an experiment moves no alias: `dvc exp apply`, then `touchstone run --force evaluation`, makes {model} the champion"
+        return Decision(model, False, tuple(gate["decided_by"]), (*gate["reasons"], *([applied] if gate["passed"] else [])))
     if gate["passed"]:
         version = run.tracker.version(model, models[model]) or run.register(model, models[model], files(model))
         run.tracker.client.set_registered_model_alias(registered(model), CHAMPION, version.version)

@@ -21,6 +21,7 @@ from pipelines import paths
 from pipelines.config import Params
 from pipelines.errors import UserError
 from pipelines.graph import Graph
+from tasks import experiments
 
 HOST = "127.0.0.1"
 
@@ -34,10 +35,13 @@ def root() -> Path:
     if given := os.environ.get("TOUCHSTONE_ROOT"):
         if not (Path(given) / "dvc.yaml").is_file():
             raise UserError(f"TOUCHSTONE_ROOT: {given} holds no dvc.yaml")
-        return Path(given).resolve()
+        found = Path(given).resolve()
+        experiments.adopt(found)
+        return found
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file() and (folder / paths.PARAMS).is_file():
+            experiments.adopt(folder)
             return folder
     raise UserError(f"{here}: no project here or above (a folder with dvc.yaml and params.yaml); go to one or set TOUCHSTONE_ROOT")
 
@@ -63,9 +67,9 @@ def mlflow_port() -> int:
 
 
 def mlflow_uri(project: Path) -> str:
-    """Absolute tracking URI: MLflow's own default depends on the working directory."""
+    """Absolute tracking URI: MLflow's own default depends on the working directory. Experiments of DVC are tracked beside the project's own runs."""
     given = os.environ.get("TOUCHSTONE_MLFLOW_URI") or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{project / paths.STATE / 'mlflow.db'}"
+    return given or f"sqlite:///{experiments.home(project) / paths.STATE / 'mlflow.db'}"
 
 
 def params(project: Path) -> Params:

@@ -1,7 +1,8 @@
 """MLflow: a run per pipeline run, a child run per stage, every trained model a version of a registered model.
 
 Registered models are named touchstone-<model> (touchstone-sft, touchstone-merged, ...). The newest version bears the alias
-`candidate`; `promotion.py` gives `champion`. A version bears DVC's digest of its weights, and its files are in MLflow's artifact store:
+`candidate`; `promotion.py` gives `champion`; what an experiment of DVC makes bears none.
+A version bears DVC's digest of its weights, and its files are in MLflow's artifact store:
 hard links to DVC's cache where the store is a folder on the same disk, which takes no space of their own and outlives `dvc gc`, a copy on
 another disk, and an upload to a server. So a version's files never change, whatever the work tree holds. All goes through a client with
 an explicit address, because MLflow's default depends on the working directory.
@@ -23,7 +24,7 @@ from typing import Any
 
 from pipelines import paths
 from pipelines.lineage.manifests import git_state
-from tasks import processes, settings
+from tasks import experiments, processes, settings
 
 EXPERIMENT = "touchstone"
 BATCH = 1000
@@ -54,7 +55,7 @@ class Tracker:
         found = client.get_experiment_by_name(EXPERIMENT)
         if found:
             return cls(project, client, found.experiment_id)
-        artifacts = (project / paths.STATE / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        artifacts = (experiments.home(project) / paths.STATE / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
         return cls(project, client, client.create_experiment(EXPERIMENT, artifact_location=artifacts))
 
     @contextmanager
@@ -75,13 +76,16 @@ class Tracker:
         if found:
             return found[0].info.run_id
         tags = {"touchstone.kind": "pipeline", "touchstone.session": session, **self._origin()}
-        return self.client.create_run(self.experiment, run_name="post-training", tags=tags).info.run_id
+        return self.client.create_run(self.experiment, run_name=tags.get("dvc.exp", "post-training"), tags=tags).info.run_id
 
     def bury(self) -> None:
-        """End the runs that a kill -9 left open. The project's lock says that none is at work; a shared server has others' too."""
-        if settings.mlflow_uri(self.project).startswith(f"sqlite:///{self.project}"):
+        """End the runs that a kill -9 left open. The project's lock says that none is at work here, and where a folder is gone none is; a shared
+        server has others' too."""
+        if settings.mlflow_uri(self.project).startswith(f"sqlite:///{experiments.home(self.project)}"):
             for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
-                self.client.set_terminated(run.info.run_id, "KILLED")
+                folder = Path(run.data.tags.get("touchstone.folder", self.project))
+                if folder == self.project or not folder.exists():
+                    self.client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager
     def closing(self, run: str) -> Iterator[None]:
@@ -103,7 +107,9 @@ class Tracker:
     def _origin(self) -> dict[str, str]:
         state = git_state(self.project)
         commit, dirty = state["git_commit"] or "none", str(bool(state["dirty"])).lower()
-        return {"git.commit": commit, "git.dirty": dirty, "mlflow.source.git.commit": commit, "mlflow.source.name": "touchstone"}
+        experiment = {"dvc.exp": os.environ.get("DVC_EXP_NAME", self.project.name)} if experiments.is_copy(self.project) else {}
+        about = {"git.commit": commit, "git.dirty": dirty, "mlflow.source.git.commit": commit, "mlflow.source.name": "touchstone"}
+        return about | experiment | {"touchstone.folder": str(self.project)}
 
     def version(self, model: str, digest: str, run: str | None = None) -> Any | None:
         """The newest registered version of `model` with exactly these weights, of `run` if one is given."""
@@ -222,7 +228,8 @@ class StageRun:
         digest: DVC's, of the model's folder. files: name -> file that holds its content and never changes.
         """
         version = self.tracker.version(model, digest, self.id) or self._add_version(model, digest, files)
-        self.tracker.client.set_registered_model_alias(registered(model), CANDIDATE, version.version)
+        if not experiments.is_copy(self.tracker.project):
+            self.tracker.client.set_registered_model_alias(registered(model), CANDIDATE, version.version)
         return version
 
     def _add_version(self, model: str, digest: str, files: Mapping[str, Path]) -> Any:

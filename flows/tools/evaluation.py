@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,13 +183,38 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     print(f"A = {options.a}, B = {options.b}; 'better' says that A is")
     columns = ("benchmark", "metric", "problems", "A", "B", "A - B", "95 % interval", "p", "Holm p", "test", "")
-    cells = [columns, *(_row(d, about[d["benchmark"]]) for d in judged)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells))
+    print("\n".join(_aligned([columns, *(_row(d, about[d["benchmark"]]) for d in judged)])))
     for name, result in about.items():
         if result["left_out"]:
             print(f"{name}: {result['left_out']} problems left out, which one of the two was not judged on often enough")
     return 0
+
+
+def compared(found: Mapping[str, Mapping[str, Any]], seed: int = 1) -> Iterator[str]:
+    """Each of several against the first, problem by problem: lines of a table. found: name -> benchmark -> samples."""
+    from pipelines.evaluation.scores import judge_together, score_benchmark
+
+    first, *others = found
+    shared = [name for name in found[first] if all(name in found[other] for other in others)]
+    pairs = [(other, first) for other in others]
+    about = {name: score_benchmark({of: tables[name] for of, tables in found.items()}, [1], pairs, RESAMPLES, seed, name) for name in shared}
+    yield f"pass@1, each against {first}; p is corrected over all of them (Holm)"
+    cells = [("benchmark", "point", "pass@1", "difference", "95 % interval", "p", "Holm p", "")]
+    for name in shared:
+        cells.append((name, first, f"{about[name]['models'][first]['pass_at_k']['1']['mean']:.4f}", "", "", "", "", ""))
+        for d in judge_together([d for result in about.values() for d in result["differences"]]):
+            if d["benchmark"] == name:
+                mean = about[name]["models"][d["model"]]["pass_at_k"]["1"]["mean"]
+                interval = f"{d['low']:+.4f} to {d['high']:+.4f}"
+                cells.append((name, d["model"], f"{mean:.4f}", f"{d['mean']:+.4f}", interval, f"{d['p']:.4f}", f"{d['p_holm']:.4f}", d["verdict"]))
+    yield from _aligned(cells)
+
+
+def _aligned(cells: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Rows of a table, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _row(d: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,147 @@
+"""DVC's experiments: edits of params.yaml that run in a temporary copy of the project, and what of them outlives the copy.
+
+`dvc exp run --temp` and DVC's queue copy the project's commit below `.dvc/tmp/exps`, run it there and remove it. Data and models go to DVC's cache,
+which the copy shares. Journals, checkpoints and MLflow's runs would go with the copy, so its `.touchstone` is a link into that of the project, to a
+folder named by what params.yaml says: the same edits go on from the same checkpoints. An experiment registers its models and moves no alias.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from pipelines import paths
+from pipelines.config import read_yaml
+from pipelines.errors import UserError
+from pipelines.store import replacing, write_json
+
+COPIES = (".dvc", "tmp", "exps")
+"""Where in a project DVC makes its copies."""
+EXPERIMENTS = paths.STATE / "experiments"
+"""<digest of params.yaml>/: the `.touchstone` of a copy."""
+SWEEPS = paths.STATE / "sweeps"
+"""<name>.json: the points of a sweep."""
+
+Point = dict[str, Any]
+"""Dotted key of params.yaml -> its value."""
+
+
+def home(project: Path) -> Path:
+    """The project that DVC has copied here for an experiment; of one that is no copy, itself."""
+    for folder in project.parents:
+        if folder.parts[-len(COPIES) :] == COPIES:
+            return folder.parents[len(COPIES) - 1]
+    return project
+
+
+def is_copy(project: Path) -> bool:
+    return home(project) != project
+
+
+def adopt(project: Path) -> None:
+    """Have the state of a copy outlive it, and its params.yaml look as in the commit, whose lines DVC has broken anew as it edited."""
+    state = project / paths.STATE
+    if not is_copy(project) or state.exists():
+        return
+    values = read_yaml(project / paths.PARAMS)
+    committed = subprocess.run(["git", "show", f"HEAD:{paths.PARAMS}"], cwd=project, capture_output=True, text=True, check=False).stdout
+    if committed:
+        from tasks import overlays  # with all that checks params
+
+        with replacing(project / paths.PARAMS) as temporary:
+            temporary.write_text(overlays.with_values(committed, values))
+    kept = home(project) / EXPERIMENTS / hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    kept.mkdir(parents=True, exist_ok=True)
+    state.symlink_to(kept)
+
+
+def grid(edits: Sequence[str]) -> list[Point]:
+    """Every combination of `KEY=VALUE,VALUE,...`, the first values first.
+
+    Raises:
+        UserError: an edit that is none, or a key twice.
+    """
+    axes: dict[str, list[Any]] = {}
+    for edit in edits:
+        key, equals, values = edit.partition("=")
+        try:
+            axis = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            axis = []
+        if not (key and equals and axis) or key in axes:
+            raise UserError(f"'{edit}': expected KEY=VALUE,VALUE,... with a key of params.yaml, each once, such as stages.math.recipe=grpo,dapo")
+        axes[key] = axis
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def named(sweep: str, point: Point) -> str:
+    """Name of the experiment of a point."""
+    return f"{sweep}-{hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:6]}"
+
+
+def sweep(project: Path, name: str, points: Sequence[Point]) -> Iterator[tuple[Point, str]]:
+    """Run every point that has not run from this commit, and say of each which experiment it is.
+
+    Raises:
+        UserError: an experiment fails; those before it stay, and the same sweep goes on from there.
+    """
+    write_json(project / SWEEPS / f"{name}.json", [{"experiment": named(name, point), "params": point} for point in points])
+    for point in points:
+        experiment = named(name, point)
+        if experiment not in _there(project):
+            edits = [word for key, value in point.items() for word in ("-S", f"++{key}={_written(value)}")]
+            _dvc(project, "exp", "run", "--temp", "--name", experiment, *edits)
+        yield point, experiment
+
+
+def samples(project: Path, experiment: str, model: str) -> dict[str, Any]:
+    """Benchmark -> what an experiment's model answered, from DVC's cache.
+
+    Raises:
+        UserError: the experiment has not evaluated it.
+    """
+    from dvc.api import DVCFileSystem
+
+    from pipelines.evaluation.samples import read_samples
+
+    files = DVCFileSystem(str(project), rev=experiment)
+    folder = (paths.SAMPLES / model).as_posix()
+    if not files.isdir(folder):
+        raise UserError(f"{experiment}: it has not evaluated a model '{model}'")
+    with TemporaryDirectory() as taken:
+        files.get(folder, taken, recursive=True)
+        return {path.stem: read_samples(path) for path in sorted(Path(taken).rglob("*.parquet"))}
+
+
+def _there(project: Path) -> list[str]:
+    """Names of the experiments from this commit."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=project, capture_output=True, text=True, check=False)
+    return done.stdout.split()
+
+
+def _dvc(project: Path, *arguments: str) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=project, env=environment, check=False)
+    if done.returncode:
+        raise UserError(f"dvc {' '.join(arguments)}: it failed; what it said stands above")
+
+
+def _written(value: Any) -> str:
+    """A value in the words of DVC's `-S`."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return json.dumps(value)
