@@ -35,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     changed = sub.add_mutually_exclusive_group()
     changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
-    add("check", check, "check all of params.yaml and say what a run would do, stage by stage; nothing runs")
+    sub = add("check", check, "check all of params.yaml and say what a run would do, stage by stage; nothing runs")
+    sub.add_argument("--mermaid", action="store_true", help="only draw the graph, in Mermaid's words")
     add("up", up, "start a lasting Prefect server and the MLflow UI on loopback")
     add("down", down, "stop what `up` started")
     add("serve", serve, "serve the deployments of prefect.yaml until Ctrl-C, so that the Prefect UI or a schedule can start runs")
@@ -80,8 +81,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
+    from pipelines import graph
     from tasks import describing, settings
 
+    if options.mermaid:
+        print(describing.mermaid(graph.graph(settings.params(settings.root()))))
+        return 0
     for line in describing.plan(settings.root()):
         print(line)
     return 0

@@ -47,6 +47,13 @@ def drawn(stages: Graph) -> str:
     return " -> ".join(", ".join(name for name in depth if depth[name] == level) for level in range(1, max(depth.values()) + 1))
 
 
+def mermaid(stages: Graph) -> str:
+    """The graph as a drawing in Mermaid's words, an arrow for each stage that another reads; the report, which reads all, is left out."""
+    shown = [name for name in stages if name != "report"]
+    arrows = [f"    {one} --> {other}" for one in shown for other in shown if stages[one].feeds(stages[other])]
+    return "\n".join(["graph LR", *arrows])
+
+
 def _state(answer: versioning.Answer, above: list[str]) -> str:
     """Whether the stage runs, and why."""
     if answer.state == "current":

@@ -122,3 +122,9 @@ def test_stages_that_need_not_wait_for_each_other_stand_side_by_side():
     params = load(mini_project.REPOSITORY / "params.yaml")
     drawn = "sources -> curation -> base -> sft -> difficulty -> synthesis -> code, math -> merged -> evaluation -> report"
     assert describing.drawn(graph.graph(params)) == drawn
+
+
+def test_readme_draws_the_graph_of_params():
+    drawn = describing.mermaid(graph.graph(load(mini_project.REPOSITORY / "params.yaml")))
+    assert f"```mermaid\n{drawn}\n```" in (mini_project.REPOSITORY / "README.md").read_text()
+    assert "    sft --> math" in drawn and "report" not in drawn
