@@ -37,7 +37,7 @@ class Repro:
 
     def __call__(self, *arguments):
         command = [sys.executable, "-m", "dvc", "repro", *(stage if stage.startswith("-") else f"data/dvc.yaml:{stage}" for stage in arguments)]
-        return subprocess.run(command, cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(command, cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def append(file, text):
@@ -78,9 +78,9 @@ def test_what_is_edited_while_dvc_runs_a_stage_is_not_recorded(repro, ports):
     mini_project.write_params(project, mini_project.params_with(sources__train__stories__count=50_000))
     url = f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api"
     process = mini_project.start(project, str(mini_project.BIN / "dvc"), "repro", "data/dvc.yaml:sources", PREFECT_API_URL=url)
-    mini_project.wait_until(lambda: mini_project.stage_processes(project) and list((project / "data").glob(".sources.part/*")), 60)
+    mini_project.wait_until(lambda: mini_project.stage_processes(project) and list((project / "data").glob(".sources.part/*")), 120)
     append(project / "pipelines/sources/arithmetic.py", "LIMIT = 3\n")
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "sources: pipelines/sources/arithmetic.py changed while the stage ran" in out + error
     assert read_yaml(project / "data/dvc.lock")["stages"]["sources"] == locked
