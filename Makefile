@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: run test check lint repro install install-vllm install-harnesses lock clean
+.PHONY: run test test-long check lint repro install install-vllm install-harnesses lock clean
 
 run: $(INSTALLED) bubblewrap
 	@$(BIN)/touchstone run
@@ -21,7 +21,11 @@ repro: $(INSTALLED) bubblewrap
 	@$(BIN)/dvc repro
 
 test: $(INSTALLED) bubblewrap lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not long" $(PYTEST_FLAGS)
+
+# What repeats a behaviour at more points: more instants of kill -9, more shapes, more rows.
+test-long: $(INSTALLED) bubblewrap
+	$(BIN)/python -m pytest -m long $(PYTEST_FLAGS)
 
 # The fast part: everything but what starts whole pipelines, many processes or long training.
 SLOW := tests/flows tests/rl tests/curation tests/merging tests/verifiers/test_verifiers_attacks.py tests/verifiers/test_verifiers_code.py \
@@ -29,7 +33,7 @@ SLOW := tests/flows tests/rl tests/curation tests/merging tests/verifiers/test_v
 check: $(INSTALLED) bubblewrap
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(addprefix --ignore=,$(SLOW))
+	$(BIN)/python -m pytest -m "not long" $(PYTEST_FLAGS) $(addprefix --ignore=,$(SLOW))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -24,8 +24,7 @@ def plan(project: Path) -> Iterator[str]:
     versioning.align(project, loaded, stages)
     yield drawn(stages)
     running: list[str] = []
-    for name, stage in stages.items():
-        answer = versioning.look(project, stage)
+    for (name, stage), answer in zip(stages.items(), list(versioning.look_all(project, stages.values())), strict=True):
         above = [other for other in running if stages[other].feeds(stage)]
         yield f"{name}: {_state(answer, above)}"
         if answer.state == "stale" or above:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +70,20 @@ def _repository(project: Path) -> Iterator[Any]:
         raise UserError(f"DVC: {error}{cause}") from error
 
 
-def look(project: Path, stage: Stage) -> Answer:
-    """What `settle_all` would say, with nothing checked out and nothing recorded."""
+def look_all(project: Path, stages: Iterable[Stage]) -> Iterator[Answer]:
+    """What `settle_all` would say of each stage, with nothing checked out and nothing recorded."""
     with _repository(project) as repository, repository.lock:
-        found = _load(repository, stage.name)
-        edited = identity.changed_since_written(project, stage.kind)
-        reasons = _changes(project, stage, found) or tuple(edited)
-        return Answer(stage.name, "current" if not reasons else "restored" if not edited and _in_cache(repository, found) else "stale", reasons)
+        found = _by_name(repository)
+        for stage in stages:
+            edited = identity.changed_since_written(project, stage.kind)
+            reasons = _changes(project, stage, found[stage.name]) or tuple(edited)
+            state = "current" if not reasons else "restored" if not edited and _in_cache(repository, found[stage.name]) else "stale"
+            yield Answer(stage.name, state, reasons)
+
+
+def _by_name(repository: Any) -> dict[str, Any]:
+    """All stages of data/dvc.yaml. One by one, the file would be read again for each."""
+    return {stage.name: stage for stage in repository.index.stages if stage.path_in_repo == paths.GRAPH.as_posix()}
 
 
 def settle_all(project: Path, stages: Sequence[Stage], forced: Sequence[str] = ()) -> list[Answer]:
@@ -85,8 +92,7 @@ def settle_all(project: Path, stages: Sequence[Stage], forced: Sequence[str] = (
     identity.write(project)
     answers: list[Answer] = []
     with _repository(project) as repository, repository.lock:
-        every = [each for each in repository.index.stages if each.path_in_repo == paths.GRAPH.as_posix()]
-        found = {each.name: each for each in every}  # one by one, the file is read again for each
+        found = _by_name(repository)
         _record_code(found[dvc_graph.CODE])
         for stage in stages:
             answers.append(_settle(project, repository, stage, found[stage.name], stage.name in forced))

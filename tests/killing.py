@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -35,11 +38,7 @@ from pipelines.rl import ledger, train as loop, update
 from pipelines.sft import train as supervised
 from pipelines.stages import ENTRIES, trained
 
-root, given, stage = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
-module = importlib.import_module(ENTRIES[given["kind"]][0])
-counted_steps = open(root / "steps", "ab", buffering=0)
-
-def count(owner):
+def count(owner, counted_steps):
     """Every optimiser step leaves a byte."""
     real = owner.update
     def counted(*arguments, **named):
@@ -68,8 +67,7 @@ TARGETS = {
     "rollouts": lambda: at_call(loop, "write_trajectories", 3),
     "torn rollouts": lambda: at_call(store, "write_table", 3, begun),
     "report": lambda: at_call(loop, "report", 4),
-    "saved": lambda: at_call(checkpoints.Checkpoints, "save", 2),
-    "final": lambda: at_call(checkpoints.Checkpoints, "save", int(sys.argv[4])),
+    **{f"saved {number}": lambda number=number: at_call(checkpoints.Checkpoints, "save", number) for number in (2, 3, 4)},
     "model": lambda: at_call(module if hasattr(module, "save_policy") else trained, "save_policy", 1),
     "copied": lambda: at_call(module, "replacing_folder", 1),
     "metrics": lambda: at_call(main, "write_json", 1),
@@ -79,14 +77,21 @@ TARGETS = {
     "wave": lambda: at_call(module, "_wave", 3),
 }
 
-def start(target=None):
+def start(root, stage, environment, target=None):
+    global module
+    counted_steps = open(root / "steps", "wb", buffering=0)
     child = os.fork()
     if child:
+        counted_steps.close()
         return child
     try:
+        os.environ.clear()
+        os.environ.update(environment)
         torch.set_num_threads(2)  # what a user has; more than one is where gradients could differ
         os.setsid()
-        count(update), count(supervised)
+        given = json.loads((root / "given.json").read_text())
+        module = importlib.import_module(ENTRIES[given["kind"]][0])
+        count(update, counted_steps), count(supervised, counted_steps)
         if target:
             TARGETS[target]()
         main.run(stage, root, given, "cpu")
@@ -97,38 +102,46 @@ def start(target=None):
 
 print("ready", flush=True)
 for line in sys.stdin:
-    kind, value = line.strip().split(" ", 1)
-    counted_steps.truncate(0)
+    kind, value, root, stage, environment = json.loads(line)
     began = time.monotonic()
-    child = start(value if kind == "target" else None)
+    child = start(Path(root), stage, environment, value if kind == "target" else None)
     if kind == "after":
-        time.sleep(float(value))
+        time.sleep(value)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status), time.monotonic() - began, flush=True)
+os._exit(0)  # what was imported takes seconds to be torn down
 '''
 
 
+@functools.cache
+def warm() -> subprocess.Popen[str]:
+    """The process that has imported everything and forks all stages of these tests; it ends when this one closes its pipe."""
+    process = subprocess.Popen([sys.executable, "-c", STAGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    atexit.register(process.communicate)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def environment() -> dict[str, str]:
+    """What stages get. The number of threads is part of a resume."""
+    modules = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "2"}
+
+
 class Harness:
-    """Runs a stage in `root`, whose given.json holds {seed, settings}, in a process forked from one that has imported everything: to its
-    end, for some seconds, or to a place in the code. checkpoints: so many are saved, for the place `final`. environment: what the process
-    got; other processes of the same test take it too, since the number of threads is part of a resume."""
+    """Runs a stage in `root`, whose given.json holds what it is given, in a process forked from one that has imported everything: to its
+    end, for some seconds, or to a place in the code."""
 
-    def __init__(self, root: Path, stage: str, checkpoints: int = 4) -> None:
+    def __init__(self, root: Path, stage: str) -> None:
         self.root = root
-        modules = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-        self.environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "2"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", STAGE, root, root / "given.json", stage, str(checkpoints)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment,
-        )  # fmt: skip
-        assert self._process.stdout.readline() == "ready\n"
+        self.stage = stage
 
-    def __call__(self, kind: str, value: object = "-") -> tuple[int, float]:
+    def __call__(self, kind: str, value: str | float = "-") -> tuple[int, float]:
         """(signal that ended it, or 0; seconds)."""
-        self._process.stdin.write(f"{kind} {value}\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
+        warm().stdin.write(json.dumps([kind, value, str(self.root), self.stage, environment()]) + "\n")
+        warm().stdin.flush()
+        for line in warm().stdout:
             parts = line.split()
             if len(parts) == 2 and parts[0].lstrip("-").isdigit():  # else what the stage says
                 return int(parts[0]), float(parts[1])
@@ -137,11 +150,6 @@ class Harness:
     def steps(self) -> int:
         """Optimiser steps of the last run, those included that were lost."""
         return (self.root / "steps").stat().st_size
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(60)
-        self._process.stdout.close()
 
 
 class Killed(Exception):

@@ -1,5 +1,7 @@
 """A stage's manifest says which model answered its requests, and what: an endpoint's replies are an input like a file."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from chat_endpoint import Answer, serve
 
+import pipelines.__main__ as process
 from pipelines import graph, paths
 from pipelines.answered import Answered, enter, kept
 from pipelines.config.curation import CurationSettings
@@ -27,10 +30,14 @@ def stage(root, url=None, recorded=True, **settings):
     write_problems(root / paths.PROBLEMS, problems)
     write_problems(root / paths.BENCHMARKS / "held.parquet", [])
     write_json(root / "settings.json", graph.stage("curation", "curation", given).given(1))
-    variables = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | ({"TOUCHSTONE_TEACHER_URL": url} if url else {})
-    command = [sys.executable, "-m", "pipelines", "curation", "--settings", "settings.json", *([] if recorded else ["--keep-work"])]
-    done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr, read_manifests(root).get("curation")
+    command = ["curation", "--settings", str(root / "settings.json"), "--root", str(root), *([] if recorded else ["--keep-work"])]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        patch.setattr(process.signal, "signal", lambda *_: None)  # this process stays what it is
+        patch.delenv("TOUCHSTONE_TEACHER_URL", raising=False)
+        if url:
+            patch.setenv("TOUCHSTONE_TEACHER_URL", url)
+        code = process.main(command)
+    return code, said.getvalue(), read_manifests(root).get("curation")
 
 
 def rated(rating, model="wise-7b-2026"):

@@ -48,7 +48,9 @@ def test_every_pinned_package_imports():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_prefects_server_starts(tmp_path, monkeypatch):
+    """By itself; the tests of commands start it too."""
     (tmp_path / "tasks").symlink_to(ROOT / "tasks")
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))

@@ -18,7 +18,7 @@ WIDE = 49_152
 """Words of SmolLM2: the head runs in several chunks."""
 
 
-@pytest.fixture(params=THREADS)
+@pytest.fixture(params=[pytest.param(THREADS[0], marks=pytest.mark.long), *THREADS[1:]])
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -33,7 +33,7 @@ def gradients(model, ids, score) -> bytes:
     return b"".join(p.grad.numpy().tobytes() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("words", "prompts", "repeats"), [(300, 16, 12), (WIDE, 4, 3)])
+@pytest.mark.parametrize(("words", "prompts", "repeats"), [(300, 16, 8), (WIDE, 4, 3)])
 def test_one_batch_has_one_gradient(threads, words, prompts, repeats):
     architecture = DEFAULT if words != WIDE else DEFAULT.model_copy(update={"hidden_size": 64, "layers": 2})
     model = tiny_model(architecture, TOKENIZER, 1)

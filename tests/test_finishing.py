@@ -28,14 +28,11 @@ SETTINGS = {
 }
 
 
-def write(root: Path, stage: str, settings: Any) -> None:
-    """What the harness gives the stage."""
+def start(root: Path, stage: str, settings: Any = None) -> Harness:
+    """The stage in the harness, with what it is given."""
+    settings = settings or SETTINGS[stage]
     (root / "given.json").write_text(json.dumps(graph.stage(stage, getattr(settings, "kind", stage), settings).given(1)))
-
-
-def start(root: Path, stage: str) -> Harness:
-    write(root, stage, SETTINGS[stage])
-    return Harness(root, stage, checkpoints=3)
+    return Harness(root, stage)
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +42,24 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = list(problems(ArithmeticSource(kind="arithmetic", count=64), 1, "a", Path()))
     for path in paths.SPLITS.values():
         write_problems(root / path, rows)
-    harness = start(root, "base")
-    assert harness("end")[0] == 0
-    harness.close()
+    assert start(root, "base")("end")[0] == 0
     shutil.copytree(root / paths.BASE, root / paths.model("sft"))
     return root
 
 
 @pytest.fixture(scope="module", params=["base", "sft"])
-def training(request: pytest.FixtureRequest, project: Path):
-    """(stage, what a run that is left alone leaves, harness)."""
+def training(request: pytest.FixtureRequest, project: Path, tmp_path_factory: pytest.TempPathFactory):
+    """(stage, what a run that is left alone leaves, harness, the project killed after the last step, to be copied)."""
     stage = request.param
     harness = start(project, stage)
     forget(project, stage)
     assert harness("end")[0] == 0
     assert harness.steps() == STEPS
-    yield stage, left(project, stage), harness
-    harness.close()
+    alone = left(project, stage)
+    forget(project, stage)
+    assert harness("target", "model")[0] == signal.SIGKILL
+    assert harness.steps() == STEPS
+    return stage, alone, harness, shutil.copytree(project, tmp_path_factory.mktemp("done") / "p")
 
 
 def left(root: Path, stage: str) -> dict[str, bytes]:
@@ -76,9 +74,9 @@ def forget(root: Path, stage: str) -> None:
     (root / paths.manifest(stage)).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("place", ["saved", "final"])
+@pytest.mark.parametrize("place", ["saved 2", "saved 3"])
 def test_killed_while_training_it_trains_the_steps_since_the_last_checkpoint(project: Path, training, place: str) -> None:
-    stage, alone, harness = training
+    stage, alone, harness, _ = training
     forget(project, stage)
     assert harness("target", place)[0] == signal.SIGKILL
     trained = harness.steps()
@@ -89,12 +87,12 @@ def test_killed_while_training_it_trains_the_steps_since_the_last_checkpoint(pro
 
 @pytest.mark.parametrize("place", ["model", "metrics", "plot", "manifest", "clear"])
 def test_killed_while_finishing_it_trains_no_step_again(project: Path, training, place: str) -> None:
-    stage, alone, harness = training
+    stage, alone, harness, all_steps_done = training
     forget(project, stage)
-    assert harness("target", place)[0] == signal.SIGKILL
-    assert harness.steps() == STEPS
-    assert harness("end")[0] == 0
-    assert harness.steps() == 0
+    shutil.copytree(all_steps_done, project, dirs_exist_ok=True)
+    for kind, value, ended in (("target", place, signal.SIGKILL), ("end", "-", 0)):
+        assert harness(kind, value)[0] == ended
+        assert harness.steps() == 0
     assert left(project, stage) == alone
     assert not (project / paths.WORK / stage / paths.RESUME).exists()
 
@@ -116,7 +114,6 @@ def test_a_killed_grading_goes_on_after_its_last_wave(project: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in stored} == stored, "what was graded is not graded again"
     shutil.rmtree(project / paths.ROWS / "difficulty")
     assert harness("end")[0] == 0
-    harness.close()
     assert graded() == alone
     assert not resume.exists()
 
@@ -124,13 +121,9 @@ def test_a_killed_grading_goes_on_after_its_last_wave(project: Path) -> None:
 def test_other_settings_grade_anew(project: Path) -> None:
     harness = start(project, "difficulty")
     assert harness("target", "wave")[0] == signal.SIGKILL
-    harness.close()
     resume = project / paths.WORK / "difficulty" / paths.RESUME
     (first,) = resume.iterdir()
     other = SETTINGS["difficulty"].model_copy(update={"samples": 4})
-    write(project, "difficulty", other)
-    harness = Harness(project, "difficulty")
-    assert harness("target", "wave")[0] == signal.SIGKILL
-    harness.close()
+    assert start(project, "difficulty", other)("target", "wave")[0] == signal.SIGKILL
     (second,) = resume.iterdir()
     assert second != first

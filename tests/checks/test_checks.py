@@ -221,7 +221,7 @@ def test_tables_read_without_the_heavy_libraries_say_what_they_say_with_them():
 
 def test_a_table_that_needs_a_library_while_it_is_imported_is_read_with_it(tmp_path):
     """A method of the user's whose module computes with torch at once: the stand-ins cannot, so the real libraries are loaded."""
-    subprocess.run(["cp", "-r", str(ROOT / "pipelines"), str(tmp_path)], check=True)
+    subprocess.run(["cp", "-a", str(ROOT / "pipelines"), str(tmp_path)], check=True)
     module = tmp_path / "pipelines/rl/slots/clip.py"
     module.write_text(module.read_text() + "\nEPSILON = float(torch.finfo(torch.float32).eps) * 2\n")
     asked = json.dumps([{"key": "k", "about": "recipe", "name": "grppo", "overrides": {}, "kl_control": False}])

@@ -1,8 +1,8 @@
 """The same rows whatever runs the steps, however rows are cut into batches and shards, and after an interruption."""
 
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +12,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import curation
+from pipelines import paths
 from pipelines.config.curation import CurationSettings
 from pipelines.curation import engines, tables
 from pipelines.curation.run import curate_file
 from pipelines.curation.steps import Inputs
+from pipelines.progress import Journal
 from pipelines.records import Problem, problem_id
+from pipelines.stages import Context
+from pipelines.stages import curation as stage
 from pipelines.store import write_problems
 
 STEPS = ("normalise", "filters", "exact_dedup", "near_dedup", "decontaminate")
@@ -51,7 +54,7 @@ def run(rows: list[Problem], folder: Path, **settings: object) -> tuple[bytes, b
 
 
 def test_batches_shards_and_order_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = problems(120)
+    rows = problems(40)
     first = run(rows, tmp_path / "a")
     assert [entry["dropped"] > 0 for entry in first[2]] == [False, True, True, True, True]
     assert all(entry["kept"] + entry["dropped"] == entry["input"] for entry in first[2])
@@ -64,6 +67,7 @@ def test_batches_shards_and_order_leave_no_trace(tmp_path: Path, monkeypatch: py
         assert run(random.Random(number).sample(rows, len(rows)), tmp_path / f"b{number}") == first
 
 
+@pytest.mark.long
 def test_ray_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     monkeypatch.setattr(tables, "SHARD", 400)  # two tasks of each step, one for each worker
@@ -93,36 +97,45 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
-from pipelines import paths
-from pipelines.config.curation import CurationSettings
+sys.path[:0] = sys.argv[2:]
 from pipelines.curation import tables
-from pipelines.progress import Journal
-from pipelines.stages import Context
-from pipelines.stages.curation import run
-root, pause = Path(sys.argv[1]), float(sys.argv[2])
+from test_engines import run_stage
 annotate = tables.Annotate.__call__
 def slow(self, table):
     print("batch", flush=True)
-    time.sleep(pause)
+    time.sleep(0.3)
     return annotate(self, table)
 tables.Annotate.__call__ = slow
-settings = CurationSettings.model_validate({"steps": %r})
-run(Context("curation", root, 1, settings, root / "work", Journal(root / "work" / "journal.jsonl", "curation")))
+run_stage(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("batches", [1, 2, 3])
-def test_killed_in_a_pass_and_started_again(tmp_path: Path, batches: int) -> None:
-    from pipelines import paths
+def run_stage(root: Path) -> dict[str, bytes]:
+    """What the stage makes, name -> bytes."""
+    settings = CurationSettings.model_validate({"steps": STEPS})
+    stage.run(Context("curation", root, 1, settings, root / "work", Journal(root / "work" / "journal.jsonl", "curation")))
+    return {path.name: path.read_bytes() for path in (root / paths.CURATION).iterdir()}
 
-    script = INTERRUPTED % (list(STEPS),)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for root in (whole, killed):
-        write_problems(root / paths.PROBLEMS, problems())
-        write_problems(root / paths.BENCHMARKS / "held.parquet", HELD["held"])
-    environment = {**os.environ, "PYTHONPATH": str(Path(curation.__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", script, whole, "0"], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=60)
-    process = subprocess.Popen([sys.executable, "-c", script, killed, "0.3"], env=environment, stdout=subprocess.PIPE, text=True)
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sources") / "p"
+    write_problems(root / paths.PROBLEMS, problems())
+    write_problems(root / paths.BENCHMARKS / "held.parquet", HELD["held"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What nobody interrupts."""
+    return run_stage(Path(shutil.copytree(sources, tmp_path_factory.mktemp("whole") / "p")))
+
+
+@pytest.mark.parametrize("batches", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)])
+def test_killed_in_a_pass_and_started_again(tmp_path: Path, sources: Path, made: dict[str, bytes], batches: int) -> None:
+    killed = shutil.copytree(sources, tmp_path / "killed")
+    here = Path(__file__).parent
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, killed, here, here.parents[1]], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for _ in range(batches):
         assert process.stdout.readline() == "batch\n"
@@ -131,7 +144,5 @@ def test_killed_in_a_pass_and_started_again(tmp_path: Path, batches: int) -> Non
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     assert not (killed / paths.CURATION).exists()
-    subprocess.run([sys.executable, "-c", script, killed, "0"], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=60)
-    made = {path.name: path.read_bytes() for path in (whole / paths.CURATION).iterdir()}
-    assert {path.name: path.read_bytes() for path in (killed / paths.CURATION).iterdir()} == made
+    assert run_stage(killed) == made
     assert json.loads(made["ledger.json"])["input"] == len(problems())

@@ -55,7 +55,7 @@ def make(folder: Path, params: dict[str, Any] = PARAMS) -> Path:
         source, target = REPOSITORY / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+            shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("cache", "tmp", "*.tmp.*", "*.pyc.*"))
         else:
             shutil.copy(source, target)
     write_params(folder, params)
@@ -81,7 +81,7 @@ def params_with(**changes: Any) -> dict[str, Any]:
 
 def touchstone(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=600, check=False)
 
 
 def start(folder: Path, *command: str, **more: str) -> subprocess.Popen[str]:

@@ -40,7 +40,7 @@ def files(project):
     return {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and not set(own) & set(path.relative_to(project).parts)}
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", [pytest.param(door, marks=pytest.mark.long if door in ("run", "another stage of dvc repro") else ()) for door in DOORS])
 def test_a_wrong_name_is_refused_at_every_door_before_anything_runs(wrong, door):
     before = files(wrong)
     done = command(wrong, *DOORS[door])

@@ -66,9 +66,10 @@ def test_run_then_nothing_to_run(project, ports):
 
 def dvc(project, *arguments, **more):
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=project, env=mini_project.environment(**more), capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, cwd=project, env=mini_project.environment(**more), capture_output=True, text=True, timeout=240, check=True)
 
 
+@pytest.mark.long
 def test_dvc_repro_does_the_same(project, ports, tmp_path):
     """The lock of a project that DVC ran equals that of one that `touchstone run` ran; its stages share a parent run in MLflow."""
     mini_project.touchstone(project, "run", "--until", "curation", **ports)

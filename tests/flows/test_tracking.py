@@ -118,7 +118,7 @@ def server(tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("server"), mini_project.free_port()
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port)]
-    process = mini_project.start(folder, *command)
+    process = mini_project.start(folder, *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     try:
         mini_project.wait_until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/health"), 180)
         yield f"http://127.0.0.1:{port}"

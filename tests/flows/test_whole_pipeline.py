@@ -19,7 +19,7 @@ TINY = {
     "seed": 3,
     "sources": {
         "train": {
-            "stories": {"kind": "arithmetic", "count": 500, "levels": {1: 1}, "styles": {"direct": 1}},
+            "stories": {"kind": "arithmetic", "count": 300, "levels": {1: 1}, "styles": {"direct": 1}},
             "functions": {"kind": "functions", "count": 60, "levels": {1: 1}},
         },
         "benchmarks": {
@@ -30,12 +30,12 @@ TINY = {
     "curation": {"splits": {"base": 0.2, "sft": 0.6, "rl": 0.2}, "decontamination": {"rule": "containment"}},
     "base": {
         "architecture": {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "vocab_size": 500, "context": 128},
-        "train": {"epochs": 2, "batch_size": 16, "optimiser": {"name": "muon", "lr": 5e-3}},
+        "train": {"epochs": 1, "batch_size": 16, "optimiser": {"name": "muon", "lr": 5e-3}},
     },
     "stages": {
         "sft": {
             "kind": "sft", "init": "base", "data": "curation/sft",
-            "train": {"epochs": 8, "batch_size": 16, "optimiser": {"name": "muon", "lr": 5e-3}},
+            "train": {"epochs": 3, "batch_size": 16, "optimiser": {"name": "muon", "lr": 5e-3}},
         },
         "difficulty": {
             "kind": "grade", "init": "sft", "data": "curation/rl", "samples": 2, "band": [0.0, 1.0], "limit": {"math": 12, "code": 6},
@@ -61,27 +61,22 @@ def finished(tmp_path_factory):
     project = mini_project.make(tmp_path_factory.mktemp("whole"), TINY)
     process = mini_project.start(project, sys.executable, "-m", "flows.cli", "run")
     saved = project / paths.WORK / "math" / paths.RESUME
-    mini_project.wait_until(lambda: process.poll() is not None or list(saved.glob("step-*.pt")), 240)
+    mini_project.wait_until(lambda: process.poll() is not None or list(saved.glob("step-*.pt")), 600)
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     mini_project.wait_until(lambda: not mini_project.stage_processes(project), 5)
     process.communicate()
-    done = mini_project.touchstone(project, "run", "--until", "synthesis")
-    assert (done.returncode, done.stdout) == (0, "everything is current\n")
-    refused = mini_project.touchstone(shortened(project), "run")
-    assert refused.returncode == 2
-    assert "math: an interrupted run stands at step" in refused.stderr and "settings.steps: 400 -> 4. Undo that, or" in refused.stderr
+    shortened(project)
     done = mini_project.touchstone(project, "run", "--discard")
     assert done.returncode == 0, done.stderr
     return project, done.stdout
 
 
 def shortened(project):
-    """The same project with a math stage that ends soon, so that the test does too; its settings differ, so what was interrupted is refused and then discarded."""
+    """Give the project a math stage that ends soon, so that the test does too; its settings differ, so what was interrupted is discarded."""
     params = copy.deepcopy(TINY)
     params["stages"]["math"]["steps"] = 4
     mini_project.write_params(project, params)
-    return project
 
 
 def test_the_second_run_does_what_was_left_and_nothing_twice(finished):
@@ -127,7 +122,7 @@ def test_rows_and_counts_add_up(finished):
     ledger = read_json(project / paths.CURATION / paths.LEDGER)
     kept = {problem.problem_id for split in paths.SPLITS.values() for problem in read_problems(project / split)}
     dropped = pq.read_table(project / paths.CURATION / paths.DROPPED)
-    assert ledger["input"] == 560 == len(kept) + len(dropped)
+    assert ledger["input"] == 360 == len(kept) + len(dropped)
     for row in read_problems(project / paths.rows("synthesis")):
         assert row.parents and row.problem_id not in kept
     samples = pq.read_table(project / paths.SAMPLES / "merged" / "math.parquet").to_pylist()

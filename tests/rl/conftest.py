@@ -3,8 +3,31 @@
 import pytest
 from loops import cold_start, project
 
-from pipelines.rl import RECIPES
+from pipelines.rl import RECIPES, run
 from pipelines.rl.objective import Tensors
+from pipelines.verifiers import VerifierPool
+
+
+class WarmPool(VerifierPool):
+    """The real pool with verdicts of its own, on worker processes that stay: they take longer to start than a run of these tests to end."""
+
+    _warm = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        WarmPool._warm = self._workers = WarmPool._warm or self._workers
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_verifiers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "VerifierPool", WarmPool)
+        yield
+    if WarmPool._warm:
+        WarmPool._warm.close()
 
 
 @pytest.fixture(autouse=True)

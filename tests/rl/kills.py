@@ -13,7 +13,6 @@ from killing import Harness
 from pipelines import paths
 from pipelines.store import read_json
 
-KILLS = 20
 STEPS, EVERY = 7, 2
 """Steps of the stage, and of them between two checkpoints."""
 IN_FLIGHT = {"kind": "in_flight", "bound": 2, "groups": 8}
@@ -32,23 +31,19 @@ def forget(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def other(rl_project: Path, root: Path, **changes):
+def other(rl_project: Path, root: Path, **changes) -> tuple[Path, Harness, dict[str, bytes], float]:
     """A project of other settings in `root`, its harness, what it leaves alone, and how long that takes."""
     shutil.copytree(rl_project, root)
     given = read_json(root / "given.json")
     given["settings"] |= changes
     (root / "given.json").write_text(json.dumps(given))
     harness = Harness(root, "t")
-    try:
-        ended, seconds = harness("end")
-        assert ended == 0
-        yield root, harness, made(root), seconds
-    finally:
-        harness.close()
+    ended, seconds = harness("end")
+    assert ended == 0
+    return root, harness, made(root), seconds
 
 
-def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float, most: int = KILLS, seed: int = 2024) -> None:
+def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float, most: int, seed: int = 2024) -> None:
     """Kill the run at so many random instants; whenever it ends, it has left what it leaves alone."""
     rng = random.Random(seed)
     forget(root)

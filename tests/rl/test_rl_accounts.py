@@ -1,5 +1,6 @@
 """What was answered, and what became of it: on disk, in the journal, in the history. Nothing is lost or counted twice."""
 
+import functools
 from collections import Counter
 
 import pytest
@@ -24,19 +25,30 @@ RUNS = {
 }
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, start):
+    """Name -> (journal, rollouts of each step, how often policy and guide were asked) of a run of four steps, made once."""
+
+    @functools.cache
+    def of(name):
+        asked, folder = Counter(), tmp_path_factory.mktemp("run")
+        real = torch_engine._Rows.answer
+
+        def counted(self, requests=()):
+            asked.update("guide" if "guide" in request.key else "policy" for request in requests)
+            return real(self, requests)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch_engine._Rows, "answer", counted)
+            _, rows, _ = run(folder, start, **{"row": name, "steps": 4, **RUNS[name]})
+        return rows, [read_trajectories(path) for path in sorted((folder / "rollouts").glob("*.parquet"))], asked
+
+    return of
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_answered_is_trained_and_dropped(tmp_path, start, monkeypatch, name):
-    asked = Counter()
-    real = torch_engine._Rows.answer
-
-    def counted(self, requests=()):
-        asked.update("guide" if "guide" in request.key else "policy" for request in requests)
-        return real(self, requests)
-
-    monkeypatch.setattr(torch_engine._Rows, "answer", counted)
-    changes = {"row": name, "steps": 4, **RUNS[name]}
-    _, rows, _ = run(tmp_path, start, **changes)
-    files = [read_trajectories(path) for path in sorted((tmp_path / "rollouts").glob("*.parquet"))]
+def test_answered_is_trained_and_dropped(ran, name):
+    rows, files, asked = ran(name)
     assert len(files) == len(rows) == 4
     for step, (row, rollouts) in enumerate(zip(rows, files, strict=True), 1):
         answers = [r for r in rollouts if r.origin == "policy"]
@@ -62,12 +74,9 @@ def test_answered_is_trained_and_dropped(tmp_path, start, monkeypatch, name):
         assert asked["policy"] == sum(row["answered"] for row in rows)
 
 
-def test_each_way_out_of_a_batch_is_taken_and_told(tmp_path, start):
-    seen = {}
-    for name in ("dapo", "remix", "npo", "psr", "stale", "masked"):
-        _, _, _ = run(tmp_path / name, start, **{"row": name, "steps": 4, **RUNS[name]})
-        files = [read_trajectories(path) for path in sorted((tmp_path / name / "rollouts").glob("*.parquet"))]
-        seen[name] = {(r.origin, r.dropped) for rollouts in files for r in rollouts}
+def test_each_way_out_of_a_batch_is_taken_and_told(ran):
+    names = ("dapo", "remix", "npo", "psr", "stale", "masked")
+    seen = {name: {(r.origin, r.dropped) for rollouts in ran(name)[1] for r in rollouts} for name in names}
     assert ("policy", "uniform") in seen["dapo"] and ("policy", "") in seen["dapo"]
     assert {("policy", "replaced"), ("replay", "")} <= seen["remix"]
     assert {("policy", "replaced"), ("guide", ""), ("guide", "spare")} <= seen["npo"]

@@ -68,11 +68,14 @@ EVERYTHING_TRAINS = {"reward": [{"name": "rescale", "low": -1.0, "high": 1.0}], 
 """A policy that has learnt nothing is always wrong: groups without a mean have a gradient all the same."""
 
 
-@pytest.mark.parametrize("threads", [2, 4])
+CASES = [(DEFAULT, 400, 24, False), (DEFAULT, 400, 24, True), (WIDE, 49_152, 12, False)]
+
+
 @pytest.mark.parametrize(
-    ("architecture", "words", "tokens", "asynchronous"), [(DEFAULT, 400, 24, False), (DEFAULT, 400, 24, True), (WIDE, 49_152, 12, False)]
+    ("architecture", "words", "tokens", "asynchronous", "threads"),
+    [(*case, 2) for case in CASES] + [(*CASES[0], 4)] + [pytest.param(*case, 4, marks=pytest.mark.long) for case in CASES[1:]],
 )
-def test_a_loop_killed_and_resumed_does_what_one_left_alone_does(tmp_path, threads, architecture, words, tokens, asynchronous):
+def test_a_loop_killed_and_resumed_does_what_one_left_alone_does(tmp_path, architecture, words, tokens, asynchronous, threads):
     """On the default's shapes and on a real vocabulary, with the machine's own threads and with more: weights, journal, rollouts."""
     changes = {
         "steps": 2, "prompts_per_step": 8, "group_size": 8, "minibatches": 2, "micro_batch": 64, "checkpoint_every": 1, "schedule": ScheduleSettings(kind="one_ahead" if asynchronous else "synchronous"),

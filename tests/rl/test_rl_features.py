@@ -35,7 +35,7 @@ def equal(ours, theirs) -> bool:
     return all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize("row", ["grpo", "tis", "scale_rl"])
+@pytest.mark.parametrize("row", ["grpo", pytest.param("tis", marks=pytest.mark.long), "scale_rl"])
 def test_rollouts_made_ahead_are_one_update_old_and_resume_exactly(tmp_path, start, row):
     weights, rows, files = run(tmp_path / "whole", start, row=row, schedule=ONE_AHEAD)
     assert [entry["staleness_max"] for entry in rows] == [0, 1, 1, 1, 1, 1]

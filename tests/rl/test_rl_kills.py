@@ -1,18 +1,18 @@
 """kill -9 at any instant: the run that was continued leaves the same weights, rollouts and journal as one that was left alone.
 
 The stage runs as users run it, with its real model folder, verifier pool and files, in a process that is forked from one that has imported
-everything, so that twenty kills take seconds.
+everything, so that kills take seconds. There are more of them in the long set.
 """
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
+import torch
 from killing import Harness
 from kills import EVERY, IN_FLIGHT, STEPS, forget, killed, left, made, other
 
+import pipelines.__main__ as process
 from pipelines import paths
 from pipelines.store import read_json, read_trajectories
 
@@ -22,9 +22,7 @@ def project(rl_project, tmp_path_factory):
     """A project in which the RL stage `t` can run, and the harness."""
     root = tmp_path_factory.mktemp("project") / "p"
     shutil.copytree(rl_project, root)
-    harness = Harness(root, "t")
-    yield root, harness
-    harness.close()
+    return root, Harness(root, "t")
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +38,23 @@ def alone(project):
     return first, seconds
 
 
-def test_killed_at_twenty_random_instants(project, alone):
-    killed(*project, *alone)
+LONG = pytest.mark.long
 
 
-def test_killed_with_groups_of_several_turns_in_flight(rl_project, tmp_path):
+@pytest.mark.parametrize("most", [5, pytest.param(20, marks=LONG)])
+def test_killed_at_random_instants(project, alone, most):
+    killed(*project, *alone, most)
+
+
+@pytest.mark.parametrize("most", [4, pytest.param(20, marks=LONG)])
+def test_killed_with_groups_of_several_turns_in_flight(rl_project, tmp_path, most):
     """The same, where answers call tools, are made across updates in rounds, to problems that are chosen by what was answered before."""
     overrides = {
         "environment": {"name": "tools", "call": "function", "described": False},
         "explore": {"name": "adaptive", "rounds": 3, "per_round": 3},
         "tasks": [{"name": "drop_high_pass"}, {"name": "bots"}],
     }
-    with other(rl_project, tmp_path / "p", recipe="scale_rl", schedule=IN_FLIGHT, overrides=overrides) as project:
-        killed(*project)
+    killed(*other(rl_project, tmp_path / "p", recipe="scale_rl", schedule=IN_FLIGHT, overrides=overrides), most)
 
 
 PLAYS = """
@@ -72,20 +74,29 @@ def play(row, url):
 """
 
 
-@pytest.mark.parametrize(("schedule", "seed"), [({"kind": "synchronous"}, 1), (IN_FLIGHT, 2)])
-def test_killed_while_an_outside_program_leads(rl_project, tmp_path, monkeypatch, schedule, seed):
+SYNCHRONOUS = {"kind": "synchronous"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "seed", "most"), [(SYNCHRONOUS, 1, 2), (IN_FLIGHT, 2, 2), pytest.param(SYNCHRONOUS, 3, 6, marks=LONG), pytest.param(IN_FLIGHT, 4, 6, marks=LONG)]
+)
+def test_killed_while_an_outside_program_leads(rl_project, tmp_path, monkeypatch, schedule, seed, most):
     """The same, where it asks three times, in two conversations. No process of it is left."""
     (tmp_path / f"plays_{seed}.py").write_text(PLAYS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     overrides = {"environment": {"name": "harness", "program": f"plays_{seed}:play", "described": False}}
-    with other(rl_project, tmp_path / "p", recipe="grpo", schedule=schedule, overrides=overrides) as project:
-        trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").iterdir()) for t in read_trajectories(path)]
-        assert {t.part for t in trajectories} == {0, 1} and len({t.reward for t in trajectories}) > 1
-        killed(*project, most=4, seed=seed)
+    project = other(rl_project, tmp_path / "p", recipe="grpo", schedule=schedule, overrides=overrides)
+    trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").iterdir()) for t in read_trajectories(path)]
+    assert {t.part for t in trajectories} == {0, 1} and len({t.reward for t in trajectories}) > 1
+    killed(*project, most, seed)
     assert not left(f"plays_{seed}:play")
 
 
-@pytest.mark.parametrize("place", ["generation", "verification", "ledger", "update", "checkpoint", "renamed", "rollouts", "torn rollouts", "report", "saved", "final"])
+PLACES = ["generation", "ledger", "checkpoint", "renamed", "torn rollouts"]
+MORE_PLACES = ["verification", "update", "rollouts", "report", "saved 2", "saved 4"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, *(pytest.param(place, marks=LONG) for place in MORE_PLACES)])
 def test_killed_in_the_middle_of(project, alone, place):
     root, harness = project
     forget(root)
@@ -96,34 +107,51 @@ def test_killed_in_the_middle_of(project, alone, place):
     assert trained + harness.steps() <= STEPS + EVERY, "at most the steps since the last checkpoint are trained again"
 
 
-@pytest.mark.parametrize("place", ["model", "copied", "metrics", "plot", "manifest", "clear"])
-def test_killed_between_the_last_step_and_the_end_it_trains_none_again(project, alone, place):
+@pytest.fixture(scope="module")
+def all_steps_done(project, alone, tmp_path_factory):
+    """The project killed after its last step, before it has written its model. To be copied."""
     root, harness = project
     forget(root)
-    assert harness("target", place)[0] == signal.SIGKILL
+    assert harness("target", "model")[0] == signal.SIGKILL
     assert harness.steps() == STEPS
-    assert harness("end")[0] == 0
-    assert harness.steps() == 0
+    return shutil.copytree(root, tmp_path_factory.mktemp("done") / "p")
+
+
+def put_back(root, saved):
+    forget(root)
+    shutil.copytree(saved, root, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("place", ["model", "copied", "metrics", "plot", "manifest", "clear"])
+def test_killed_between_the_last_step_and_the_end_it_trains_none_again(project, alone, all_steps_done, place):
+    root, harness = project
+    put_back(root, all_steps_done)
+    for kind, value, ended in (("target", place, signal.SIGKILL), ("end", "-", 0)):
+        assert harness(kind, value)[0] == ended
+        assert harness.steps() == 0
     assert made(root) == alone[0]
     assert not (root / paths.WORK / "t" / paths.RESUME).exists()
 
 
-def test_changed_settings_are_refused_then_accepted_and_recorded(project, alone):
-    root, harness = project
-    forget(root)
-    assert harness("target", "model")[0] == signal.SIGKILL
+def test_changed_settings_are_refused_then_accepted_and_recorded(project, all_steps_done, capfd, monkeypatch):
+    root, _ = project
+    put_back(root, all_steps_done)
     given = (root / "given.json").read_text()
-    command = [sys.executable, "-m", "pipelines", "t", "--settings", str(root / "changed.json"), "--root", str(root)]
     (root / "changed.json").write_text(given.replace('"lr": 0.001', '"lr": 0.002'))
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)  # this process stays what it is
+    threads = torch.get_num_threads()
 
-    def attempt(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *options], capture_output=True, text=True, env=harness.environment, timeout=120)
+    def attempt(*options: str) -> int:
+        return process.main(["t", "--settings", str(root / "changed.json"), "--root", str(root), *options])
 
-    refused = attempt()
-    assert refused.returncode == 2
-    assert "stands at step 7 that was made otherwise: settings.optimiser.lr: 0.001 -> 0.002. Undo that, or" in refused.stderr
-    accepted = attempt("--accept-changes")
-    assert accepted.returncode == 0 and "continuing after step 7 though this changed" in accepted.stdout
+    torch.set_num_threads(2)  # as the harness has
+    try:
+        assert attempt() == 2
+        assert "stands at step 7 that was made otherwise: settings.optimiser.lr: 0.001 -> 0.002. Undo that, or" in capfd.readouterr().err
+        assert attempt("--accept-changes") == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "continuing after step 7 though this changed" in capfd.readouterr().out
     statement = read_json(root / paths.manifest("t"))
     changes = [{"step": 7, "changes": ["settings.optimiser.lr: 0.001 -> 0.002"]}]
     assert statement["predicate"]["buildDefinition"]["internalParameters"]["accepted_changes"] == changes

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import paths
+from pipelines.__main__ import run as stage
 from pipelines.rl.update import BY_TOKEN
 from pipelines.store import read_json, read_trajectories
 
@@ -44,7 +45,8 @@ CHANGES = {"recipe": "tis", "minibatches": 2, "steps": 3, "checkpoint_every": 1}
 
 
 def test_two_processes_killed_and_resumed_do_what_two_left_alone_and_one_do(tmp_path, rl_project):
-    finish(started(tmp_path / "one", rl_project, **CHANGES))
+    started(tmp_path / "one", rl_project, **CHANGES)
+    stage("t", tmp_path / "one", json.loads((tmp_path / "one" / "given.json").read_text()), "cpu")
     finish(started(tmp_path / "alone", rl_project, processes=2, **CHANGES))
     command = started(tmp_path / "two", rl_project, processes=2, **CHANGES)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

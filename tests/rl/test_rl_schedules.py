@@ -30,7 +30,10 @@ def same(one, other) -> None:
     assert rows == rows2 and files == files2
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+LONG = {"one ahead", "bound 1", "bound 4"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in SCHEDULES])
 def test_a_killed_run_is_the_run_left_alone(tmp_path, start, name):
     """Killed between checkpoints, with groups under way; and once more without reading back what was answered."""
     changes = {"row": "grpo", "schedule": SCHEDULES[name], "generation": UNEVEN, "overrides": TOOLS}

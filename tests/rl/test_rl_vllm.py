@@ -40,15 +40,12 @@ def test_what_was_answered_before_a_kill_is_read_back(template, tmp_path, engine
     (root / "given.json").write_text(json.dumps(given))
     resume = root / paths.WORK / "t" / paths.RESUME
     harness = Harness(root, "t")
-    try:
-        assert harness("target", "report")[0] == signal.SIGKILL
-        before = [read_trajectories(path) for path in sorted((resume / "rollouts").iterdir())]
-        third = resume / "ledger" / "step-000003-0.parquet"
-        answers = read_trajectories(third)
-        write_trajectories(third, [replace(answers[0], response=MARK), *answers[1:]])
-        assert harness("end")[0] == 0
-    finally:
-        harness.close()
+    assert harness("target", "report")[0] == signal.SIGKILL
+    before = [read_trajectories(path) for path in sorted((resume / "rollouts").iterdir())]
+    third = resume / "ledger" / "step-000003-0.parquet"
+    answers = read_trajectories(third)
+    write_trajectories(third, [replace(answers[0], response=MARK), *answers[1:]])
+    assert harness("end")[0] == 0
     after = [read_trajectories(path) for path in sorted((root / paths.ROLLOUTS / "t").iterdir())]
     marked = [t for step in after for t in step if t.response == MARK]
     assert len(before) == 4 and len(after) == STEPS and [t.step for t in marked] == [3]

@@ -1,6 +1,6 @@
 """No program of attacks.py passes, escapes, fills the machine, outlives its limit or leaves something behind.
 
-Every attack faces call tests, a `check`, asserts and a stdin test whose answers cannot be guessed. What it does is measured on the machine
+Every attack faces call tests and a stdin test, or a `check` and asserts, whose answers cannot be guessed, and all four in the long set. What it does is measured on the machine
 (host_effects.py), not read off its score.
 """
 
@@ -76,13 +76,17 @@ TRIES = 4
 """Where memory is bounded by looking, a machine that is busy with other work looks late: an attack is held if it is once it is seen in time."""
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_no_attack_passes_escapes_or_stays(pool: VerifierPool, port: int, honest: Effects, name: str) -> None:
+PAIRS = {name: [("calls", "stdin"), ("check", "asserts")][number % 2] for number, name in enumerate(ATTACKS)}
+CASES = [(name, PAIRS[name]) for name in ATTACKS] + [pytest.param(name, tuple(KINDS), marks=pytest.mark.long) for name in ATTACKS]
+
+
+@pytest.mark.parametrize(("name", "kinds"), CASES, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+def test_no_attack_passes_escapes_or_stays(pool: VerifierPool, port: int, honest: Effects, name: str, kinds: tuple[str, ...]) -> None:
     source = fenced(ATTACKS[name].replace("PORT", str(port)))
     for _ in range(TRIES):
         started = time.monotonic()
         with measured() as effects:
-            verdicts = dict(zip(KINDS, pool.verify_batch([(task, source) for task in KINDS.values()]), strict=True))
+            verdicts = dict(zip(kinds, pool.verify_batch([(KINDS[kind], source) for kind in kinds]), strict=True))
         seconds = time.monotonic() - started
         assert not [kind for kind, verdict in verdicts.items() if verdict.score > 0 or verdict.correct], verdicts
         assert effects.files <= LIMITS.tmpfs and effects.mounts <= {"/tmp"}
@@ -92,7 +96,7 @@ def test_no_attack_passes_escapes_or_stays(pool: VerifierPool, port: int, honest
         assert effects.memory <= 2 * LIMITS.processes * LIMITS.memory  # whatever the look misses: two at a time
         assert not effects.left and not traces()
         # two at a time, each at most the total limit, and a start on a busy machine
-        in_time = seconds < 2 * (3.0 + 0.5) + 3.0 and "infrastructure" not in {verdict.outcome.value for verdict in verdicts.values()}
+        in_time = seconds < len(kinds) / 2 * (3.0 + 0.5) + 3.0 and "infrastructure" not in {verdict.outcome.value for verdict in verdicts.values()}
         seen = effects.memory <= LIMITS.memory + LIMITS.tmpfs + BETWEEN_LOOKS and effects.kernel <= 2 * (LIMITS.memory + LIMITS.tmpfs) + OTHERS
         if in_time and seen:
             return

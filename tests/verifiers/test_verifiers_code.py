@@ -206,8 +206,12 @@ def mutated(source: str, *names: str) -> str:
     return "\n".join([source, OTHERWISE, *wrappers])
 
 
-def test_humaneval(pool: VerifierPool) -> None:
-    every = rows("humaneval")
+ONE_IN = [6, pytest.param(1, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("one_in", ONE_IN)
+def test_humaneval(pool: VerifierPool, one_in: int) -> None:
+    every = rows("humaneval")[::one_in]
     tasks = [problem("", "code", check=row["test"], entry_point=row["entry_point"], setup=row["prompt"]) for row in every]
     sources = [row["prompt"] + row["canonical_solution"] for row in every]
     verdicts = pool.verify_batch([(task, fenced(source)) for task, source in zip(tasks, sources, strict=True)])
@@ -217,8 +221,9 @@ def test_humaneval(pool: VerifierPool) -> None:
     assert [row["id"] for row, verdict in zip(every, verdicts, strict=True) if verdict.outcome is not Outcome.WRONG] == []
 
 
-def test_mbpp(pool: VerifierPool) -> None:
-    every = rows("mbpp_sanitized")
+@pytest.mark.parametrize("one_in", ONE_IN)
+def test_mbpp(pool: VerifierPool, one_in: int) -> None:
+    every = rows("mbpp_sanitized")[::one_in]
     tasks = [problem(row["canonical_solution"], "code", asserts=row["test_list"], test_imports=row["test_imports"], time_limit=10) for row in every]
     verdicts = pool.verify_batch([(task, gold_response(task)) for task in tasks])
     assert [row["id"] for row, verdict in zip(every, verdicts, strict=True) if not verdict.correct] == []
@@ -227,7 +232,7 @@ def test_mbpp(pool: VerifierPool) -> None:
              for row, names in zip(every, defined, strict=True)]  # fmt: skip
     verdicts = pool.verify_batch([(task, fenced(source)) for task, source in zip(tasks, wrong, strict=True)])
     assert [row["id"] for row, verdict in zip(every, verdicts, strict=True) if verdict.correct] == []
-    assert all(verdict.correct for verdict in audit_batch(tasks[:60]))
+    assert all(verdict.correct for verdict in audit_batch(tasks[: 60 // one_in]))
 
 
 CONTESTS = {
