@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: run test test-long check lint repro install install-vllm install-harnesses lock clean
+.PHONY: run test test-long check lint repro install install-vllm install-harnesses install-trl lock clean
 
 run: $(INSTALLED) bubblewrap
 	@$(BIN)/touchstone run
@@ -67,6 +67,10 @@ install-vllm: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c .venv/vllm.txt --editable '.[vllm]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
+# TRL and a torch of its own, for overlays/trl_grpo.yaml and overlays/trl_sft.yaml.
+install-trl:
+	$(call fill,.venv-trl,trl==1.16.0 transformers==5.24.0 torch==2.13.0)
+
 # Virtual environments of other projects, whose packages would not stand beside ours: tests of RL's environments use them where they are.
 install-harnesses:
 	$(call fill,.venv-verifiers03,verifiers~=0.3.1)
@@ -84,4 +88,4 @@ lock: $(INSTALLED)
 	@mv requirements/lock.new requirements/lock.txt
 
 clean:
-	rm -rf .venv .venv-verifiers03 .venv-verifiers04 .venv-openenv .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf .venv .venv-verifiers03 .venv-verifiers04 .venv-openenv .venv-trl .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -12,13 +12,13 @@ from pipelines.config import MODELS, ROWS, STANDING, Params, order, resolve
 from pipelines.config.common import Section
 from pipelines.config.stage import ROLLOUTS
 
-LEARNING = ("base", "sft", "rl")
+LEARNING = ("base", "sft", "rl", "command")
 """Kinds that learn step by step: their journal becomes a plot."""
-LOADING = ("base", "sft", "grade", "rl", "merge", "evaluation")
+LOADING = ("base", "sft", "grade", "rl", "merge", "command", "evaluation")
 """Kinds that load a model, and so torch and transformers."""
 SEEDLESS = ("curation", "report")
 """Kinds that draw nothing at random."""
-SELECTING = ("sft", "grade", "synthesise", "rl")
+SELECTING = ("sft", "grade", "synthesise", "rl", "command")
 """Kinds that write down which rows they have read."""
 CURATING = ("sources", "curation", "grade", "synthesise")
 """Kinds that keep and drop rows, with a ledger."""
@@ -71,7 +71,7 @@ def graph(params: Params) -> Graph:
 
 def stage(name: str, kind: str, settings: Any) -> Stage:
     """One stage, by its resolved settings alone."""
-    return Stage(name, kind, settings, tuple(_reads(kind, settings)), tuple(makes(name, kind)))
+    return Stage(name, kind, settings, tuple(_reads(kind, settings)), tuple(makes(name, kind, getattr(settings, "leaves_rollouts", False))))
 
 
 def upstream(stages: Graph, names: set[str]) -> list[str]:
@@ -91,6 +91,8 @@ def _reads(kind: str, settings: Any) -> list[Path]:
             read += [paths.CURATION, paths.BENCHMARKS]
         if kind == "merge" and settings.search:
             read.append(paths.BENCHMARKS)
+        if kind == "command":
+            read += [*map(Path, settings.code), *([paths.environment(settings.environment)] if settings.environment else [])]
         return list(dict.fromkeys(read))
     return {
         "sources": lambda: [paths.EXTERNAL / "sources"],
@@ -101,14 +103,20 @@ def _reads(kind: str, settings: Any) -> list[Path]:
     }[kind]()
 
 
-def makes(name: str, kind: str) -> list[Path]:
-    """Files and folders that a stage of a kind makes."""
+def makes(name: str, kind: str, rollouts: bool) -> list[Path]:
+    """Files and folders that a stage of a kind makes, with rollouts or without."""
     if kind in (*MODELS, *ROWS):
-        made = paths.model(name) if kind in MODELS else paths.ROWS / name
-        return [made, *([paths.ROLLOUTS / name] if kind == "rl" else []), *([paths.seen(name)] if kind in SELECTING else [])]
+        main = paths.model(name) if kind in MODELS else paths.ROWS / name
+        return [main, *([paths.ROLLOUTS / name] if rollouts else []), *([paths.seen(name)] if kind in SELECTING else [])]
     return {
         "sources": [paths.SOURCES], "curation": [paths.CURATION], "base": [paths.BASE], "evaluation": [paths.EVALUATION], "report": [paths.REPORT],
     }[kind]  # fmt: skip
+
+
+def made(given: Mapping[str, Any]) -> list[Path]:
+    """What the stage made whose manifest has these parameters: {stage, kind, settings}."""
+    kind = given["kind"]
+    return makes(given["stage"], kind, kind == "rl" or (kind == "command" and given["settings"]["rollouts"]))
 
 
 def records(name: str, kind: str) -> tuple[Path, ...]:

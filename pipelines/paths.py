@@ -39,7 +39,7 @@ SEEN = Path("data/seen")
 """<stage>.parquet: problem ids of the rows that a stage has read, and where it found them."""
 
 ROLLOUTS = Path("data/rollouts")
-"""One folder per RL stage, one Parquet file per some steps."""
+"""One folder per stage that leaves rollouts, one Parquet file per some steps."""
 
 EVALUATION = Path("data/evaluation")
 SCORES = EVALUATION / "scores.json"
@@ -63,6 +63,8 @@ DROPPED = "dropped.parquet"
 """Name of the file of dropped rows in the folder of each curating stage."""
 IDENTITY = Path("data/identity")
 """<kind>.json: digests of the code and versions of the libraries that decide the results of a kind; DVC's stage `code-identity` writes them."""
+ENVIRONMENTS = IDENTITY / "environments"
+"""<environment>.json: what is installed in a virtual environment that a stage of kind command runs in."""
 MANIFESTS = Path("data/manifests")
 """<stage>.json: one provenance statement per stage. They stand apart from the outputs, so that a rerun that writes the same bytes stops there."""
 GRAPH = Path("data/dvc.yaml")
@@ -112,6 +114,11 @@ def seen(stage: str) -> Path:
 def manifest(stage: str) -> Path:
     """Provenance statement of a stage; that of the report, which depends on all the others, lies beside the page."""
     return REPORT / "manifest.json" if stage == "report" else MANIFESTS / f"{stage}.json"
+
+
+def environment(folder: str) -> Path:
+    """What is installed in the virtual environment `folder`, relative to the root of the project."""
+    return ENVIRONMENTS / f"{folder.strip('/').replace('/', '-')}.json"
 
 
 def identity(kind: str) -> Path:

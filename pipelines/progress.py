@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,15 @@ from typing import Any, TextIO
 from pipelines.store import replacing
 
 BAR = 24
+LARGEST = 1e300
+"""Of a figure."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+
+
+def is_figure(name: object, value: object) -> bool:
+    """Can a journal, and all that reads it, take this name and value?"""
+    named = isinstance(name, str) and _NAME.fullmatch(name) is not None
+    return named and isinstance(value, int | float) and abs(value) < LARGEST
 
 
 class Journal:

@@ -122,6 +122,11 @@ def _rl(given: Any) -> Iterator[str]:
     yield f"{_generation(given.generation)}, {given.precision}, {given.processes} process{'es' if given.processes > 1 else ''}"
 
 
+def _command(given: Any) -> Iterator[str]:
+    yield f"from {given.init}; {_data(given)}"
+    yield f"runs {' '.join(given.command)}" + (f" in {given.environment}" if given.environment else "")
+
+
 def _merge(given: Any) -> Iterator[str]:
     yield f"{given.method} ({_pairs(given.settings) or 'its defaults'}) of {', '.join(given.models)} on {given.init}"
     if given.search:
@@ -164,6 +169,6 @@ def _listed(value: Any) -> str:
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "grade": _grade, "synthesise": _synthesise, "rl": _rl, "merge": _merge,
-    "evaluation": _evaluation, "report": _report,
+    "command": _command, "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

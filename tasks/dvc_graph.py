@@ -19,7 +19,7 @@ CODE = "code-identity"
 """DVC's stage that writes what decides the results of the others."""
 HEAD = "# Written by Touchstone from params.yaml: change that file, not this one. Commit it with data/dvc.lock, as every file of DVC's.\n"
 SHOWN = {"base": "loss", "sft": "loss", "rl": "reward"}
-"""Kind that learns -> the column of its plot that DVC draws."""
+"""Kind that learns -> the column of its plot that DVC draws; a command says it itself."""
 
 
 def text(params: Params, stages: Graph) -> str:
@@ -85,7 +85,8 @@ def _stage(stage: Stage, params: Params) -> dict[str, Any]:
         if path.suffix == ".json":
             written["metrics"] = [{path.as_posix(): {"cache": False}}]
         else:
-            column = SHOWN[stage.kind]
+            settings: Any = stage.settings
+            column = SHOWN.get(stage.kind) or settings.plot
             plot = {"cache": False, "x": "step", "y": column, "title": f"{stage.name}, {column} by step"}
             written["plots"] = [{path.as_posix(): plot}]
     return written

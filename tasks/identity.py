@@ -1,4 +1,5 @@
-"""One file per kind of stage with what decides its results beside data and params: `python -m tasks.identity` writes them all.
+"""One file per kind of stage with what decides its results beside data and params, and one per virtual environment that a stage of kind command
+runs in, with what is installed there: `python -m tasks.identity` writes them all.
 
 That command is DVC's stage `code-identity`, which always runs: each stage depends on the file of its kind below data/identity, so an edit of code, or
 another version of a library, reruns the stages that it reaches and no other. `touchstone run` writes the same files itself, before it
@@ -8,11 +9,14 @@ asks DVC anything.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipelines import paths
+from pipelines.config import load
+from pipelines.config.command import CommandStage
 from pipelines.graph import Stage
 from pipelines.lineage import manifests
-from pipelines.lineage.code import PACKAGE, RUNNING, Code, Identity, changes
+from pipelines.lineage.code import PACKAGE, RUNNING, Code, Identity, changes, environment_identity
 from pipelines.stages import ENTRIES
 from pipelines.store import read_json, write_json
 from tasks import settings
@@ -36,10 +40,21 @@ def _identity(code: Code, kind: str) -> Identity:
 def write(project: Path) -> None:
     """Bring data/identity up to date; a file that is touched says something new."""
     code = Code(source(project))
-    for kind in ENTRIES:
-        file, identity = project / paths.identity(kind), _identity(code, kind)
-        if not file.is_file() or read_json(file) != identity:
-            write_json(file, identity)
+    wanted: dict[Path, Any] = {paths.identity(kind): _identity(code, kind) for kind in ENTRIES}
+    wanted |= {paths.environment(folder): environment_identity(project / folder) for folder in _environments(project)}
+    for path in (project / paths.ENVIRONMENTS).glob("*.json"):
+        if path.relative_to(project) not in wanted:
+            path.unlink()
+    for path, content in wanted.items():
+        file = project / path
+        if not file.is_file() or read_json(file) != content:
+            write_json(file, content)
+
+
+def _environments(project: Path) -> set[str]:
+    """Virtual environments that stages of kind command run in."""
+    stages = load(project / paths.PARAMS).stages.values() if (project / paths.PARAMS).is_file() else ()
+    return {stage.environment for stage in stages if isinstance(stage, CommandStage) and stage.environment}
 
 
 def changed_since_run(project: Path, stage: Stage) -> list[str]:

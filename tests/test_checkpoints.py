@@ -9,7 +9,8 @@ import torch
 
 from pipelines.config.training import ArchitectureSettings
 from pipelines.errors import UserError
-from pipelines.models.checkpoints import Checkpoints, Pace, differences
+from pipelines.interrupted import differences
+from pipelines.models.checkpoints import Checkpoints, Pace
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from pipelines import extras
 from pipelines.checks import models, names
+from pipelines.command import program
 from pipelines.config import Params
 from pipelines.config.checking import nearest
+from pipelines.config.command import CommandStage
 from pipelines.config.evaluation import MergeStage
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import FileSource
@@ -68,6 +71,7 @@ def faults(params: Params, root: Path, device: str) -> names.Faults:
         for reference in stage.rows_read:
             if reference.endswith(FILES) and not (root / reference).is_file():
                 yield f"stages.{name}.data", f"{reference}: no such file{models.neighbour(root / reference)}"
+    yield from _commands(params, root)
     yield from _devices(params, device)
 
 
@@ -171,6 +175,22 @@ def _script(key: str, path: Path) -> names.Faults:
         yield key, f"'{path.name or path}' is no file; engine scripted answers from a JSON file of prompts and their responses{near}"
     elif not isinstance(models.json_of(path), Mapping):
         yield key, f"{path} is no JSON object of prompts and their responses"
+
+
+def _commands(params: Params, root: Path) -> names.Faults:
+    """Programs of stages of kind command: their code, their virtual environment, and what they are to be passed."""
+    for name, stage in names.of_kind(params, CommandStage):
+        key = f"stages.{name}"
+        for entry in stage.code:
+            if not (root / entry).exists():
+                yield f"{key}.code", f"{entry}: no such file or folder{models.neighbour(root / entry)}"
+        programs = root / stage.environment / "bin" if stage.environment else None
+        first = stage.command[0]
+        if programs and not (programs / "python").exists():
+            yield f"{key}.environment", f"{stage.environment}: there is no virtual environment (docs/COMMAND.md says how those of overlays are made)"
+        elif not first.startswith(stage.code) and not shutil.which(first, path=program.searched(programs, os.environ)):
+            yield f"{key}.command", f"there is no program '{first}'" + (f" in {stage.environment}/bin or on PATH" if programs else " on PATH")
+        yield from ((f"{key}.variables", f"{variable} is not set") for variable in stage.variables if variable not in os.environ)
 
 
 def _devices(params: Params, device: str) -> names.Faults:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipelines.config.checking import check, nearest
+from pipelines.config.command import CommandStage
 from pipelines.config.common import Section
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
@@ -24,11 +25,11 @@ from pipelines.errors import UserError
 
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
-Stage = Annotated[SftStage | GradeStage | SynthesiseStage | RlStage | MergeStage, Field(discriminator="kind")]
+Stage = Annotated[SftStage | GradeStage | SynthesiseStage | RlStage | MergeStage | CommandStage, Field(discriminator="kind")]
 SPLITS = ("base", "sft", "rl")
 ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded"), "synthesise": ("problems",)}
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
-MODELS = ("sft", "rl", "merge")
+MODELS = ("sft", "rl", "merge", "command")
 """Kinds that make a model."""
 
 
@@ -69,11 +70,12 @@ class Params(Section):
         known("evaluation.gate.retain", gate.retain, "benchmark", benchmarks)
         known("evaluation.clusters", self.evaluation.clusters, "benchmark", benchmarks)
         known("evaluation.models", self.evaluation.models or (), "model", self.models)
-        rl = tuple(name for name, stage in self.stages.items() if stage.kind == "rl")
-        known("evaluation.rollouts", self.evaluation.rollouts or (), "stage of kind rl", rl)
+        sampled = tuple(name for name, stage in self.stages.items() if stage.leaves_rollouts)
+        known("evaluation.rollouts", self.evaluation.rollouts or (), "stage that leaves rollouts", sampled)
         evaluated = self.models if self.evaluation.models is None else self.evaluation.models
         known("evaluation.gate.candidate", [gate.candidate], "model that is evaluated", evaluated)
         known("evaluation.gate.against", [gate.against], "model that is evaluated", evaluated)
+        known("evaluation.compare", [name for pair in self.evaluation.compare for name in pair], "model that is evaluated", evaluated)
         if (most := max(self.evaluation.ks, default=1)) > self.evaluation.samples:
             told.append(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
         if told:
@@ -101,7 +103,7 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
 
 def _rollouts(stage: Stage, others: Mapping[str, Stage]) -> list[str]:
     """References to rollouts that a stage can read."""
-    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.kind == "rl"] if stage.kind == "sft" else []
+    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.leaves_rollouts] if stage.kind == "sft" else []
 
 
 def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> str:
@@ -211,7 +213,7 @@ def resolve(params: Params, stage: str) -> Section:
         filled: dict[str, Any] = {"generators": procedural, "curation": params.curation}
     elif isinstance(settings, EvaluationSettings):
         models = params.models if settings.models is None else settings.models
-        filled = {"models": models, "rollouts": tuple(name for name in models if name in params.stages and params.stages[name].kind == "rl")}
+        filled = {"models": models, "rollouts": tuple(name for name in models if name in params.stages and params.stages[name].leaves_rollouts)}
     else:
         return settings
     return settings.model_copy(update={key: value for key, value in filled.items() if getattr(settings, key) is None})

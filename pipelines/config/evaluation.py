@@ -110,7 +110,9 @@ class EvaluationSettings(Section):
     models: tuple[str, ...] | None = None
     """Models to evaluate: base, and stages that make one; null takes all of them."""
     rollouts: tuple[str, ...] | None = None
-    """RL stages whose rewards over steps are looked at; null takes those among the models."""
+    """Stages with rollouts whose rewards over steps are looked at; null takes those among the models."""
+    compare: tuple[tuple[str, str], ...] = ()
+    """Pairs [MODEL, AGAINST] to compare problem by problem, beside each model with the gate's `against` and its candidate with each."""
     samples: Positive = 16
     """Responses per problem; pass@k needs k <= samples."""
     ks: tuple[Positive, ...] = (1, 2, 4, 8)

@@ -132,5 +132,9 @@ class RlStage(Starting, Reading):
         return self
 
     @property
+    def leaves_rollouts(self) -> bool:
+        return True
+
+    @property
     def models_read(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.init, self.reference or self.init]))

@@ -11,7 +11,7 @@ from pipelines.config.common import Rate, Section, Share, Span, canonical
 FILES = (".jsonl", ".parquet")
 """Endings of a file of the user's own."""
 ROLLOUTS = "/rollouts"
-"""Ending of a reference to what a stage of kind rl has sampled; kind sft reads it."""
+"""Ending of a reference to what a stage has sampled, of kind rl or a command with rollouts; kind sft reads it."""
 
 
 class Where(Section):
@@ -67,6 +67,11 @@ class StageSettings(Section):
     def rows_read(self) -> tuple[str, ...]:
         """References to the rows that it reads, each once."""
         return ()
+
+    @property
+    def leaves_rollouts(self) -> bool:
+        """Whether it leaves what a policy answered, with verdicts."""
+        return False
 
 
 class Reading(StageSettings):

@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from pipelines import extras, seeding
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import InfrastructureError
-from pipelines.generation.guard import Guard
 from pipelines.generation.protocol import Blocking, Progress, Request, Sample
 from pipelines.generation.responses import Responses
+from pipelines.guard import Guard
 from pipelines.models.adapters import plain_weights
 from pipelines.store import replacing
 

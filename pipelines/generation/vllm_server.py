@@ -23,9 +23,9 @@ from typing import Any
 from pipelines.config.common import GenerationSettings
 from pipelines.endpoint import GENERATION_KEY, Endpoint, Failed
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.generation.guard import Guard
 from pipelines.generation.protocol import Progress
 from pipelines.generation.vllm_engine import QUIET, UNFINISHED, WHOLE, Answer, engine_arguments, require_vllm, sleeps
+from pipelines.guard import Guard
 
 FLAGS = "VLLM_SERVER_DEV_MODE=1 in its environment, --enable-scale-out and --logprobs-mode processed_logprobs"
 LARGEST = 1 << 28

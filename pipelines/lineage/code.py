@@ -180,6 +180,17 @@ def installed(module: str) -> str | None:
     return None
 
 
+def environment_identity(folder: Path) -> dict[str, str]:
+    """What is installed in a virtual environment, by the names of its folders: distribution -> version, and that of Python without its last part."""
+    found: dict[str, str] = {}
+    for packages in sorted(folder.glob("lib/python3*/site-packages")):
+        found["python"] = packages.parent.name.removeprefix("python")
+        for entry in packages.glob("*.dist-info"):
+            name, _, version = entry.name.removesuffix(".dist-info").partition("-")
+            found[name] = version
+    return found
+
+
 def _listing(root: Path) -> Iterator[str]:
     """Every file of the package, relative to `root`."""
     for folder, inner, names in os.walk(root / PACKAGE):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipelines import paths
 
-IGNORED = (paths.TORN, ".git", ".hg", ".dvc")
-"""Patterns of files and folders that are not content: writes in progress, and what DVC passes over by itself."""
+IGNORED = (paths.TORN, "__pycache__", ".git", ".hg", ".dvc")
+"""Patterns of files and folders that are not content: writes in progress, what Python leaves of a program, and what DVC passes over by itself."""
 CHUNK = 1 << 20
 
 

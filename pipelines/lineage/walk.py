@@ -147,8 +147,8 @@ class Lineage:
     def _added(self, stage: str) -> str | None:
         """The first file among the outputs of `stage` that its statement does not name."""
         known = {paths.manifest(stage).as_posix(), *(subject["name"] for subject in self.statements[stage]["subject"])}
-        kind = parameters(self.statements[stage]).get("kind")  # statements of an earlier version name none
-        made = graph.makes(stage, kind) if kind else []
+        given = parameters(self.statements[stage])
+        made = graph.made(given) if "kind" in given else []  # statements of an earlier version name none
         lying = (file.relative_to(self.root).as_posix() for folder in made for file in files_below(self.root / folder))
         return next((name for name in lying if name not in known), None)
 

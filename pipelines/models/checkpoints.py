@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from pipelines.errors import UserError
+from pipelines.interrupted import Interrupted, OnChange, differences
 from pipelines.lineage.digests import file_sha256
 from pipelines.lineage.machine import machine
 from pipelines.models.adapters import VALUE_HEAD, plain_weights
@@ -33,9 +34,6 @@ from pipelines.store import discard, forget_torn, read_json, replacing, write_js
 KEEP = 2
 """Newest checkpoints kept: the last, and the one before it in case the disk lies."""
 _NAME = re.compile(r"step-(\d+)\.pt")
-
-OnChange = Literal["refuse", "accept", "discard"]
-"""What becomes of state of another identity."""
 
 
 class Stateful(Protocol):
@@ -93,25 +91,9 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         forget_torn(self.folder)
-        old = read_json(self._marker) if self._marker.exists() else self.identity
-        changed = differences(old, self.identity)
-        said = ""
-        if changed:
+        if self._record.changed:
             discard(self.folder / "ledger")  # answers since the last checkpoint, of who asks for them otherwise now
-        if changed and self._all():
-            step = _step(self._all()[-1])
-            if self.on_change == "refuse":
-                raise UserError(
-                    f"{self.stage}: an interrupted run stands at step {step} that was made otherwise: {'; '.join(changed)}. "
-                    "Undo that, or continue all the same with --accept-changes, or begin again with --discard"
-                )
-            if self.on_change == "accept":
-                write_json(self._accepted, [*self.accepted(), {"step": step, "changes": changed}])
-                said = f"continuing after step {step} though this changed: {'; '.join(changed)}"
-            else:
-                self._forget()
-                said = f"starting afresh: {'; '.join(changed)}"
-        write_json(self._marker, self.identity)
+        said = self._record.meet(_step(self._all()[-1]) if self._all() else None, self._forget)
         return "; ".join(filter(None, (said, self._meet_machine())))
 
     def _meet_machine(self) -> str:
@@ -123,12 +105,12 @@ class Checkpoints:
         if not changed or not self._all():
             return ""
         step = _step(self._all()[-1])
-        write_json(self._accepted, [*self.accepted(), {"step": step, "changes": changed}])
+        self._record.accept(step, changed)
         return f"continuing after step {step} on another machine ({'; '.join(changed)}): the last digits are not those of a run left alone"
 
     def accepted(self) -> list[dict[str, Any]]:
         """Changes under way that the user accepted: [{step, changes}]."""
-        return read_json(self._accepted) if self._accepted.exists() else []
+        return self._record.accepted()
 
     def save(self, step: int, model: Any, optimiser: torch.optim.Optimizer, others: Mapping[str, Stateful] | None = None) -> None:
         """Write the state after `step`. If that fails (a full disk), what was there before is untouched.
@@ -224,16 +206,12 @@ class Checkpoints:
         _digest_of(path).unlink(missing_ok=True)
 
     @property
-    def _marker(self) -> Path:
-        return self.folder / "identity.json"
+    def _record(self) -> Interrupted:
+        return Interrupted(self.folder, self.identity, self.on_change, self.stage)
 
     @property
     def _machine(self) -> Path:
         return self.folder / "machine.json"
-
-    @property
-    def _accepted(self) -> Path:
-        return self.folder / "accepted.json"
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
@@ -273,17 +251,6 @@ class Best:
     def weights(self) -> dict[str, Any]:
         """The best weights, as a plain model's."""
         return self._checkpoints.best(self.step)
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What differs between two identities: `settings.optimiser.lr: 0.001 -> 0.01`; digests only as `code`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [found for key in keys for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    if old == new:
-        return []
-    digest = any(isinstance(value, str) and len(value) == 64 for value in (old, new)) or isinstance(new, list)
-    return [name if digest else f"{name}: {old} -> {new}"]
 
 
 def _step(path: Path) -> int:

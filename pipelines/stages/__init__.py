@@ -23,6 +23,7 @@ ENTRIES = {
     "grade": ("pipelines.stages.grade", "pipelines.config.curation", "GradeStage"),
     "synthesise": ("pipelines.stages.synthesise", "pipelines.config.curation", "SynthesiseStage"),
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
+    "command": ("pipelines.stages.command", "pipelines.config.command", "CommandStage"),
     "merge": ("pipelines.stages.merge", "pipelines.config.evaluation", "MergeStage"),
     "evaluation": ("pipelines.stages.evaluation", "pipelines.config.evaluation", "EvaluationSettings"),
     "report": ("pipelines.stages.report", "pipelines.config.evaluation", "ReportSettings"),

@@ -86,12 +86,12 @@ def headline(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _pairs(context: Context) -> list[tuple[str, str]]:
-    """Models to compare; the gate's two are always among them."""
+    """Models to compare; the gate's two and those that params name are always among them."""
     models, gate = context.settings.models, context.settings.gate
     for key, name in (("candidate", gate.candidate), ("against", gate.against)):
         if name not in models:
             raise UserError(f"evaluation.gate.{key}: '{name}' is not evaluated; evaluation.models has {', '.join(models)}")
-    return list(dict.fromkeys([*comparisons(models, gate.against, gate.candidate), (gate.candidate, gate.against)]))
+    return list(dict.fromkeys([*comparisons(models, gate.against, gate.candidate), (gate.candidate, gate.against), *context.settings.compare]))
 
 
 def _benchmarks(context: Context) -> dict[str, list[Problem]]:

@@ -33,7 +33,7 @@ def read(root: Path) -> Inputs:
     scores = read_json(root / paths.SCORES) if (root / paths.SCORES).is_file() else None
     lineage = Lineage(root)
     kinds = {stage: parameters(statement)["kind"] for stage, statement in lineage.statements.items()}
-    ledgers = {stage: root / graph.makes(stage, kind)[0] / paths.LEDGER for stage, kind in kinds.items() if kind in graph.CURATING}
+    ledgers = {stage: root / graph.makes(stage, kind, rollouts=False)[0] / paths.LEDGER for stage, kind in kinds.items() if kind in graph.CURATING}
     wanted = {(model, name) for name, pair in compared(scores).items() for model in pair} if scores else set()
     samples = {key: root / paths.SAMPLES / key[0] / f"{key[1]}.parquet" for key in sorted(wanted)}
     return Inputs(
@@ -74,7 +74,7 @@ def _node(lineage: Lineage, stage: str) -> StageNode:
         stage=stage,
         kind=given["kind"],
         parents=tuple(lineage.parents(stage)),
-        made={folder.as_posix(): _folder_digest(folder, files) for folder in graph.makes(stage, given["kind"])},
+        made={folder.as_posix(): _folder_digest(folder, files) for folder in graph.made(given)},
         read={entry.get("name") or entry["uri"]: digest(entry) or "" for entry in resolved(statement)},
         origins={entry.get("name") or entry["uri"]: more for entry in resolved(statement) if (more := told(entry))},
         seed=given["seed"],

@@ -67,7 +67,7 @@ FAULTS = [
     ({f"{MATH}__data": "difficulty/grade"}, "stages.math.data: 'difficulty/grade' names no rows; choose one of curation/base"),
     ({f"{MATH}__data": ["difficulty", "row.jsonl"]}, "stages.math.data: row.jsonl: no such file; did you mean 'rows.jsonl'?"),
     ({f"{MATH}__data": {"difficulty": {"where": {"domain": ["cod"]}}}}, "stages.math.data.difficulty.where.domain: 'cod' is the domain of no source in sources.train"),
-    ({"stages__math__kind": "rll"}, "stages.math.kind: 'rll' is none of sft, grade, synthesise, rl, merge; did you mean 'rl'?"),
+    ({"stages__math__kind": "rll"}, "stages.math.kind: 'rll' is none of sft, grade, synthesise, rl, merge, command; did you mean 'rl'?"),
     ({"stages__evaluation": {"kind": "sft", "init": "base", "data": "curation/sft"}}, "stages.evaluation: a stage of every project is called so; choose another name"),
     ({"evaluation__rollouts": ["mth"]}, "evaluation.rollouts: 'mth' is no stage of kind rl; there are code, math; did you mean 'math'?"),
     ({"stages__merged__tokenizer": {"source": "unoin"}}, "stages.merged.tokenizer.source: 'unoin' is neither union, nor base, nor a folder"),

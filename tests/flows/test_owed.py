@@ -38,7 +38,7 @@ def run(context):
         context.resume.mkdir()
         (context.resume / "trained").write_text(content)
     kind = getattr(context.settings, "kind", context.stage)
-    for made in graph.makes(context.stage, kind):
+    for made in graph.stage(context.stage, kind, context.settings).makes:
         for name in FILES.get(context.stage, ["model.safetensors"]):
             file = context.root / made if made.suffix else context.root / made / name
             file.parent.mkdir(parents=True, exist_ok=True)

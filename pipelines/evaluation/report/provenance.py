@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from pipelines.config import MODELS
 from pipelines.evaluation.report.html import Html, el, join
 from pipelines.evaluation.report.inputs import StageNode
 
@@ -86,7 +87,7 @@ def _box(node: StageNode, x: float, y: float) -> Html:
         "g",
         tip,
         el(
-            "rect", x=x, y=y, width=BOX[0], height=BOX[1], rx=8, class_="node learns" if node.kind in ("base", "sft", "rl", "merge") else "node"
+            "rect", x=x, y=y, width=BOX[0], height=BOX[1], rx=8, class_="node learns" if node.kind in ("base", *MODELS) else "node"
         ),
         el("text", node.stage, x=x + BOX[0] / 2, y=y + 21, class_="node-name middle"),
         el("text", digest[:SHORT], x=x + BOX[0] / 2, y=y + 38, class_="node-digest middle"),

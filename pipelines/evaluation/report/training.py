@@ -21,32 +21,47 @@ PANELS = {
     "truncated": "Share cut off at the limit",
     "tokens_per_second": "Tokens per second",
 }
-"""Columns of RL journals that have a chart of their own, in this order; all others stand below, folded."""
+"""Columns of the journals of RL, and of programs that report a reward, that have a chart of their own, in this order; others stand below, folded."""
 POINTS = 160
 """Most points of a drawn line; more are averaged."""
 
 
 def curves(stages: Mapping[str, Rows], kinds: Mapping[str, str], shade: Mapping[str, str]) -> Html:
     """All learning curves. stages: name -> rows with `step`. kinds: of the stages. shade: their colours."""
-    rl = {name: rows for name, rows in stages.items() if kinds[name] == "rl" and rows}
+    rl = {name: rows for name, rows in stages.items() if rows and (kinds[name] == "rl" or _has(rows, "reward"))}
+    others = {name: rows for name, rows in stages.items() if name not in rl and rows}
     parts: list[Html] = []
-    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in stages.items() if kinds[stage] != "rl" and rows]:
+    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in others.items() if _has(rows, "loss")]:
         charts = [line_chart(f"{series.name}: loss (nats per token)", [series], "step") for series in pretraining]
         parts += [el("h3", "Supervised training"), el("div", charts, class_="grid-charts")]
     if rl:
-        names = list(dict.fromkeys(name for rows in rl.values() for name in rows[0] if name != "step"))
+        names = _names(rl)
         known = [name for name in PANELS if name in names]
-        others = [name for name in names if name not in PANELS and _moves(rl.values(), name)]
         parts += [el("h3", "Reinforcement learning"), legend([(name, shade[name]) for name in rl])]
         parts.append(el("div", [_panel(rl, shade, name, PANELS[name]) for name in known], class_="grid-charts"))
-        if others:
-            charts = [_panel(rl, shade, name, name) for name in others]
-            parts.append(el("details", el("summary", f"{len(others)} more measures"), el("div", charts, class_="grid-charts")))
+        parts += _folded(rl, shade, [name for name in names if name not in PANELS])
+    if programs := {name: rows for name, rows in others.items() if kinds[name] == "command"}:
+        parts += [el("h3", "What programs measured"), *_folded(programs, shade, [name for name in _names(programs) if name != "loss"])]
     return join(parts)
 
 
+def _has(rows: Rows, name: str) -> bool:
+    return any(name in row for row in rows)
+
+
+def _names(stages: Mapping[str, Rows]) -> list[str]:
+    """Columns in the order of their first appearance."""
+    return list(dict.fromkeys(name for rows in stages.values() for row in rows for name in row if name != "step"))
+
+
+def _folded(stages: Mapping[str, Rows], shade: Mapping[str, str], names: Sequence[str]) -> list[Html]:
+    """A chart of each column that moves, behind a line that says how many there are."""
+    charts = [_panel(stages, shade, name, name) for name in names if _moves(stages.values(), name)]
+    return [el("details", el("summary", f"{len(charts)} more measures"), el("div", charts, class_="grid-charts"))] if charts else []
+
+
 def _panel(stages: Mapping[str, Rows], shade: Mapping[str, str], name: str, title: str) -> Html:
-    having = {stage: rows for stage, rows in stages.items() if name in rows[0]}
+    having = {stage: rows for stage, rows in stages.items() if _has(rows, name)}
     return line_chart(title, [_series(stage, shade[stage], rows, name) for stage, rows in having.items()], "step")
 
 

@@ -14,19 +14,13 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
 from typing import Any
 
+from pipelines import loopback
+
 MODEL = "policy"
-LARGEST = 16 << 20
-"""Bytes of a request."""
 WAITING = 64
 """Requests of one episode that may wait."""
-CONNECTIONS = 1024
-"""Of all episodes at once."""
-READ_SECONDS = 60.0
-"""For a request to arrive in."""
 
 
 @dataclass
@@ -113,9 +107,9 @@ class Door:
 
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
-        self._server = _Server(self)
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, daemon=True, name="door").start()
+        self._server = _Server(_Handler)
+        self._server.door = self
+        self.port = self._server.start()
 
     def line(self) -> Line:
         """An address for an episode of the running loop; to be closed."""
@@ -132,68 +126,36 @@ class Door:
         self._lines.pop(token, None)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads, request_queue_size = True, 128
-
-    def __init__(self, door: Door) -> None:
-        self.door, self._places = door, threading.BoundedSemaphore(CONNECTIONS)
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def server_bind(self) -> None:
-        """Without asking the resolver for a name, which may take long."""
-        TCPServer.server_bind(self)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is nothing to report."""
+class _Server(loopback.Server):
+    door: Door
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(loopback.Handler):
     server: _Server
-    timeout = READ_SECONDS
 
     def do_GET(self) -> None:
         line, rest = self._line()
         if line is not None and rest == "v1/models":
-            self._json(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "touchstone"}]})
+            self.json(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "touchstone"}]})
         else:
-            self._json(404, error("there is no such address"))
+            self.json(404, error("there is no such address"))
 
     def do_POST(self) -> None:
         line, rest = self._line()
         if line is None or rest != "v1/chat/completions":
-            return self._json(404, error("there is no such address"))
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > LARGEST:
-            return self._json(413, error(f"a request has a length of at most {LARGEST} bytes"))
+            return self.json(404, error("there is no such address"))
         try:
-            body = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            return self._json(400, error("the request is no JSON object"))
+            body = self.body()
+        except loopback.Refused as refused:
+            return self.json(refused.status, error(str(refused)))
         status, told = line.ask(body)
         if status == 200 and body.get("stream"):
             return self._stream(told, body)
-        return self._json(status, told)
+        return self.json(status, told)
 
     def _line(self) -> tuple[Line | None, str]:
-        token, _, rest = self.path.lstrip("/").partition("/")
-        return self.server.door.find(token), rest.partition("?")[0].rstrip("/")
-
-    def _json(self, status: int, body: Mapping[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(body).encode())
+        token, rest = self.address()
+        return self.server.door.find(token), rest
 
     def _stream(self, told: dict[str, Any], body: Mapping[str, Any]) -> None:
         """The same answer in one event, for clients that read no other."""
@@ -207,15 +169,4 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(options, dict) and options.get("include_usage"):
             events.append({**head, "choices": [], "usage": usage})
         text = "".join(f"data: {event}\n\n" for event in [*map(json.dumps, events), "[DONE]"])
-        self._send(200, "text/event-stream", text.encode())
-
-    def _send(self, status: int, kind: str, content: bytes) -> None:
-        with contextlib.suppress(OSError):  # it has gone away
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name of the method it replaces
-        """Nothing: every turn would be a line."""
+        self.send(200, "text/event-stream", text.encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pipelines import prompting
 from pipelines.config.common import PromptSettings
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Engine
+from pipelines.progress import is_figure
 from pipelines.records import Problem
 from pipelines.rl.environments.branches import Branches, Limits
 from pipelines.rl.environments.conversation import judged, worth
@@ -32,9 +32,8 @@ END_SECONDS = 5.0
 """For an episode to end when it is told to."""
 REFUSALS = 16
 """Requests that may be refused before the episode is ended."""
-METRICS, LARGEST = 32, 1e300
-"""Figures of one episode that are kept, and how large they may be."""
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+METRICS = 32
+"""Figures of one episode that are kept."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Harness:
 def _figures(metrics: object) -> dict[str, float]:
     """Those that are numbers, by names that a journal can take."""
     given = sorted(metrics.items()) if isinstance(metrics, Mapping) else []
-    numbers = [(name, float(value)) for name, value in given if isinstance(value, int | float) and abs(value) < LARGEST and _NAME.fullmatch(name)]
+    numbers = [(name, float(value)) for name, value in given if is_figure(name, value)]
     return dict(numbers[:METRICS])
 
 

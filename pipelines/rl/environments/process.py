@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InfrastructureError
+from pipelines.loopback import direct
 from pipelines.records import Problem
 
 LONGEST = 1 << 20
 """Bytes of one line."""
-LOOPBACK = "127.0.0.1,localhost"
 
 
 def told_of(problem: Problem) -> dict[str, Any]:
@@ -34,12 +34,11 @@ class Process:
         modules = os.pathsep.join(filter(None, [os.getcwd(), inherited.get("PYTHONPATH", "")]))
         beside = os.path.dirname(python)
         programs = os.pathsep.join(filter(None, [beside and os.path.abspath(beside), inherited.get("PATH", os.defpath)]))
-        direct = {name: ",".join(filter(None, [inherited.get(name), LOOPBACK])) for name in ("NO_PROXY", "no_proxy")}
         try:
             self._process = subprocess.Popen(
                 [python, str(script), *arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                env={**inherited, **direct, "PYTHONPATH": modules, "PATH": programs},
+                env={**inherited, **direct(inherited), "PYTHONPATH": modules, "PATH": programs},
             )  # fmt: skip
         except OSError as error:
             raise InfrastructureError(f"{python} cannot be run: {error}") from None

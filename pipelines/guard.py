@@ -1,8 +1,8 @@
-"""Ends what an engine started when the engine is closed and when this process is gone, however it went.
+"""Ends what an engine or an outside program started when it is closed and when this process is gone, however it went.
 
-vLLM's processes outlive a parent that gets SIGKILL. They all inherit one environment variable, whose value is theirs alone; a small
-process of its own waits until its pipe to this one closes, which the kernel sees to, and ends every process that has it. Where there is no
-/proc (any system but Linux) it finds none. They are asked to end first, so that they remove their shared memory.
+vLLM's processes, and those of trainers, outlive a parent that gets SIGKILL. They all inherit one environment variable, whose value is theirs
+alone; a small process of its own waits until its pipe to this one closes, which the kernel sees to, and ends every process that has it. Where there
+is no /proc (any system but Linux) it finds none. They are asked to end first, so that they remove their shared memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-VARIABLE = "TOUCHSTONE_ENGINE"
+VARIABLE = "TOUCHSTONE_GUARDED"
 PATIENCE = 3.0
 """Seconds between the request to end and the kill."""
 QUIET = 3
@@ -27,9 +27,9 @@ class Guard:
     """Watches over the processes that are started with `environment`."""
 
     def __init__(self) -> None:
-        mark = secrets.token_hex(16)
-        self.environment: Mapping[str, str] = {VARIABLE: mark}
-        command = [sys.executable, "-I", __file__, mark]  # by its path: it needs nothing of the package
+        self.mark = secrets.token_hex(16)
+        self.environment: Mapping[str, str] = {VARIABLE: self.mark}
+        command = [sys.executable, "-I", __file__, self.mark]  # by its path: it needs nothing of the package
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def close(self) -> None:
@@ -51,10 +51,8 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def main(mark: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    sys.stdin.read()
+def end(mark: str) -> None:
+    """End every process that has the mark; returns when they are gone."""
     _signal(marked(mark), signal.SIGTERM)
     deadline, quiet = time.monotonic() + PATIENCE, 0
     while quiet < QUIET:
@@ -63,6 +61,13 @@ def main(mark: str) -> None:
         if time.monotonic() > deadline:
             _signal(left, signal.SIGKILL)
         time.sleep(0.05)
+
+
+def main(mark: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.read()
+    end(mark)
 
 
 def _signal(processes: Sequence[int], number: signal.Signals) -> None:
