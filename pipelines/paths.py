@@ -118,7 +118,8 @@ def manifest(stage: str) -> Path:
 
 def environment(folder: str) -> Path:
     """What is installed in the virtual environment `folder`, relative to the root of the project."""
-    return ENVIRONMENTS / f"{folder.strip('/').replace('/', '-')}.json"
+    name = folder.replace("/", "-")
+    return ENVIRONMENTS / f"{'_' + name[1:] if name.startswith('.') else name}.json"
 
 
 def identity(kind: str) -> Path:
