@@ -24,6 +24,11 @@ STAGES = {
     "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own"},
     "plain": {"kind": "merge", "init": "first", "models": ["late", "code"]},
     "sought": {"kind": "merge", "init": "first", "models": ["late", "code"], "search": {"data": "who/ungraded"}},
+    "theirs": {
+        "kind": "command", "init": "first", "data": "who", "command": ["python", "mine.py"], "code": ["mine.py", "lib"], "environment": ".venv-trl",
+        "rollouts": True, "plot": "reward",
+    },
+    "plainly": {"kind": "command", "init": "theirs", "data": "curation/sft", "command": ["mine"], "code": ["mine.py"]},
 }
 """A stage of every kind, and of those that read more by their settings one of each sort."""
 
@@ -65,7 +70,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert [*STANDING[:3], "first", "who", "more", "code", "own", "late", "plain", "sought", *STANDING[3:]] == NAMES
+    assert [*STANDING[:3], "first", "who", "more", "code", "own", "late", "plain", "theirs", "plainly", "sought", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 
@@ -87,9 +92,11 @@ DEPS = {
     "late": ["data/models/code", "data/models/first", "data/rows/own/problems.parquet"],
     "plain": ["data/models/first", "data/models/late", "data/models/code"],
     "sought": ["data/models/first", "data/models/late", "data/models/code", "data/rows/who/ungraded.parquet", "data/sources/benchmarks"],
+    "theirs": ["data/models/first", "data/rows/who/problems.parquet", "mine.py", "lib", "data/identity/environments/_venv-trl.json"],
+    "plainly": ["data/models/theirs", "data/curation/sft.parquet", "mine.py"],
     "evaluation": [
-        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "plain", "sought")),
-        "data/rollouts/code", "data/rollouts/late",
+        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "plain", "theirs", "plainly", "sought")),
+        "data/rollouts/code", "data/rollouts/late", "data/rollouts/theirs",
     ],
     "report": [f"data/{name}" for name in ("sources", "curation", "evaluation", "models", "metrics", "plots", "manifests")],
 }  # fmt: skip
@@ -101,7 +108,7 @@ def test_a_stage_depends_on_its_data_and_on_the_identity_of_its_kind(name):
 
 
 def test_what_is_read_is_made_by_a_stage_before_or_lies_outside():
-    made = [Path("data/external"), Path("rows")]
+    made = [Path("data/external"), Path("rows"), Path("mine.py"), Path("lib"), paths.IDENTITY]
     for name, stage in GRAPH.items():
         for path in stage.reads:
             assert name == "report" or any(out == path or out in path.parents for out in made), (name, path)
@@ -123,6 +130,8 @@ OUTS = {
     "more": ["data/rows/more", "data/seen/more.parquet"],
     "code": ["data/models/code", "data/rollouts/code", "data/seen/code.parquet"],
     "plain": ["data/models/plain"],
+    "theirs": ["data/models/theirs", "data/rollouts/theirs", "data/seen/theirs.parquet"],
+    "plainly": ["data/models/plainly", "data/seen/plainly.parquet"],
     "evaluation": ["data/evaluation"],
     "report": ["data/report"],
 }
@@ -133,17 +142,17 @@ def test_outputs_metrics_and_plots(name):
     stage, kind = DOCUMENT[name], GRAPH[name].kind
     assert stage["outs"] == OUTS[name] + ([] if name == "report" else [f"data/manifests/{name}.json"])
     assert list(entries(stage, "metrics")) == ([] if name == "report" else [f"data/metrics/{name}.json"])
-    assert list(entries(stage, "plots")) == ([f"data/plots/{name}.csv"] if kind in ("base", "sft", "rl") else [])
+    assert list(entries(stage, "plots")) == ([f"data/plots/{name}.csv"] if kind in ("base", "sft", "rl", "command") else [])
     records = {**entries(stage, "metrics"), **entries(stage, "plots")}
     assert [Path(record) for record in records] == list(GRAPH[name].records)
     assert all(options["cache"] is False for options in records.values())
     for options in entries(stage, "plots").values():
-        assert options["x"] == "step" and options["y"] == ("reward" if kind == "rl" else "loss") and name in options["title"]
+        assert options["x"] == "step" and options["y"] == ("reward" if kind == "rl" or name == "theirs" else "loss") and name in options["title"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_is_the_flow_of_the_stage_from_the_root_of_the_project(name):
-    models = " base first code late plain sought" if name == "evaluation" else ""
+    models = " base first code late plain theirs plainly sought" if name == "evaluation" else ""
     assert (DOCUMENT[name]["cmd"], DOCUMENT[name]["wdir"]) == (f"python -m flows.stage {name}{models}", "..")
     assert DOCUMENT[name]["desc"]
 
@@ -168,7 +177,7 @@ def test_paths_that_stages_write_do_not_collide():
 
 
 def test_order_of_stages():
-    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "own", "late", "plain", "sought"]
+    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "own", "late", "plain", "theirs", "plainly", "sought"]
     other = {"a": {"kind": "rl", "init": "b", "reference": "c", "data": "z"}, "b": {"kind": "sft", "init": "base", "data": "curation/sft"}}
     other |= {"c": {"kind": "merge", "init": "b", "models": ["b"]}, "z": {"kind": "grade", "init": "c", "data": "curation/rl"}}
     found = graph.graph(params(stages=other, evaluation={"gate": {"candidate": "a", "against": "b"}}))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from touchstone_stage import Stage
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 NAMES = {"completions/mean_length": "length", "completions/clipped_ratio": "truncated", "learning_rate": "lr"}
@@ -27,6 +27,7 @@ def policy(stage: Stage) -> tuple[Any, Any]:
 
 def train(stage: Stage, trainer: Any) -> None:
     """Train from the last checkpoint in resume/, if there is one, and leave the model."""
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Reports(stage))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(stage.resume))
     trainer.save_model(f"{stage.out}/model")

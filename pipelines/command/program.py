@@ -22,7 +22,7 @@ from pipelines.store import replacing
 
 KEPT = (
     "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
+    "MKL_NUM_THREADS", "GOMP_SPINCOUNT",
 )  # fmt: skip
 """Variables that a program gets unasked."""
 FOLDER = "TOUCHSTONE_STAGE"
@@ -36,6 +36,13 @@ LINE, LONGEST, LOG = 2000, 1 << 16, 16 << 20
 REDRAWN = 5.0
 """Seconds between two states of a line that the program draws again and again, such as a progress bar."""
 _UNPRINTABLE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def end_earlier(mark: Path) -> None:
+    """End what a killed run may have left a moment ago: it would write where the next one does."""
+    if mark.exists():
+        guard.end(mark.read_text())
+        mark.unlink()
 
 
 def searched(programs: Path | None, inherited: Mapping[str, str]) -> str:
@@ -65,8 +72,8 @@ def words(command: Sequence[str], code: Sequence[str], root: Path) -> list[str]:
 
 @dataclass
 class Program:
-    """One run of it. folder: where it starts. log: a file for all that it says. mark: a file by which the next run ends what a kill has left.
-    secrets: values that are not said."""
+    """One run of it. folder: where it starts. log: a file for what it says. mark: a file by which the next run ends what a kill has left
+    (`end_earlier`). secrets: values that are neither said nor written."""
 
     command: Sequence[str]
     folder: Path
@@ -84,7 +91,6 @@ class Program:
         Raises:
             UserError: there is no such program, or it took longer than `timeout` seconds.
         """
-        self.end_earlier()
         if not shutil.which(self.command[0], path=self.environment["PATH"]):
             raise UserError(f"command: there is no program '{self.command[0]}' in {self.environment['PATH']}")
         watched = guard.Guard()
@@ -97,7 +103,7 @@ class Program:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
             with self.log.open("wb") as log:
-                hear = _Ear(process, log, self._heard)
+                hear = _Ear(process, log, self._without_secrets, self._heard)
                 self._follow(process, hear, look, timeout)
                 watched.close()  # what it has left running would keep its output open
                 hear.rest()
@@ -115,12 +121,6 @@ class Program:
                 process.wait()
             self.mark.unlink(missing_ok=True)
 
-    def end_earlier(self) -> None:
-        """End what a killed run may have left a moment ago: it would write where this one does."""
-        if self.mark.exists():
-            guard.end(self.mark.read_text())
-            self.mark.unlink()
-
     def _follow(self, process: subprocess.Popen[bytes], hear: _Ear, look: Callable[[], None], timeout: float | None) -> None:
         started = time.monotonic()
         while process.poll() is None:
@@ -129,9 +129,12 @@ class Program:
             if timeout is not None and time.monotonic() - started > timeout:
                 raise UserError(f"timeout: the program ran for more than {timeout:g} seconds, and was ended")
 
+    def _without_secrets(self, said: bytes) -> bytes:
+        for secret in filter(None, self.secrets):
+            said = said.replace(secret.encode(errors="surrogateescape"), b"***")
+        return said
+
     def _heard(self, line: str) -> None:
-        for secret in self.secrets:
-            line = line.replace(secret, "***") if secret else line
         self.last = line
         self.say(line)
 
@@ -139,9 +142,9 @@ class Program:
 class _Ear:
     """Hears lines. A line that is drawn again is said every few seconds, and when it is done."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], say: Callable[[str], None]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], clean: Callable[[bytes], bytes], say: Callable[[str], None]) -> None:
         assert process.stdout is not None
-        self._out, self._log, self._say = process.stdout, log, say
+        self._out, self._log, self._clean, self._say = process.stdout, log, clean, say
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._out, selectors.EVENT_READ)
         self._buffer, self._written, self._drawn, self._open = b"", 0, float("-inf"), True
@@ -153,7 +156,6 @@ class _Ear:
         elif self._selector.select(seconds):
             chunk = os.read(self._out.fileno(), 1 << 16)
             self._open = bool(chunk)
-            self._keep(chunk)
             self._buffer += chunk
             *whole, self._buffer = re.split(rb"(?<=[\r\n])", self._buffer)
             if len(self._buffer) > LONGEST:
@@ -170,13 +172,11 @@ class _Ear:
         self._selector.close()
         self._out.close()
 
-    def _keep(self, chunk: bytes) -> None:
-        """The log takes what it has room for."""
-        self._log.write(chunk[: max(LOG - self._written, 0)])
-        self._log.flush()
-        self._written += len(chunk)
-
     def _piece(self, piece: bytes) -> None:
+        piece = self._clean(piece)
+        self._log.write(piece[: max(LOG - self._written, 0)])
+        self._log.flush()
+        self._written += len(piece)
         text = _UNPRINTABLE.sub("", piece.decode(errors="replace").replace("\t", " ")).strip()[:LINE]
         now = time.monotonic()
         if text and (not piece.endswith(b"\r") or now - self._drawn >= REDRAWN):

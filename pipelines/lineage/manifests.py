@@ -76,6 +76,7 @@ def write_manifest(
     outputs: Iterable[Path],
     accepted: Sequence[dict[str, Any]] = (),
     origins: Mapping[str, external.Origin] | None = None,
+    installed: Mapping[str, str] | None = None,
     endpoints: Sequence[dict[str, Any]] = (),
     notices: Sequence[str] = (),
     device: str = "cpu",
@@ -83,8 +84,8 @@ def write_manifest(
     """Write the statement of a stage that has run.
 
     accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. origins: setting ->
-    what the stage read there and came from elsewhere. endpoints: who answered requests of the stage, with a digest of what was said
-    (`answered.summary`). notices: what somebody should look at. device: where tensors were.
+    what the stage read there and came from elsewhere. installed: packages of the environment of an outside program. endpoints: who answered
+    requests of the stage, with a digest of what was said (`answered.summary`). notices: what somebody should look at. device: where tensors were.
 
     Raises:
         UserError: what the stage started from was edited while it ran.
@@ -104,6 +105,7 @@ def write_manifest(
                 "externalParameters": {"stage": stage, **beginning.given},
                 "internalParameters": {"code": code}
                 | ({"accepted_changes": list(accepted)} if accepted else {})
+                | ({"environment": dict(installed)} if installed else {})
                 | ({"endpoints": list(endpoints)} if endpoints else {}),
                 "resolvedDependencies": _dependencies(beginning, origins or {}),
             },

@@ -45,8 +45,9 @@ class Context:
     stage: its name. root: the project root that `pipelines.paths` is relative to. settings: its
     section of params, resolved. work: folder of the stage outside its outputs: journal, caches. device: cpu, cuda, ... on_change: what
     becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. origins:
-    dotted key in the settings -> what the stage read there and came from elsewhere (a hub, an index), for the manifest. notices: what
-    somebody should look at. first: this process writes for all that the stage has.
+    dotted key in the settings -> what the stage read there and came from elsewhere (a hub, an index), for the manifest. installed: packages of
+    a virtual environment that a program of the stage runs in, by version, for the manifest. notices: what somebody should look at. first: this
+    process writes for all that the stage has.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class Context:
     on_change: Literal["refuse", "accept", "discard"] = "refuse"
     accepted: list[dict[str, Any]] = field(default_factory=list)
     origins: dict[str, Origin] = field(default_factory=dict)
+    installed: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     first: bool = True
 

@@ -14,18 +14,21 @@ from pipelines import paths, seeding
 from pipelines.command import folder as contract
 from pipelines.command import scorer
 from pipelines.command.figures import METRICS, Figures
-from pipelines.command.program import Program, variables, words
+from pipelines.command.program import Program, end_earlier, variables, words
 from pipelines.command.rollouts import ROLLOUTS, Reader
 from pipelines.command.weights import check
 from pipelines.config.command import CommandStage
 from pipelines.errors import UserError
 from pipelines.interrupted import Interrupted
+from pipelines.lineage.code import environment_identity
 from pipelines.models.loading import load_tokenizer
 from pipelines.records import Problem
 from pipelines.stages import Context, rows
 from pipelines.stages.identity import identity
 from pipelines.store import discard, replacing_folder, sync
 from pipelines.verifiers import VerifierPool, require_sandbox_for
+
+MARK = "program.mark"
 
 
 def run(context: Context) -> dict[str, float]:
@@ -35,8 +38,11 @@ def run(context: Context) -> dict[str, float]:
         UserError: the program failed, or left something that is missing, malformed or of another kind than it was told to.
     """
     settings: CommandStage = context.settings
+    end_earlier(context.work / MARK)
     problems = {problem.problem_id: problem for problem in rows.read(context, settings)}
     require_sandbox_for(problems.values())
+    if settings.environment:
+        context.installed.update(environment_identity(context.root / settings.environment))
     work = _Work(context)
     record = Interrupted(context.resume, _identity(context), context.on_change, context.stage)
     if note := record.meet(work.step(), work.forget):
@@ -99,9 +105,8 @@ class _Work:
 
 def _identity(context: Context) -> dict[str, object]:
     settings: CommandStage = context.settings
-    installed = [paths.environment(settings.environment)] if settings.environment else []
-    read = {"problems": map(paths.rows, settings.rows_read), "program": [Path(path) for path in (*settings.code, *installed)]}
-    return identity(context, __name__, init=paths.model(settings.init), **read)
+    read = {"problems": map(paths.rows, settings.rows_read), "program": map(Path, settings.code)}
+    return identity(context, __name__, init=paths.model(settings.init), **read) | {"environment": context.installed}
 
 
 def _figures(context: Context, work: _Work) -> Figures:
@@ -131,10 +136,9 @@ def _program(context: Context, work: _Work, problems: Mapping[str, Problem], poo
     secrets = [os.environ[name] for name in settings.variables]
     figures = Figures(work.out / METRICS, context.journal, settings.plot)
     program = Program(
-        words(settings.command, settings.code, context.root), work.program, environment, context.work / "program.log", context.work / "program.mark",
+        words(settings.command, settings.code, context.root), work.program, environment, context.work / "program.log", context.work / MARK,
         context.journal.say, secrets,
     )  # fmt: skip
-    program.end_earlier()
     with scorer.serving(problems, pool) as address:
         told = {"stage": context.stage, "seed": seeding.key(context.seed, "command", context.stage) % 2**31, "device": context.device}
         contract.make(work.program, model, work.resume, table, {**told, "settings": settings.settings, "scorer": address})

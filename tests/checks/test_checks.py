@@ -51,6 +51,7 @@ def mine(**settings):
 
 
 MATH = "stages__math"
+THEIRS = {"kind": "command", "init": "sft", "data": "difficulty", "command": ["python", "mine.py"], "code": ["rows.jsonl"]}
 FAULTS = [
     ({f"{MATH}__where": {"domain": ["math", "maths"]}}, "stages.math.where.domain: 'maths' is the domain of no source in sources.train; there are code, logic, math; did you mean 'math'?"),
     ({f"{MATH}__init": "stf"}, "stages.math.init: 'stf' names no model; choose one of base, code, merged, sft; did you mean 'sft'?"),
@@ -69,9 +70,19 @@ FAULTS = [
     ({f"{MATH}__data": {"difficulty": {"where": {"domain": ["cod"]}}}}, "stages.math.data.difficulty.where.domain: 'cod' is the domain of no source in sources.train"),
     ({"stages__math__kind": "rll"}, "stages.math.kind: 'rll' is none of sft, grade, synthesise, rl, merge, command; did you mean 'rl'?"),
     ({"stages__evaluation": {"kind": "sft", "init": "base", "data": "curation/sft"}}, "stages.evaluation: a stage of every project is called so; choose another name"),
-    ({"evaluation__rollouts": ["mth"]}, "evaluation.rollouts: 'mth' is no stage of kind rl; there are code, math; did you mean 'math'?"),
+    ({"evaluation__rollouts": ["mth"]}, "evaluation.rollouts: 'mth' is no stage that leaves rollouts; there are code, math; did you mean 'math'?"),
     ({"stages__merged__tokenizer": {"source": "unoin"}}, "stages.merged.tokenizer.source: 'unoin' is neither union, nor base, nor a folder"),
     ({"evaluation__gate__against": "sftt"}, "evaluation.gate.against: 'sftt' is no model that is evaluated; there are base, sft, code, math, merged; did you mean 'sft'?"),
+    ({"evaluation__compare": [["mth", "sft"]]}, "evaluation.compare: 'mth' is no model that is evaluated; there are base, sft, code, math, merged; did you mean 'math'?"),
+    ({"stages__t": THEIRS | {"code": ["row.jsonl"]}}, "stages.t.code: row.jsonl: no such file or folder; did you mean 'rows.jsonl'?"),
+    ({"stages__t": THEIRS | {"code": ["../mine.py"]}}, "stages.t.code.0: '../mine.py' must be a path below the project"),
+    ({"stages__t": THEIRS | {"environment": ".venv-nothing"}}, "stages.t.environment: .venv-nothing: there is no virtual environment"),
+    ({"stages__t": THEIRS | {"command": ["pithon"]}}, "stages.t.command: there is no program 'pithon' on PATH"),
+    ({"stages__t": THEIRS | {"command": "python mine.py"}}, "stages.t.command: input should be a valid tuple, got 'python mine.py'"),
+    ({"stages__t": THEIRS | {"variables": ["NO_SUCH_KEY"]}}, "stages.t.variables: NO_SUCH_KEY is not set"),
+    ({"stages__t": THEIRS | {"allow": ["archtecture"]}}, "stages.t.allow.0: input should be 'architecture' or 'tokenizer', got 'archtecture'; did you mean 'architecture'?"),
+    ({"stages__t": THEIRS, f"{MATH}__data": "t/rollouts"}, "stages.math.data: 't/rollouts' names no rows"),
+    ({"stages__t": THEIRS, "stages__sft__data": "t/rollouts"}, "stages.sft.data: 't/rollouts' names no rows"),
     ({"evaluation__models": ["sft"]}, "evaluation.gate.candidate: 'merged' is no model that is evaluated; there are sft"),
     ({"evaluation__clusters": {"mth": "passage"}}, "evaluation.clusters: 'mth' is no benchmark; there are code, logic, math; did you mean 'math'?"),
     (mine(path="row.jsonl"), "sources.train.mine.path: row.jsonl: no such file; did you mean 'rows.jsonl'?"),

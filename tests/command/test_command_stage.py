@@ -101,8 +101,8 @@ def test_the_folder_and_the_environment_of_the_program(tmp_path, monkeypatch, ca
     assert (first["completion"], first["answer"], first["problem_id"]) == ("<think> so 2 </think>\\boxed{2}", "2", PROBLEMS[0].problem_id)
     assert pq.read_table(folder / "rows.parquet").to_pylist() == said["rows"]
     kept = [file for file in [*(root / ".touchstone").rglob("*"), *(root / "data").rglob("*")] if file.is_file()]
-    without_log = [file for file in kept if file.name != "program.log"]
-    assert not any(b"s3cr3t-value" in file.read_bytes() for file in without_log), "secrets are passed by name and never written"
+    assert not any(b"s3cr3t-value" in file.read_bytes() for file in kept), "secrets are passed by name and never written"
+    assert (root / ".touchstone/work/t/program.log").read_text() == "the key is *** \x1b[31mred\n"
     assert "s3cr3t" not in capsys.readouterr().out
 
 

@@ -83,6 +83,10 @@ def test_a_bad_overlay_changes_nothing(params, text, message):
 def test_the_overlays_that_come_with_the_project_fit(overlay, tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text((mini_project.REPOSITORY / "params.yaml").read_text())
+    if ".venv-trl" in overlay.read_text() and not (mini_project.REPOSITORY / ".venv-trl").exists():
+        with pytest.raises(UserError, match=rf"stages.{overlay.stem}.environment: .venv-trl: there is no virtual environment"):
+            overlays.apply(params, overlay, mini_project.REPOSITORY)
+        return
     assert overlays.apply(params, overlay, mini_project.REPOSITORY)
     assert overlays.apply(params, overlay, mini_project.REPOSITORY) == [], "twice is once"
     yaml.safe_load(params.read_text())

@@ -72,7 +72,7 @@ def test_what_stages_import_is_there_before_they_start():
     """Else every stage pays for what LIBRARIES lacks."""
     script = (
         "import importlib, sys\nfrom pipelines import preloaded\nfor name in preloaded.LIBRARIES: importlib.import_module(name)\n"
-        "there = set(sys.modules)\nfor stage in ('base', 'sft', 'grade', 'rl', 'merge', 'evaluation'):\n"
+        "there = set(sys.modules)\nfor stage in ('base', 'sft', 'grade', 'rl', 'merge', 'command', 'evaluation'):\n"
         "    importlib.import_module(f'pipelines.stages.{stage}')\n"
         "print(*{name for name in set(sys.modules) - there if name.split('.')[0] in ('torch', 'transformers', 'sklearn', 'scipy')})"
     )
