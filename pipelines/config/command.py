@@ -17,6 +17,10 @@ def _inside(path: str) -> str:
     return PurePosixPath(path).as_posix()
 
 
+def _all_inside(places: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_inside, places))
+
+
 Inside = Annotated[str, AfterValidator(_inside)]
 """A file or folder of the project, relative to its root."""
 
@@ -28,7 +32,7 @@ class CommandStage(Starting, Reading):
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     """The program and its arguments; no shell reads them. It starts in the folder of the contract; what stands under `code`, or below it, may be
     named as it is there."""
-    code: Annotated[tuple[Inside, ...], Field(min_length=1)]
+    code: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_all_inside)]
     """Files and folders of the project that the program consists of: an edit of one reruns the stage."""
     environment: Inside | None = None
     """Virtual environment whose programs and packages it has. What is installed there is part of the stage's identity. Null: programs of PATH,

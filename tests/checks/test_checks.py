@@ -75,7 +75,7 @@ FAULTS = [
     ({"evaluation__gate__against": "sftt"}, "evaluation.gate.against: 'sftt' is no model that is evaluated; there are base, sft, code, math, merged; did you mean 'sft'?"),
     ({"evaluation__compare": [["mth", "sft"]]}, "evaluation.compare: 'mth' is no model that is evaluated; there are base, sft, code, math, merged; did you mean 'math'?"),
     ({"stages__t": THEIRS | {"code": ["row.jsonl"]}}, "stages.t.code: row.jsonl: no such file or folder; did you mean 'rows.jsonl'?"),
-    ({"stages__t": THEIRS | {"code": ["../mine.py"]}}, "stages.t.code.0: '../mine.py' must be a path below the project"),
+    ({"stages__t": THEIRS | {"code": ["../mine.py"]}}, "stages.t.code: '../mine.py' must be a path below the project"),
     ({"stages__t": THEIRS | {"environment": ".venv-nothing"}}, "stages.t.environment: .venv-nothing: there is no virtual environment"),
     ({"stages__t": THEIRS | {"command": ["pithon"]}}, "stages.t.command: there is no program 'pithon' on PATH"),
     ({"stages__t": THEIRS | {"command": "python mine.py"}}, "stages.t.command: input should be a valid tuple, got 'python mine.py'"),

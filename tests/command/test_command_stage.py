@@ -17,6 +17,7 @@ from programs import PROBLEMS, TOKENIZER, TRAINER, give, made, project, run_stag
 from safetensors.torch import load_file, save_file
 
 from pipelines import paths, prompting, views
+from pipelines.command import program
 from pipelines.config.training import SftStage
 from pipelines.errors import UserError
 from pipelines.lineage.walk import Lineage
@@ -299,3 +300,31 @@ def test_sft_reads_its_rollouts(tmp_path):
     found, too_long = sft._sampled(context, TOKENIZER, 64)
     assert too_long == 0 and sorted(found["t/rollouts"]) == sorted(p.problem_id for p in PROBLEMS if p.answer in "25")
     assert len(rows.select(context, context.settings)) == 1
+
+
+def test_lines_are_heard_whole_and_what_is_drawn_again_seldom(tmp_path):
+    said = []
+    code = r"""
+import sys
+for i in range(50):
+    print(f"{i}/50", end="\r", flush=True)
+print("do" + "ne", flush=True)
+print("wrong", file=sys.stderr)
+print("end", end="")
+"""
+    environment = program.variables(None, (), tmp_path, os.environ)
+    ran = program.Program([sys.executable, "-c", code], tmp_path, environment, tmp_path / "log", tmp_path / "mark", said.append)
+    assert ran.run(lambda: None, None) == 0
+    assert said[0] == "0/50" and said[-3:] == ["done", "wrong", "end"] and len(said) < 8
+    assert (tmp_path / "log").read_bytes().count(b"\r") == 50 and not (tmp_path / "mark").exists()
+
+
+def test_what_a_look_raises_ends_the_program(tmp_path):
+    def look():
+        raise UserError("enough")
+
+    environment = program.variables(None, (), tmp_path, os.environ)
+    ran = program.Program([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, environment, tmp_path / "log", tmp_path / "mark", print)
+    with pytest.raises(UserError, match="enough"):
+        ran.run(look, None)
+    assert not [process for process in children_of(tmp_path) if process.pid != os.getpid()]

@@ -19,7 +19,7 @@ from pipelines.config.curation import CurationSettings, SynthesiseStage
 from pipelines.config.evaluation import ReportSettings
 from pipelines.config.sources import ArithmeticSource, SourcesSettings
 from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
-from pipelines.evaluation.report import Inputs, render
+from pipelines.evaluation.report import Inputs, render, training
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
 from pipelines.stages import Context, curation, report, sources, synthesise
@@ -182,6 +182,24 @@ def test_a_model_has_one_colour_everywhere(project: Path) -> None:
     swatches = re.findall(r'swatch (c-[\w]+)"></span>(\w+)', drawn)
     assert len({colour for colour, name in swatches if name == "sums"}) == 1
     assert len({(colour, name) for colour, name in swatches if name in ("base", "sft", "sums", "merged", "abacus")}) == 5
+
+
+def test_figures_of_a_program_stand_beside_those_of_our_own_trainers() -> None:
+    def rows(**first: float) -> list[dict[str, float]]:
+        return [{"step": float(i), **{name: value + i for name, value in first.items()}} for i in range(3)]
+
+    stages = {
+        "math": rows(reward=0.1, length=4.0), "grpo": rows(reward=0.2, kl=0.1), "sft": rows(loss=2.0), "theirs": rows(loss=3.0, grad_norm=1.0),
+        "odd": rows(perplexity=9.0), "silent": [],
+    }  # fmt: skip
+    stages["grpo"][0].pop("reward")  # a program need not tell everything at every step
+    kinds = {"math": "rl", "sft": "sft"} | dict.fromkeys(("grpo", "theirs", "odd", "silent"), "command")
+    drawn = str(training.curves(stages, kinds, dict.fromkeys(stages, "c-a")))
+    heads = ["Supervised training", "Reinforcement learning", "What programs measured"]
+    supervised, rl, programs = (drawn.partition(f"<h3>{head}</h3>")[2].partition("<h3>")[0] for head in heads)
+    assert "sft: loss" in supervised and "theirs: loss" in supervised and "odd" not in supervised
+    assert "Mean reward" in rl and rl.count("grpo") >= 2 and "kl" in rl and "grad_norm" not in rl
+    assert "grad_norm" in programs and "perplexity" in programs and "2 more measures" in programs
 
 
 def test_nothing_is_loaded_and_nothing_runs(page: str) -> None:

@@ -50,6 +50,7 @@ def run(context):
 """
 SFT = {"kind": "sft", "init": "base", "data": "curation/sft"}
 EXTRA = {"kind": "rl", "init": "sft", "data": "difficulty"}
+THEIRS = {"kind": "command", "init": "sft", "data": "difficulty", "command": ["python", "mine.py"], "code": ["mine.py"], "rollouts": True}
 REST = ["merged", "evaluation", "report"]
 
 
@@ -58,6 +59,7 @@ def with_stand_ins(folder):
     for file in (project / "pipelines/stages").glob("*.py"):
         if file.stem not in ("__init__", "identity", "rows"):
             file.write_text(STAND_IN)
+    (project / "mine.py").write_text("print('ours')\n")
     preloaded = project / "pipelines/preloaded.py"
     preloaded.write_text(preloaded.read_text().replace('\nif __name__ == "__main__":', '\nLIBRARIES = ()  # stand-ins need none\nif __name__ == "__main__":'))
     return project
@@ -119,6 +121,7 @@ EDITS = {
     ),
     "remove": ({"code": None, "merged": entry("merged", models=["math"])}, REST),
     "another kind": ({"code": SFT}, ["code", *REST]),
+    "a program in its place": ({"code": THEIRS}, ["code", *REST]),
     "another kind of rows": ({"synthesis": {"kind": "grade", "init": "sft", "data": "curation/rl"}}, ["synthesis", "math", "code", *REST]),
     "other rows": ({"math": entry("math", data="difficulty")}, ["math", "code", *REST]),
     "another start": ({"code": entry("code", init="sft")}, ["code", *REST]),
@@ -187,6 +190,23 @@ def test_a_stage_of_another_kind_keeps_nothing_of_the_kind_that_it_was(project):
     edited(project, code=SFT)
     assert run(project) == ["code", *REST]
     assert left_of(project, "code") == ["manifests/code.json", "metrics/code.json", "models/code", "plots/code.csv", "seen/code.parquet"]
+
+
+def test_an_edit_of_a_program_or_of_its_packages_reruns_its_stage(project):
+    installed = project / ".venv-own/lib/python3.11/site-packages/trl-1.0.dist-info"
+    (project / ".venv-own/bin").mkdir(parents=True)
+    (project / ".venv-own/bin/python").write_text("")
+    (project / ".venv-own/bin/python").chmod(0o755)
+    installed.mkdir(parents=True)
+    edited(project, code=THEIRS | {"environment": ".venv-own"})
+    assert run(project) == ["code", *REST] and run(project) == []
+    (project / "mine.py").write_text("print('another')\n")
+    assert planned(project)["code"] == "runs (mine.py modified)"
+    assert run(project) == ["code", *REST]
+    installed.rename(installed.with_name("trl-1.1.dist-info"))
+    assert run(project) == ["code", *REST] and run(project) == []
+    edited(project)
+    assert run(project) == [] and not (project / "data/identity/environments/_venv-own.json").exists()
 
 
 def test_the_order_of_the_mapping_decides_nothing(project):
