@@ -25,7 +25,7 @@ from pipelines.models.loading import load_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.progress import Journal
 from pipelines.records import Outcome
-from pipelines.stages import Context, rows
+from pipelines.stages import Context, sft
 from pipelines.store import read_json, read_trajectories
 
 LOOKS = """
@@ -295,11 +295,10 @@ def test_sft_reads_its_rollouts(tmp_path):
     root = project(tmp_path, rollouts=True)
     run_stage(root)
     context = Context("again", root, 7, SftStage.model_validate({"init": "start", "data": ["curation/rl", "t/rollouts"]}), tmp_path / "w", Journal(tmp_path / "w/j", "again"))
-    from pipelines.stages import sft
-
-    found, too_long = sft._sampled(context, TOKENIZER, 64)
-    assert too_long == 0 and sorted(found["t/rollouts"]) == sorted(p.problem_id for p in PROBLEMS if p.answer in "25")
-    assert len(rows.select(context, context.settings)) == 1
+    read = sft._read(context, TOKENIZER, 64)
+    texts = sorted(TOKENIZER.decode(example.ids[example.spans[0][0] :]) for example in read.examples)
+    assert texts == ["<think> so 2 </think>\\boxed{2}<|end|>", "<think> so 5 </think>\\boxed{5}<|end|>", "<think> so 7 </think>\\boxed{7}<|end|>",
+                     "\\boxed{2}<|end|>", "\\boxed{5}<|end|>"]  # fmt: skip
 
 
 def test_lines_are_heard_whole_and_what_is_drawn_again_seldom(tmp_path):
