@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipelines import paths, seeding
 from pipelines.command import folder as contract
@@ -103,7 +104,7 @@ class _Work:
         sync(self.made.parent)
 
 
-def _identity(context: Context) -> dict[str, object]:
+def _identity(context: Context) -> dict[str, Any]:
     settings: CommandStage = context.settings
     read = {"problems": map(paths.rows, settings.rows_read), "program": map(Path, settings.code)}
     return identity(context, __name__, init=paths.model(settings.init), **read) | {"environment": context.installed}
