@@ -57,10 +57,14 @@ class Journal:
 
     def log(self, step: int, total: int, show: str = "", clock: Mapping[str, float] | None = None, **metrics: float) -> None:
         """Record `metrics`, and what the `clock` says, at `step` of `total`; `show` is what people read beside the bar."""
-        for path, row in ((self._clock, clock or {}), (self.path, metrics)):
+        self.record(step, metrics, clock or {})
+        self.show(step, total, show)
+
+    def record(self, step: int, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        """The same without a word."""
+        for path, row in ((self._clock, clock), (self.path, metrics)):
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
-        self.show(step, total, show)
 
     def show(self, step: int, total: int, text: str = "") -> None:
         """Progress without a record: a live bar on a terminal, elsewhere a line at most every five seconds and at the end."""

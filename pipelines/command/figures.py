@@ -13,19 +13,19 @@ from pipelines.progress import Journal, is_figure
 METRICS = "metrics.jsonl"
 LONGEST = 1 << 20
 """Bytes of a line."""
-TAKEN = ("step", "total", "show", "clock", "self")
-"""Names that no figure can have."""
+TAKEN = ("step", "total")
+"""Keys that are no figures."""
 SHOWN = 3
 """Figures that are said with the progress."""
 
 
 class Figures:
-    """Follows the file of one run of the program. first: of the figures that people are shown.
+    """Follows the file of one run of the program. first: of the figures that people are shown, None where they have been.
 
     The first row says where the program goes on: what the journal has of that step and later ones belongs to work that is done again.
     """
 
-    def __init__(self, path: Path, journal: Journal, first: str) -> None:
+    def __init__(self, path: Path, journal: Journal, first: str | None) -> None:
         self._path, self._journal, self._first = path, journal, first
         self._read, self._line, self._step, self._rest = 0, 0, 0, b""
         self.names: set[str] = set()
@@ -44,8 +44,10 @@ class Figures:
                 self._journal.cut(step - 1)
             self._step = step
             self.names |= row.keys()
-            shown = sorted(row, key=lambda name: name != self._first)[:SHOWN]
-            self._journal.log(step, total or step + 1, ", ".join(f"{name} {row[name]:.4g}" for name in shown), **row)
+            self._journal.record(step, row, {})
+            if self._first is not None:
+                shown = sorted(row, key=lambda name: name != self._first)[:SHOWN]
+                self._journal.show(step, total or step + 1, ", ".join(f"{name} {row[name]:.4g}" for name in shown))
 
     def _lines(self, all_of_it: bool) -> Iterator[bytes]:
         if not self._path.is_file():
@@ -74,9 +76,9 @@ class Figures:
         if row["step"] <= self._step:
             raise self._wrong(f"step {row['step']} comes after step {self._step}, and steps must rise")
         for name, value in row.items():
-            if name not in ("step", "total") and (name in TAKEN or not is_figure(name, value)):
+            if name not in TAKEN and not is_figure(name, value):
                 raise self._wrong(f"{name!r}: {value!r} is no figure: expected a finite number by a name of letters, digits and _ . -")
-        return {name: value if name in ("step", "total") else float(value) for name, value in row.items()}
+        return {name: value if name in TAKEN else float(value) for name, value in row.items()}
 
     def _wrong(self, why: str, line: int | None = None) -> UserError:
         return UserError(f"{METRICS} line {line or self._line}: {why}")

@@ -114,13 +114,17 @@ def _figures(context: Context, work: _Work) -> Figures:
     """The journal as earlier runs of the program have left it; what is malformed there ends it."""
     context.journal.cut(0)
     work.set_aside()
-    figures = Figures(work.made / METRICS, context.journal, context.settings.plot)
+    figures = Figures(work.made / METRICS, context.journal, None)
     for file in work.parts(METRICS):
-        figures = Figures(file, context.journal, context.settings.plot)
+        figures = Figures(file, context.journal, None)
         try:
             figures.look(whole=file.parent == work.made)
         except UserError as error:
             context.journal.say(f"of an interrupted run: {error}; the rest of it is left aside")
+    if work.made.exists():
+        context.journal.say("the program had ended well: what it left is taken")
+    elif stands := context.journal.rows():
+        context.journal.say(f"the program had come to step {stands[-1]['step']}; it goes on from what it has kept")
     return figures
 
 
