@@ -49,7 +49,8 @@ def is_copy(project: Path) -> bool:
 
 
 def adopt(project: Path) -> None:
-    """Have the state of a copy outlive it, and its params.yaml look as in the commit, whose lines DVC has broken anew as it edited."""
+    """Have the state of a copy outlive it, the virtual environments of its programs be there, and its params.yaml look as in the commit, whose lines
+    DVC has broken anew as it edited."""
     state = project / paths.STATE
     if not is_copy(project) or state.exists():
         return
@@ -62,7 +63,17 @@ def adopt(project: Path) -> None:
             temporary.write_text(overlays.with_values(committed, values))
     kept = home(project) / EXPERIMENTS / hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
     kept.mkdir(parents=True, exist_ok=True)
+    for stage in (values.get("stages") or {}).values():
+        if environment := stage.get("environment") if isinstance(stage, dict) else None:  # git knows nothing of it
+            _lend(home(project) / str(environment), project / str(environment))
     state.symlink_to(kept)
+
+
+def _lend(own: Path, copy: Path) -> None:
+    """Have what lies in the project lie in the copy, too."""
+    if own.exists() and not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.symlink_to(own)
 
 
 def grid(edits: Sequence[str]) -> list[Point]:

@@ -123,3 +123,13 @@ def test_the_state_of_a_copy_is_the_projects_by_what_its_params_say(tmp_path: Pa
     assert one == two != three and one.parent == tmp_path / experiments.EXPERIMENTS
     experiments.adopt(tmp_path)
     assert not (tmp_path / paths.STATE).is_symlink()
+
+
+def test_a_copy_has_the_virtual_environments_of_its_programs(tmp_path: Path) -> None:
+    copy = tmp_path / ".dvc/tmp/exps/standalone/one"
+    copy.mkdir(parents=True)
+    (tmp_path / "envs/own/bin").mkdir(parents=True)
+    named = {name: {"kind": "command", "environment": name} for name in ("envs/own", "envs/gone")}
+    (copy / "params.yaml").write_text(yaml.safe_dump({"stages": {**named, "sft": {"kind": "sft"}}}))
+    experiments.adopt(copy)
+    assert (copy / "envs/own/bin").is_dir() and not (copy / "envs/gone").exists()
