@@ -180,7 +180,7 @@ def test_what_is_being_written_is_no_part_of_a_folder(root):
     assert Lineage(root, root).verify(["merged"])[0] is None
     put(root, "data/models/sft/model.part", "a name that somebody chose")
     assert tree_sha256(root / "data/models/sft") != before
-    assert [line for line in (REPOSITORY / ".dvcignore").read_text().splitlines() if not line.startswith("#")] == [paths.TORN, "__pycache__"]
+    assert [line for line in (REPOSITORY / ".dvcignore").read_text().splitlines() if not line.startswith("#")] == [paths.TORN, paths.STATE.as_posix(), "__pycache__"]
 
 
 @pytest.mark.parametrize("edited", ["pipelines/stages/sft.py", "data/models/base", "data/curation/sft.parquet"])
