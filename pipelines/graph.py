@@ -10,17 +10,16 @@ from typing import Any
 from pipelines import paths
 from pipelines.config import MODELS, ROWS, STANDING, Params, order, resolve
 from pipelines.config.common import Section
-from pipelines.config.stage import ROLLOUTS
 
-LEARNING = ("base", "sft", "rl", "command")
+LEARNING = ("base", "sft", "pretrain", "rl", "command")
 """Kinds that learn step by step: their journal becomes a plot."""
-LOADING = ("base", "sft", "grade", "rl", "merge", "command", "evaluation")
+LOADING = ("base", "sft", "pretrain", "grade", "sample", "rl", "merge", "extrapolate", "command", "evaluation")
 """Kinds that load a model, and so torch and transformers."""
 SEEDLESS = ("curation", "report")
 """Kinds that draw nothing at random."""
-SELECTING = ("sft", "grade", "synthesise", "rl", "command")
+SELECTING = ("sft", "pretrain", "grade", "sample", "synthesise", "rl", "command")
 """Kinds that write down which rows they have read."""
-CURATING = ("sources", "curation", "grade", "synthesise")
+CURATING = ("sources", "curation", "grade", "sample", "synthesise")
 """Kinds that keep and drop rows, with a ledger."""
 
 
@@ -71,7 +70,8 @@ def graph(params: Params) -> Graph:
 
 def stage(name: str, kind: str, settings: Any) -> Stage:
     """One stage, by its resolved settings alone."""
-    return Stage(name, kind, settings, tuple(_reads(kind, settings)), tuple(makes(name, kind, getattr(settings, "leaves_rollouts", False))))
+    made = makes(name, kind, getattr(settings, "leaves_rollouts", False), bool(getattr(settings, "keep", None)))
+    return Stage(name, kind, settings, tuple(_reads(kind, settings)), tuple(made))
 
 
 def upstream(stages: Graph, names: set[str]) -> list[str]:
@@ -86,7 +86,8 @@ def upstream(stages: Graph, names: set[str]) -> list[str]:
 def _reads(kind: str, settings: Any) -> list[Path]:
     if kind in ROWS or kind in MODELS:
         read = [*map(paths.model, settings.models_read), *map(paths.rows, settings.rows_read)]
-        read += [paths.model(name.removesuffix(ROLLOUTS)) for name in settings.rows_read if name.endswith(ROLLOUTS)]  # its tokenizer
+        if kind == "extrapolate":
+            read = [paths.KEPT / settings.init, paths.model(settings.start)]
         if kind == "synthesise":
             read += [paths.CURATION, paths.BENCHMARKS]
         if kind == "merge" and settings.search:
@@ -103,11 +104,12 @@ def _reads(kind: str, settings: Any) -> list[Path]:
     }[kind]()
 
 
-def makes(name: str, kind: str, rollouts: bool) -> list[Path]:
-    """Files and folders that a stage of a kind makes, with rollouts or without."""
+def makes(name: str, kind: str, rollouts: bool, keeps: bool) -> list[Path]:
+    """Files and folders that a stage of a kind makes, with rollouts or without, with weights kept along its training or without."""
     if kind in (*MODELS, *ROWS):
         main = paths.model(name) if kind in MODELS else paths.ROWS / name
-        return [main, *([paths.ROLLOUTS / name] if rollouts else []), *([paths.seen(name)] if kind in SELECTING else [])]
+        beside = [*([paths.ROLLOUTS / name] if rollouts else []), *([paths.KEPT / name] if keeps else [])]
+        return [main, *beside, *([paths.seen(name)] if kind in SELECTING else [])]
     return {
         "sources": [paths.SOURCES], "curation": [paths.CURATION], "base": [paths.BASE], "evaluation": [paths.EVALUATION], "report": [paths.REPORT],
     }[kind]  # fmt: skip
@@ -115,8 +117,8 @@ def makes(name: str, kind: str, rollouts: bool) -> list[Path]:
 
 def made(given: Mapping[str, Any]) -> list[Path]:
     """What the stage made whose manifest has these parameters: {stage, kind, settings}."""
-    kind = given["kind"]
-    return makes(given["stage"], kind, kind == "rl" or (kind == "command" and given["settings"]["rollouts"]))
+    kind, settings = given["kind"], given["settings"]
+    return makes(given["stage"], kind, kind in ("rl", "sample") or bool(settings.get("rollouts") and kind == "command"), bool(settings.get("keep")))
 
 
 def records(name: str, kind: str) -> tuple[Path, ...]:

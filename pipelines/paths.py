@@ -26,6 +26,9 @@ BASE = MODELS / "base"
 SEARCH = "search.json"
 """Name of what a search for the best merge tried, in the folder of its model."""
 
+EXTRAPOLATION = "extrapolation.json"
+"""Name of what an extrapolation found of every tensor, in the folder of its model."""
+
 ROWS = Path("data/rows")
 """One folder per stage that makes rows."""
 MADE = "problems.parquet"
@@ -34,12 +37,19 @@ GRADED = "graded.parquet"
 """Name of all graded problems, of a stage of kind grade."""
 UNGRADED = "ungraded.parquet"
 """Name of the problems beyond its limit."""
+STRONG = "strong.parquet"
+"""Name of those that its second policy graded, with that one's pass rates."""
 
 SEEN = Path("data/seen")
 """<stage>.parquet: problem ids of the rows that a stage has read, and where it found them."""
 
 ROLLOUTS = Path("data/rollouts")
 """One folder per stage that leaves rollouts, one Parquet file per some steps."""
+VOCABULARY = "vocabulary.json"
+"""Name of a digest of the vocabulary that their token ids are of, in such a folder."""
+
+KEPT = Path("data/kept")
+"""One folder per stage that keeps weights along its training, with a model folder a step."""
 
 EVALUATION = Path("data/evaluation")
 SCORES = EVALUATION / "scores.json"
@@ -98,7 +108,7 @@ def model(name: str) -> Path:
 def rows(reference: str) -> Path:
     """File of the rows that a reference in params names: `curation/SPLIT`, `STAGE`, `STAGE/FILE`, or a file of the project's own;
     the folder of `STAGE/rollouts`."""
-    if reference.endswith((".jsonl", ".parquet")):
+    if reference.endswith((".jsonl", ".parquet", ".txt")):
         return Path(reference)
     stage, _, file = reference.partition("/")
     if file == "rollouts":

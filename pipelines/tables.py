@@ -114,13 +114,13 @@ def _recipe(question: Question) -> Faults:
 
 
 def _merge(question: Question) -> Faults:
-    from pipelines.merging.methods import METHODS, rule
+    from pipelines.merging.methods import RULES, rule
     from pipelines.merging.search import grid
     from pipelines.merging.tensors import require_experts
     from pipelines.methods import choose
 
     key, method = question["key"], question["method"]
-    if refused := list(_refused(f"{key}.method", "merge method: ", choose, "merge method", METHODS, method)):
+    if refused := list(_refused(f"{key}.method", "merge method: ", choose, "merge method", RULES, method)):
         yield from refused
         return
     for candidate in grid(method, question["settings"], question["grid"]):

@@ -4,8 +4,9 @@
     splits        curated rows, by `split`              dropped      rows that a stage refused, by `stage`, with step, reason, detail
     ledger        rows in, kept and dropped by stage and step; reasons: the counted reasons of each step
     graded        problems with pass rates              selected     those inside the band        synthesised   new ones, all by `stage`
+    sampled       problems with a policy's right answers as solutions, by `stage`
     seen          problem ids of the rows that a stage has read, by `stage`, with the reference that each came by as `data`
-    rollouts      every response of RL, by `stage`, with its `origin` and, where it did not train, why it was `dropped`
+    rollouts      every response of RL and of kind sample, by `stage`, with its `origin` and, where it did not train, why it was `dropped`
     samples      every response of the evaluation, by `model` and `benchmark`
 
 A view stands only where its files do. Any other file below data/ is read as 'data://FILE', such as 'data://sources/problems.parquet'.
@@ -103,7 +104,8 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     rows = {folder.name: paths.ROWS / folder.name for folder in sorted((root / paths.ROWS).glob("*")) if folder.is_dir()}
     graded = {stage for stage, folder in rows.items() if (root / folder / paths.GRADED).is_file()}
     made["dropped"] = _union(root, {stage: folder / paths.DROPPED for stage, folder in (ledgers | rows).items()}, "stage")
-    for name, chosen in {"selected": graded, "synthesised": rows.keys() - graded}.items():
+    sampled = {stage for stage in rows if (root / paths.ROLLOUTS / stage).is_dir()}
+    for name, chosen in {"selected": graded, "sampled": sampled, "synthesised": rows.keys() - graded - sampled}.items():
         made[name] = _union(root, {stage: rows[stage] / paths.MADE for stage in sorted(chosen)}, "stage")
     for name, query in made.items():
         if query:

@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import graph
+from pipelines import graph, paths
 from pipelines.graph import Graph
+from pipelines.store import read_json
 from tasks import planning, settings, versioning
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a weight."""
 
 
 def plan(project: Path) -> Iterator[str]:
@@ -32,6 +36,7 @@ def plan(project: Path) -> Iterator[str]:
         yield "    reads  " + ", ".join(path.as_posix() for path in stage.reads)
         yield "    makes  " + ", ".join(path.as_posix() for path in stage.makes)
         yield from (f"    {line}" for line in DECIDED[stage.kind](stage.settings))
+        yield from (f"    {line}" for line in _keeps(project, stage.settings))
     for line in left_open(loaded, project):
         yield f"not known yet: {line}"
     yield f"params.yaml holds: {len(stages)} stages, {len(running)} to run"
@@ -58,6 +63,18 @@ def _state(answer: versioning.Answer, above: list[str]) -> str:
     if answer.state == "current":
         return f"current, unless {' or '.join(above)} makes something else" if above else "current"
     return f"{'taken from the cache' if answer.state == 'restored' else 'runs'} ({planning.told(answer.reasons)})"
+
+
+def _keeps(project: Path, given: Any) -> Iterator[str]:
+    """What a stage keeps along its training, and how much disk that takes."""
+    if keep := getattr(given, "keep", None):
+        size, start = BYTES[keep.dtype], project / paths.model(given.init)
+        told = f"{keep.most * size} bytes a parameter at most"
+        if (start / "config.json").is_file():
+            config = read_json(start / "config.json")
+            stored = sum(file.stat().st_size for file in start.glob("*.safetensors")) / BYTES[config.get("dtype") or config["torch_dtype"]]
+            told = f"{stored * size * keep.most / 1e6:,.0f} MB at most"
+        yield f"keeps the weights after every {keep.every} steps, {keep.most} times at most, in {keep.dtype}: {told}"
 
 
 def _sources(given: Any) -> Iterator[str]:
@@ -96,6 +113,11 @@ def _sft(given: Any) -> Iterator[str]:
     yield from _training(given)
 
 
+def _pretrain(given: Any) -> Iterator[str]:
+    yield f"from {given.init}; {_data(given)}; loss on the {given.loss} of problems"
+    yield from _training(given)
+
+
 def _training(given: Any) -> Iterator[str]:
     train = given.train
     held = f"; loss measured on {train.held_out.problems} problems every {train.held_out.every} steps" if train.held_out else ""
@@ -105,6 +127,14 @@ def _training(given: Any) -> Iterator[str]:
 def _grade(given: Any) -> Iterator[str]:
     yield f"by {given.init}; {_data(given)}"
     yield f"{given.samples} samples, stop {given.stop}, band {list(given.band)}, limit {_pairs(given.limit) or 'none'}"
+    yield _generation(given.generation)
+    if strong := given.strong:
+        yield f"then by {strong.model}: {strong.samples} samples, band {list(strong.band)}; {_generation(strong.generation or given.generation)}"
+
+
+def _sample(given: Any) -> Iterator[str]:
+    yield f"by {given.init}; {_data(given)}"
+    yield f"{given.samples} samples, hands on {given.rows} rows, as solution the {given.choose} right answer"
     yield _generation(given.generation)
 
 
@@ -131,6 +161,11 @@ def _merge(given: Any) -> Iterator[str]:
     yield f"{given.method} ({_pairs(given.settings) or 'its defaults'}) of {', '.join(given.models)} on {given.init}"
     if given.search:
         yield f"search: {', '.join(each.method for each in given.search.candidates)}, budget {given.search.budget}"
+
+
+def _extrapolate(given: Any) -> Iterator[str]:
+    yield f"{given.method} ({_pairs(given.settings) or 'its defaults'}) of the steps that {given.init} kept from {given.start} on"
+    yield f"read at step {given.target}"
 
 
 def _evaluation(given: Any) -> Iterator[str]:
@@ -169,6 +204,6 @@ def _listed(value: Any) -> str:
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "grade": _grade, "synthesise": _synthesise, "rl": _rl, "merge": _merge,
-    "command": _command, "evaluation": _evaluation, "report": _report,
+    "pretrain": _pretrain, "sample": _sample, "extrapolate": _extrapolate, "command": _command, "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

@@ -328,9 +328,11 @@ def prune(project: Path, stages: Graph) -> list[str]:
         if stage is None or parameters(read_json(file)).get("kind") != stage.kind:
             gone += [name] if stage is None else []
             stays = {*stage.makes, *stage.records} if stage else set()
-            for path in {paths.model(name), paths.ROWS / name, paths.ROLLOUTS / name} - stays:
+            for path in {paths.model(name), paths.ROWS / name, paths.ROLLOUTS / name, paths.KEPT / name} - stays:
                 shutil.rmtree(project / path, ignore_errors=True)
             for path in {paths.seen(name), paths.METRICS / f"{name}.json", paths.PLOTS / f"{name}.csv"} - stays:
                 (project / path).unlink(missing_ok=True)
             file.unlink()
+        elif (kept := paths.KEPT / name) not in stage.makes:
+            shutil.rmtree(project / kept, ignore_errors=True)
     return gone

@@ -36,7 +36,7 @@ from pipelines.generation import torch_engine
 from pipelines.models import checkpoints, optimisation
 from pipelines.rl import ledger, train as loop, update
 from pipelines.sft import train as supervised
-from pipelines.stages import ENTRIES, trained
+from pipelines.stages import ENTRIES, answers, trained
 
 def count(owner, counted_steps):
     """Every optimiser step leaves a byte."""
@@ -74,7 +74,7 @@ TARGETS = {
     "plot": lambda: at_call(main, "write_plot", 1),
     "manifest": lambda: at_call(main, "write_manifest", 1),
     "clear": lambda: at_call(main, "discard", 1),
-    "wave": lambda: at_call(module, "_wave", 3),
+    "answers": lambda: at_call(answers._Kept, "add", 3),
 }
 
 def start(root, stage, environment, target=None):

@@ -10,11 +10,13 @@ import pytest
 from killing import Harness
 
 from pipelines import graph, paths
-from pipelines.config.common import GenerationSettings, OptimiserSettings
+from pipelines.config.common import GenerationSettings, KeepSettings, OptimiserSettings
 from pipelines.config.curation import GradeStage
+from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings, BaseSettings, LanguageModellingSettings, SftStage
 from pipelines.sources.arithmetic import problems
+from pipelines.stages import answers
 from pipelines.store import write_problems
 
 STEPS, EVERY = 8, 3
@@ -23,8 +25,9 @@ SETTINGS = {
     "base": BaseSettings(
         architecture=ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=48, vocab_size=400, context=256), train=TRAIN
     ),
-    "sft": SftStage(init="base", data="curation/sft", train=TRAIN),
-    "difficulty": GradeStage(init="sft", data="curation/rl", samples=2, band=(0, 1), generation=GenerationSettings(max_new_tokens=8, batch_size=4)),
+    "sft": SftStage(init="base", data="curation/sft", train=TRAIN, keep=KeepSettings(every=2, most=3)),
+    "difficulty": GradeStage(init="sft", data="curation/rl", samples=2, band=(0, 1), generation=GenerationSettings(max_new_tokens=8, batch_size=16)),
+    "sampled": SampleStage(init="sft", data="curation/rl", samples=2, rows="all", generation=GenerationSettings(max_new_tokens=8, batch_size=16)),
 }
 
 
@@ -65,11 +68,12 @@ def training(request: pytest.FixtureRequest, project: Path, tmp_path_factory: py
 def left(root: Path, stage: str) -> dict[str, bytes]:
     """All that a training stage writes, but for its plot and manifest, which have what the clock says or its digest."""
     files = [*sorted((root / paths.model(stage)).iterdir()), root / paths.METRICS / f"{stage}.json", root / paths.WORK / stage / "journal.jsonl"]
-    return {file.name: file.read_bytes() for file in files} | {"manifest": (root / paths.manifest(stage)).read_bytes()}
+    files += sorted((root / paths.KEPT / stage).glob("*/model.safetensors"))
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files} | {"manifest": (root / paths.manifest(stage)).read_bytes()}
 
 
 def forget(root: Path, stage: str) -> None:
-    for folder in (paths.model(stage), paths.WORK / stage, paths.METRICS, paths.PLOTS):
+    for folder in (paths.model(stage), paths.KEPT / stage, paths.WORK / stage, paths.METRICS, paths.PLOTS):
         shutil.rmtree(root / folder, ignore_errors=True)
     (root / paths.manifest(stage)).unlink(missing_ok=True)
 
@@ -97,33 +101,32 @@ def test_killed_while_finishing_it_trains_no_step_again(project: Path, training,
     assert not (project / paths.WORK / stage / paths.RESUME).exists()
 
 
-def test_a_killed_grading_goes_on_after_its_last_wave(project: Path) -> None:
-    def graded() -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in sorted((project / paths.ROWS / "difficulty").iterdir())}
+def answers_of(project: Path, stage: str) -> dict[Path, int]:
+    """Stored answers, with the time when they were written."""
+    return {file: file.stat().st_mtime_ns for file in (project / paths.WORK / stage / answers.FOLDER).glob("*/*.parquet")}
 
-    harness = start(project, "difficulty")
+
+@pytest.mark.parametrize("stage", ["difficulty", "sampled"])
+def test_killed_while_it_asks_it_goes_on_after_its_last_batch(project: Path, stage: str) -> None:
+    def made() -> dict[str, bytes]:
+        files = [file for folder in (paths.ROWS, paths.ROLLOUTS) for file in sorted((project / folder / stage).glob("*"))]
+        return {file.name: file.read_bytes() for file in files}
+
+    def forget_made() -> None:
+        for folder in (paths.ROWS, paths.ROLLOUTS):
+            shutil.rmtree(project / folder / stage, ignore_errors=True)
+
+    harness = start(project, stage)
     assert harness("end")[0] == 0
-    alone, waves = graded(), -(-64 // 8)
-    shutil.rmtree(project / paths.ROWS / "difficulty")
-    assert harness("target", "wave")[0] == signal.SIGKILL
-    resume = project / paths.WORK / "difficulty" / paths.RESUME
-    stored = {file: file.stat().st_mtime_ns for file in resume.glob("*/*.parquet")}
+    alone, batches = made(), 64 * 2 // 16
+    forget(project, stage)
+    forget_made()
+    assert harness("target", "answers")[0] == signal.SIGKILL
+    stored = answers_of(project, stage)
     assert len(stored) == 2
-    assert harness("target", "metrics")[0] == signal.SIGKILL, "after the last wave, before the stage is done"
-    assert len(list(resume.glob("*/*.parquet"))) == waves
-    assert {file: file.stat().st_mtime_ns for file in stored} == stored, "what was graded is not graded again"
-    shutil.rmtree(project / paths.ROWS / "difficulty")
+    assert harness("target", "metrics")[0] == signal.SIGKILL, "after the last batch, before the stage is done"
+    assert len(answers_of(project, stage)) == batches
+    assert stored.items() <= answers_of(project, stage).items(), "what was asked is not asked again"
+    forget_made()
     assert harness("end")[0] == 0
-    assert graded() == alone
-    assert not resume.exists()
-
-
-def test_other_settings_grade_anew(project: Path) -> None:
-    harness = start(project, "difficulty")
-    assert harness("target", "wave")[0] == signal.SIGKILL
-    resume = project / paths.WORK / "difficulty" / paths.RESUME
-    (first,) = resume.iterdir()
-    other = SETTINGS["difficulty"].model_copy(update={"samples": 4})
-    assert start(project, "difficulty", other)("target", "wave")[0] == signal.SIGKILL
-    (second,) = resume.iterdir()
-    assert second != first
+    assert made() == alone

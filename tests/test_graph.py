@@ -21,7 +21,11 @@ STAGES = {
     "more": {"kind": "synthesise", "data": "who/graded"},
     "own": {"kind": "synthesise", "data": "who/graded", "curation": {}, "generators": {"a": {"kind": "arithmetic", "count": 5}}},
     "code": {"kind": "rl", "init": "first", "data": {"who": {"share": 3}, "more": {"share": 1}}},
-    "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own"},
+    "said": {"kind": "sample", "init": "code", "data": "curation/rl"},
+    "both": {"kind": "grade", "init": "first", "data": "said", "strong": {"model": "code"}},
+    "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own", "keep": {"every": 10}},
+    "later": {"kind": "extrapolate", "init": "late", "target": 100},
+    "wide": {"kind": "pretrain", "init": "base", "data": ["curation/base", "notes/all.txt"], "keep": {"every": 10}},
     "plain": {"kind": "merge", "init": "first", "models": ["late", "code"]},
     "sought": {"kind": "merge", "init": "first", "models": ["late", "code"], "search": {"data": "who/ungraded"}},
     "theirs": {
@@ -70,7 +74,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert [*STANDING[:3], "first", "who", "more", "code", "own", "late", "plain", "theirs", "plainly", "sought", *STANDING[3:]] == NAMES
+    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "plain", "theirs", "plainly", "sought", "wide", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 
@@ -89,13 +93,17 @@ DEPS = {
     "more": ["data/rows/who/graded.parquet", "data/curation", "data/sources/benchmarks"],
     "own": ["data/rows/who/graded.parquet", "data/curation", "data/sources/benchmarks"],
     "code": ["data/models/first", "data/rows/more/problems.parquet", "data/rows/who/problems.parquet"],
+    "said": ["data/models/code", "data/curation/rl.parquet"],
+    "both": ["data/models/first", "data/models/code", "data/rows/said/problems.parquet"],
     "late": ["data/models/code", "data/models/first", "data/rows/own/problems.parquet"],
+    "later": ["data/kept/late", "data/models/code"],
+    "wide": ["data/models/base", "data/curation/base.parquet", "notes/all.txt"],
     "plain": ["data/models/first", "data/models/late", "data/models/code"],
     "sought": ["data/models/first", "data/models/late", "data/models/code", "data/rows/who/ungraded.parquet", "data/sources/benchmarks"],
     "theirs": ["data/models/first", "data/rows/who/problems.parquet", "mine.py", "lib", "data/identity/environments/_venv-trl.json"],
     "plainly": ["data/models/theirs", "data/curation/sft.parquet", "mine.py"],
     "evaluation": [
-        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "plain", "theirs", "plainly", "sought")),
+        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "later", "plain", "theirs", "plainly", "sought", "wide")),
         "data/rollouts/code", "data/rollouts/late", "data/rollouts/theirs",
     ],
     "report": [f"data/{name}" for name in ("sources", "curation", "evaluation", "models", "metrics", "plots", "manifests")],
@@ -108,7 +116,7 @@ def test_a_stage_depends_on_its_data_and_on_the_identity_of_its_kind(name):
 
 
 def test_what_is_read_is_made_by_a_stage_before_or_lies_outside():
-    made = [Path("data/external"), Path("rows"), Path("mine.py"), Path("lib"), paths.IDENTITY]
+    made = [Path("data/external"), Path("rows"), Path("notes"), Path("mine.py"), Path("lib"), paths.IDENTITY]
     for name, stage in GRAPH.items():
         for path in stage.reads:
             assert name == "report" or any(out == path or out in path.parents for out in made), (name, path)
@@ -129,6 +137,10 @@ OUTS = {
     "who": ["data/rows/who", "data/seen/who.parquet"],
     "more": ["data/rows/more", "data/seen/more.parquet"],
     "code": ["data/models/code", "data/rollouts/code", "data/seen/code.parquet"],
+    "said": ["data/rows/said", "data/rollouts/said", "data/seen/said.parquet"],
+    "late": ["data/models/late", "data/rollouts/late", "data/kept/late", "data/seen/late.parquet"],
+    "later": ["data/models/later"],
+    "wide": ["data/models/wide", "data/kept/wide", "data/seen/wide.parquet"],
     "plain": ["data/models/plain"],
     "theirs": ["data/models/theirs", "data/rollouts/theirs", "data/seen/theirs.parquet"],
     "plainly": ["data/models/plainly", "data/seen/plainly.parquet"],
@@ -142,7 +154,7 @@ def test_outputs_metrics_and_plots(name):
     stage, kind = DOCUMENT[name], GRAPH[name].kind
     assert stage["outs"] == OUTS[name] + ([] if name == "report" else [f"data/manifests/{name}.json"])
     assert list(entries(stage, "metrics")) == ([] if name == "report" else [f"data/metrics/{name}.json"])
-    assert list(entries(stage, "plots")) == ([f"data/plots/{name}.csv"] if kind in ("base", "sft", "rl", "command") else [])
+    assert list(entries(stage, "plots")) == ([f"data/plots/{name}.csv"] if kind in ("base", "sft", "pretrain", "rl", "command") else [])
     records = {**entries(stage, "metrics"), **entries(stage, "plots")}
     assert [Path(record) for record in records] == list(GRAPH[name].records)
     assert all(options["cache"] is False for options in records.values())
@@ -152,7 +164,7 @@ def test_outputs_metrics_and_plots(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_is_the_flow_of_the_stage_from_the_root_of_the_project(name):
-    models = " base first code late plain theirs plainly sought" if name == "evaluation" else ""
+    models = " base first code late later plain theirs plainly sought wide" if name == "evaluation" else ""
     assert (DOCUMENT[name]["cmd"], DOCUMENT[name]["wdir"]) == (f"python -m flows.stage {name}{models}", "..")
     assert DOCUMENT[name]["desc"]
 
@@ -177,7 +189,7 @@ def test_paths_that_stages_write_do_not_collide():
 
 
 def test_order_of_stages():
-    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "own", "late", "plain", "theirs", "plainly", "sought"]
+    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "plain", "theirs", "plainly", "sought", "wide"]
     other = {"a": {"kind": "rl", "init": "b", "reference": "c", "data": "z"}, "b": {"kind": "sft", "init": "base", "data": "curation/sft"}}
     other |= {"c": {"kind": "merge", "init": "b", "models": ["b"]}, "z": {"kind": "grade", "init": "c", "data": "curation/rl"}}
     found = graph.graph(params(stages=other, evaluation={"gate": {"candidate": "a", "against": "b"}}))

@@ -104,6 +104,9 @@ def questions(params: Params) -> list[tables.Question]:
                 asked.append(
                     {"key": at, "about": "merge", "method": method, "settings": settings, "grid": grid, "experts": len(stage.models)}
                 )  # fmt: skip
+        elif stage.kind == "extrapolate":
+            given = {**stage.settings, "target": stage.target}
+            asked.append({"key": key, "about": "merge", "method": stage.method, "settings": given, "grid": {}, "experts": 2})
         elif stage.kind == "synthesise":
             generators |= {f"{key}.generators.{source}": given for source, given in (stage.generators or {}).items()}
     for key, source in {**names.sources(params), **generators}.items():

@@ -13,9 +13,10 @@ from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.evaluation import MergeStage
 from pipelines.config.rl import RlStage
+from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import FileSource
 from pipelines.config.stage import FILES, Reading
-from pipelines.config.training import SftStage
+from pipelines.config.training import SupervisedStage
 from pipelines.curation.judging import refuse_without_endpoint
 from pipelines.endpoint import GENERATION_URL, Endpoint
 from pipelines.errors import UserError
@@ -40,11 +41,14 @@ def faults(params: Params) -> Faults:
             if source.kind not in GENERATORS:
                 yield f"stages.{name}.generators.{generator}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
     limited = {name for name, stage in of_kind(params, GradeStage) if stage.limit}
+    twice = {name for name, stage in of_kind(params, GradeStage) if stage.strong}
     for name, stage in params.stages.items():
         for reference in stage.rows_read:
             grader, _, file = reference.partition("/")
             if file == "ungraded" and grader not in limited:
                 yield f"stages.{name}", f"it reads {reference}, the rows beyond the limit of stage {grader}, which has none"
+            if file == "strong" and grader not in twice:
+                yield f"stages.{name}", f"it reads {reference}, the rows that the second policy of stage {grader} graded, which has none"
 
 
 def of_kind(params: Params, kind: type[T]) -> Iterator[tuple[str, T]]:
@@ -72,9 +76,11 @@ def generations(params: Params) -> dict[str, GenerationSettings]:
     """Key of params.yaml -> how a stage samples, for those that do."""
     found = {"evaluation.generation": params.evaluation.generation}
     for name, stage in params.stages.items():
-        if isinstance(stage, GradeStage | RlStage):
+        if isinstance(stage, GradeStage | SampleStage | RlStage):
             found[f"stages.{name}.generation"] = stage.generation
-        elif isinstance(stage, MergeStage) and stage.search:
+        if isinstance(stage, GradeStage) and stage.strong and stage.strong.generation:
+            found[f"stages.{name}.strong.generation"] = stage.strong.generation
+        if isinstance(stage, MergeStage) and stage.search:
             found[f"stages.{name}.search.generation"] = stage.search.generation
     return found
 
@@ -116,7 +122,7 @@ def endpoints(params: Params) -> Faults:
 
 def _domains(params: Params) -> Faults:
     known = domains(params)
-    trained = {"base": params.base.train.goal} | {f"stages.{name}": stage.train.goal for name, stage in of_kind(params, SftStage)}
+    trained = {"base": params.base.train.goal} | {f"stages.{name}": stage.train.goal for name, stage in of_kind(params, SupervisedStage)}
     asked: dict[str, Iterable[str]] = {f"{name}.train.goal.solved": goal.solved for name, goal in trained.items() if goal}
     asked |= {f"stages.{name}.limit": stage.limit for name, stage in of_kind(params, GradeStage)}
     if any(reference.endswith(FILES) for stage in params.stages.values() for reference in stage.rows_read):

@@ -17,19 +17,24 @@ from pipelines.config.command import CommandStage
 from pipelines.config.common import Section
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
+from pipelines.config.extrapolation import ExtrapolateStage
 from pipelines.config.rl import RlStage
+from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import SourcesSettings
-from pipelines.config.stage import FILES, ROLLOUTS, Reading
-from pipelines.config.training import BaseSettings, SftStage
+from pipelines.config.stage import FILES, ROLLOUTS, TEXT, Reading
+from pipelines.config.training import BaseSettings, PretrainStage, SftStage
 from pipelines.errors import UserError
 
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
-Stage = Annotated[SftStage | GradeStage | SynthesiseStage | RlStage | MergeStage | CommandStage, Field(discriminator="kind")]
+Stage = Annotated[
+    SftStage | PretrainStage | GradeStage | SampleStage | SynthesiseStage | RlStage | MergeStage | ExtrapolateStage | CommandStage,
+    Field(discriminator="kind"),
+]
 SPLITS = ("base", "sft", "rl")
-ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded"), "synthesise": ("problems",)}
+ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "synthesise": ("problems",)}
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
-MODELS = ("sft", "rl", "merge", "command")
+MODELS = ("sft", "pretrain", "rl", "merge", "extrapolate", "command")
 """Kinds that make a model."""
 
 
@@ -70,7 +75,7 @@ class Params(Section):
         known("evaluation.gate.retain", gate.retain, "benchmark", benchmarks)
         known("evaluation.clusters", self.evaluation.clusters, "benchmark", benchmarks)
         known("evaluation.models", self.evaluation.models or (), "model", self.models)
-        sampled = tuple(name for name, stage in self.stages.items() if stage.leaves_rollouts)
+        sampled = tuple(name for name, stage in self.stages.items() if stage.leaves_rollouts and stage.kind in MODELS)
         known("evaluation.rollouts", self.evaluation.rollouts or (), "stage that leaves rollouts", sampled)
         evaluated = self.models if self.evaluation.models is None else self.evaluation.models
         known("evaluation.gate.candidate", [gate.candidate], "model that is evaluated", evaluated)
@@ -89,16 +94,25 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     models = ["base", *(other for other, each in others.items() if each.kind in MODELS)]
     for model in stage.models_read:
         if model not in models:
-            key = next(key for key in ("init", "reference", "models") if model in _names(getattr(stage, key, None)))
+            key = next((key for key in ("init", "start", "reference", "models") if model in _names(getattr(stage, key, None))), "strong.model")
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
+    if isinstance(stage, ExtrapolateStage) and stage.init in models and not getattr(others.get(stage.init), "keep", None):
+        keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
+        yield f"init: '{stage.init}' keeps no weights along its training; {_choice(keeping)}"
     made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ())]
     rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others)
     rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
-        if not reference.endswith(FILES) and reference.removesuffix("/problems") not in rows:
+        files = (*FILES, TEXT) if stage.kind == "pretrain" else FILES
+        if not reference.endswith(files) and reference.removesuffix("/problems") not in rows:
             key = "data" if isinstance(stage, Reading) else "search.data"
-            choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(FILES)}"
+            choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(files)}"
             yield f"{key}: {_unfit(reference, name, stages, 'rows')}; {choice}{nearest(reference, rows)}"
+
+
+def _choice(keeping: Iterable[str]) -> str:
+    """What to do where the stage keeps nothing."""
+    return "give a stage that trains `keep: {every: ...}`" + (f", or choose one of {', '.join(keeping)}" if keeping else "")
 
 
 def _rollouts(stage: Stage, others: Mapping[str, Stage]) -> list[str]:
@@ -211,6 +225,8 @@ def resolve(params: Params, stage: str) -> Section:
     if isinstance(settings, SynthesiseStage):
         procedural = {key: source for key, source in params.sources.train.items() if source.kind in ("arithmetic", "functions", "reasoning_gym")}
         filled: dict[str, Any] = {"generators": procedural, "curation": params.curation}
+    elif isinstance(settings, ExtrapolateStage):
+        filled = {"start": getattr(params.stages[settings.init], "init", None)}
     elif isinstance(settings, EvaluationSettings):
         models = params.models if settings.models is None else settings.models
         filled = {"models": models, "rollouts": tuple(name for name in models if name in params.stages and params.stages[name].leaves_rollouts)}

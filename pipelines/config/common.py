@@ -144,6 +144,17 @@ class GenerationSettings(Section):
     """JSON file of engine `scripted`: the problem's prompt -> list of responses; sample i says the i-th, from the first on again after the last."""
 
 
+class KeepSettings(Section):
+    """Weights kept along a training, as model folders data/kept/NAME/step-NNNNNN; kind extrapolate reads them."""
+
+    every: Positive
+    """Steps between two of them."""
+    most: Annotated[int, Field(ge=2)] = 20
+    """So many are on the disk at most: where there would be more, every second one goes and the distance doubles, so they stay evenly spaced."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the kept weights. bfloat16 takes half the disk and rounds off what small learning rates change."""
+
+
 class OptimiserSettings(Section):
     """AdamW or Muon with linear warm-up, then a cosine or constant schedule."""
 

@@ -251,6 +251,20 @@ class CurationSettings(Preset):
         return self
 
 
+class StrongSettings(Section):
+    """A second policy, stronger than `init`, and the band that rows must lie in by it too (Guru, arXiv 2506.14965). It answers the rows that the
+    first one's band lets through; `NAME/strong` has them with its pass rates."""
+
+    model: str
+    """`base`, or a stage that makes a model."""
+    samples: Positive = 16
+    """Responses per problem, at most."""
+    band: Span[Share] = (0.0625, 1.0)
+    """Problems whose pass rate by it lies in this closed interval stay."""
+    generation: GenerationSettings | None = None
+    """Null: that of the stage."""
+
+
 class GradeStage(Starting, Reading, Preset):
     """Pass rates by a policy, and the band that later stages see."""
 
@@ -271,6 +285,12 @@ class GradeStage(Starting, Reading, Preset):
     limit: dict[str, Positive] = {}
     """Domain -> at most this many problems are graded (the first by problem id); the rest are kept aside as `not graded`."""
     generation: GenerationSettings = GenerationSettings()
+    strong: StrongSettings | None = None
+    """A second policy whose band counts too; null: there is none. Rows are handed on with the pass rates of `init`."""
+
+    @property
+    def models_read(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.init, *([self.strong.model] if self.strong else [])]))
 
 
 class TeacherSettings(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, Precision, Rate, Section
+from pipelines.config.common import Count, GenerationSettings, KeepSettings, OptimiserSettings, Positive, Precision, Rate, Section
 from pipelines.config.stage import Reading, Starting
 from pipelines.config.training import LoraSettings
 
@@ -94,6 +94,8 @@ class RlStage(Starting, Reading):
     """Null measures nothing and keeps the last weights."""
     generation: GenerationSettings = GenerationSettings()
     optimiser: OptimiserSettings = OptimiserSettings(lr=2e-4, warmup=0.05, schedule="constant", weight_decay=0.0)
+    keep: KeepSettings | None = None
+    """Null keeps the last weights alone, or the best."""
     checkpoint_every: Positive = 5
     """Steps between resumable checkpoints."""
     checkpoint_minutes: Rate = 3.0

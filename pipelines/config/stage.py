@@ -10,6 +10,8 @@ from pipelines.config.common import Rate, Section, Share, Span, canonical
 
 FILES = (".jsonl", ".parquet")
 """Endings of a file of the user's own."""
+TEXT = ".txt"
+"""Ending of a file of plain text; kind pretrain reads it."""
 ROLLOUTS = "/rollouts"
 """Ending of a reference to what a stage has sampled, of kind rl or a command with rollouts; kind sft reads it."""
 

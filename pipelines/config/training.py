@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import GenerationSettings, OptimiserSettings, Positive, Precision, PromptSettings, Rate, Section, Share
+from pipelines.config.common import GenerationSettings, KeepSettings, OptimiserSettings, Positive, Precision, PromptSettings, Rate, Section, Share
 from pipelines.config.stage import Reading, Starting, Where
 
 
@@ -132,7 +132,27 @@ class Duplicate(Section):
 Role = Literal["assistant", "tool", "user", "system"]
 
 
-class SftStage(Starting, Reading):
+class SupervisedStage(Starting, Reading):
+    """A stage that trains a model to predict the next token of examples."""
+
+    lora: LoraSettings | None = None
+    """Train low-rank adapters; they are merged into the stage's model. Null trains all weights."""
+    processes: Positive = 1
+    """Data-parallel processes (torchrun): each has its share of every batch; weights and optimiser state are sharded (FSDP2)."""
+    train: LanguageModellingSettings = LanguageModellingSettings()
+    keep: KeepSettings | None = None
+    """Null keeps the last weights alone."""
+
+    @model_validator(mode="after")
+    def _processes_fit(self) -> SupervisedStage:
+        if self.processes > 1 and self.train.optimiser.name == "muon":
+            raise ValueError("train.optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
+        if self.train.batch_size < self.processes:
+            raise ValueError(f"train.batch_size {self.train.batch_size} must be at least processes ({self.processes})")
+        return self
+
+
+class SftStage(SupervisedStage):
     """Worked solutions in the chat template, conversations, or right answers of a stage's rollouts as they were sampled.
 
     A file whose rows have `messages` holds conversations: messages in the form of the chat APIs, with `tools` and calls of them.
@@ -152,18 +172,21 @@ class SftStage(Starting, Reading):
     """Problems whose worked solutions are trained on several times an epoch, such as hard ones twice: {where: {pass_rate: [0, 0.25]}, times: 2}
     (DRIVE, arXiv 2511.06307). Where several say so of a problem, the largest `times` holds."""
     prompt: PromptSettings = PromptSettings()
-    lora: LoraSettings | None = None
-    """Train low-rank adapters; they are merged into the stage's model. Null trains all weights."""
-    processes: Positive = 1
-    """Data-parallel processes (torchrun): each has its share of every batch; weights and optimiser state are sharded (FSDP2)."""
-    train: LanguageModellingSettings = LanguageModellingSettings()
 
     @model_validator(mode="after")
-    def _consistent(self) -> SftStage:
+    def _weights_of_data(self) -> SftStage:
         if unknown := [name for name in self.weights if name not in self.data]:
             raise ValueError(f"weights: '{unknown[0]}' is not in data; choose among {', '.join(self.data)}")
-        if self.processes > 1 and self.train.optimiser.name == "muon":
-            raise ValueError("train.optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
-        if self.train.batch_size < self.processes:
-            raise ValueError(f"train.batch_size {self.train.batch_size} must be at least processes ({self.processes})")
         return self
+
+
+class PretrainStage(SupervisedStage):
+    """Continued pre-training of any model on plain text: documents, and problems with their worked solutions as documents.
+
+    A file of text (*.txt) is a document; a JSONL or Parquet file whose rows have `text` and no answer holds one a row. Longer documents than
+    `train.max_tokens` are cut into pieces.
+    """
+
+    kind: Literal["pretrain"] = "pretrain"
+    loss: Literal["document", "solution"] = "document"
+    """Of problems: the whole document, or the worked solution alone. Of other documents always the whole."""

@@ -27,6 +27,15 @@ def wilson(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
+def pooled(problems: Sequence[Problem]) -> dict[str, float]:
+    """Pass rate of all samples of graded problems with its 95 % Wilson interval {pass_rate, low, high}; samples of one problem resemble each other,
+    so it is narrow."""
+    n = sum(row.pass_n or 0 for row in problems)
+    correct = sum((row.pass_rate or 0) * (row.pass_n or 0) for row in problems)
+    low, high = wilson(correct, n)
+    return {"pass_rate": correct / n, "low": low, "high": high}
+
+
 def within_limit(problems: Sequence[Problem], limit: Mapping[str, int]) -> tuple[list[Problem], list[Dropped]]:
     """The first `limit[domain]` problems of each domain by problem id; the rest as `not_graded`."""
     taken: dict[str, int] = {}

@@ -18,7 +18,7 @@ from pydantic import Field
 from pipelines.config.common import Count, Positive, Section
 from pipelines.config.evaluation import TokenizerPolicy
 from pipelines.errors import UserError
-from pipelines.merging.methods import BASELESS, METHODS, rule
+from pipelines.merging.methods import BASELESS, RULES, rule
 from pipelines.merging.tensors import PerModel
 from pipelines.methods import choose, settings_of
 
@@ -37,7 +37,7 @@ class MergeConfig(Section):
     models: tuple[Path, ...] = Field(min_length=1)
     """Model folders to merge."""
     method: str = "ram"
-    """A row of METHODS."""
+    """A row of METHODS, or of TRAJECTORY."""
     settings: dict[str, Any] = Field(default={})
     """Keyword settings of the method, the same for all tensors."""
     parameters: dict[str, Any] = Field(default={})
@@ -71,7 +71,7 @@ class MergeConfig(Section):
         Raises:
             UserError: unknown methods, settings or parameters, values that do not fit, a base or models that the method needs.
         """
-        function = choose("merge method", METHODS, self.method)
+        function = choose("merge method", RULES, self.method)
         known, hints = settings_of(function), typing.get_type_hints(function)
         if self.base is None and self.method not in BASELESS:
             raise UserError(f"merge method '{self.method}': it needs a base model; only {', '.join(BASELESS)} do without")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.merging import ram, soups, sparse, spherical, widen
+from pipelines.merging import lookahead, ram, soups, sparse, spherical, trajectory, widen
 from pipelines.merging.tensors import Group, collect, loaded
 from pipelines.methods import bind
 from pipelines.models.changes import SHARE
@@ -34,6 +34,11 @@ METHODS: dict[str, Rule] = {
     "ram_plus": ram.ram_plus,
     "ramplus_tl": ram.ramplus_tl,
 }
+TRAJECTORY: dict[str, Rule] = {"relex": trajectory.relex, "line": trajectory.line, "next": lookahead.lookahead}
+"""Rules whose models are the steps of one training, in order, and whose base is what it started from."""
+RULES = METHODS | TRAJECTORY
+LEARNING = {"next": lookahead.learn}
+"""Rules that must have learnt something of all tensors first: (groups, each, settings) -> tensor -> its `Group.learnt`."""
 COUNTING = ("ram", "ram_plus", "ramplus_tl")
 """Methods whose `changed_above` says which deltas count as changes."""
 BASELESS = ("linear", "nuslerp")
@@ -51,7 +56,7 @@ def rule(method: str, settings: Mapping[str, Any]) -> Rule:
             f"merge method '{method}': setting 'epsilon', a distance, has become 'changed_above', a share of the weight ({SHARE:g} if left out); "
             "leave it out, or give the distance as changed_above with absolute: true"
         )
-    return bind("merge method", METHODS, method, {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in settings.items()})
+    return bind("merge method", RULES, method, {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in settings.items()})
 
 
 def merge_tensors(method: str, base: Tensor | None, experts: Sequence[Tensor], *, name: str = "", seed: int = 0, **settings: Any) -> Tensor:

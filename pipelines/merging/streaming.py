@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from pipelines.merging.checkpoints import INDEX, Shard, header, plan, raw
 from pipelines.merging.configs import MergeConfig
 from pipelines.merging.inputs import Inputs, equal, open_inputs, read_json
 from pipelines.merging.manifests import MANIFEST, made, manifest
-from pipelines.merging.methods import Rule
+from pipelines.merging.methods import LEARNING, TRAJECTORY, Rule
 from pipelines.merging.tensors import CHUNK, Group
 from pipelines.merging.vocabulary import TOKENIZER
 from pipelines.outputs import UNFINISHED, OutputFolder
@@ -47,7 +47,7 @@ R = TypeVar("R")
 class MergeSummary:
     """What a merge made. Per expert, in the order given: share of parameters it changed, share that it alone changed, and share of its
     update that is kept, as squared norm (None without an update). notices: what somebody should look at (accounts.py). Nothing of all that
-    without a base.
+    without a base, or of the steps of one trajectory. told: tensor -> figures that the rule found.
     """
 
     tensors: int
@@ -56,6 +56,7 @@ class MergeSummary:
     alone: tuple[float, ...]
     kept: tuple[float | None, ...]
     notices: tuple[str, ...]
+    told: Mapping[str, Mapping[str, float]]
 
 
 def merge(config: MergeConfig, out: Path, *, workers: int | None = None, owned: bool = False, empty: bool = False) -> MergeSummary:
@@ -78,9 +79,13 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, owned: 
     with _workers(workers) as pool:
         read = {file: pool.submit(file_sha256, file) for file in _files_read(inputs)}
         job = Job(config, inputs)
-        accounts = _each(pool, job.account, job.rules) if config.base else []
+        experts = config.base and config.method not in TRAJECTORY
+        accounts = _each(pool, job.account, job.rules) if experts else []
         sums = sum(accounts, torch.zeros(len(config.models), COLUMNS, dtype=torch.float64))
-        job.whole, told = sums[:, :2], notices(config, sums) if config.base else ()
+        job.whole, told = sums[:, :2], notices(config, sums) if experts else ()
+        if config.method in LEARNING:
+            floating = {name: job.groups[name] for name in job.rules}
+            job.learnt = LEARNING[config.method](floating, functools.partial(_each, pool), **config.settings)
         with replacing() as folder:
             shards = plan(job.sizes, config.shard_bytes)
             _write(job, pool, shards, folder)
@@ -95,9 +100,9 @@ def merge(config: MergeConfig, out: Path, *, workers: int | None = None, owned: 
             digests = {file.name: settled[file.name].result() if file.name in settled else file_sha256(file) for file in _files(folder)}
             write_json(folder / MANIFEST, manifest(config, digests, {file: digest.result() for file, digest in read.items()}))
     parameters = sum(group.size for group in job.groups.values())
-    shares = (sums / parameters).tolist() if config.base else []
+    shares = (sums / parameters).tolist() if experts else []
     kept = tuple(kept / whole if whole else None for _, _, whole, kept in shares)
-    return MergeSummary(len(job.groups), parameters, tuple(row[0] + row[1] for row in shares), tuple(row[0] for row in shares), kept, told)
+    return MergeSummary(len(job.groups), parameters, tuple(row[0] + row[1] for row in shares), tuple(row[0] for row in shares), kept, told, job.told)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -110,6 +115,8 @@ class Job:
     def __init__(self, config: MergeConfig, inputs: Inputs) -> None:
         self.method, self.inputs = config.method, inputs
         self.whole: torch.Tensor | None = None
+        self.learnt: Mapping[str, Any] = {}
+        self.told: dict[str, Mapping[str, float]] = {}
         self.differs = False
         bound = config.rule_for(inputs.layers)
         self.dtypes: dict[str, torch.dtype] = {}
@@ -156,7 +163,8 @@ class Job:
             yield from (first.read(start, min(start + CHUNK, group.size)) for start in range(0, group.size, CHUNK))
             return
         start = 0
-        for piece in self.rules[name](replace(group, whole=self.whole)):
+        tell = functools.partial(self.told.__setitem__, name)
+        for piece in self.rules[name](replace(group, whole=self.whole, learnt=self.learnt.get(name), tell=tell)):
             stored = piece.reshape(-1).to(dtype)
             if not finite(stored):
                 raise UserError(f"merging: tensor '{name}' leaves the range of {dtype} once merged")
@@ -184,7 +192,7 @@ def _workers(count: int | None) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _each(pool: ThreadPoolExecutor, function: Callable[[str], R], names: Iterable[str]) -> list[R]:
+def _each(pool: ThreadPoolExecutor, function: Callable[[Any], R], names: Iterable[Any]) -> list[R]:
     """`function` of every name, in order; after an error what has not begun is left."""
     futures = [pool.submit(function, name) for name in names]
     try:

@@ -8,8 +8,9 @@ taken chunk by chunk in float64 by one thread: how files are cut and how many wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class Group:
     """One tensor of all checkpoints.
 
     name: keys its random streams. read(i, start, out): elements of checkpoint i from `start` on into a flat fp32 tensor; the base is -1.
-    whole: entries of the whole model that each expert alone changed, and that others changed too: experts x 2 (ram.py).
+    whole: entries of the whole model that each expert alone changed, and that others changed too: experts x 2 (ram.py). learnt: what a method has
+    learnt of all tensors for this one (lookahead.py). tell(figures): hears what a rule found out about the tensor.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Group:
     has_base: bool = True
     seed: int = 0
     whole: Tensor | None = None
+    learnt: Any = None
+    tell: Callable[[Mapping[str, float]], None] = lambda _: None
 
     @property
     def size(self) -> int:

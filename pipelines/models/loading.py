@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
+from pipelines import paths
 from pipelines.errors import UserError
-from pipelines.store import replacing_folder
+from pipelines.store import read_json, replacing_folder, write_json
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes of tokenizers that are what their tokenizer.json says. AutoTokenizer would take the class of the model in their place where that is a
@@ -72,3 +75,17 @@ def save_policy(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     with replacing_folder(path) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def write_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write down which vocabulary the token ids in a folder of rollouts are of."""
+    write_json(folder / paths.VOCABULARY, {"sha256": _vocabulary(tokenizer)})
+
+
+def same_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the token ids in a folder of rollouts mean the same text to this tokenizer."""
+    return read_json(folder / paths.VOCABULARY)["sha256"] == _vocabulary(tokenizer)
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()

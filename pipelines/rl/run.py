@@ -19,6 +19,7 @@ from pipelines.models import ranks
 from pipelines.models.adapters import plain_weights
 from pipelines.models.checkpoints import Best, Checkpoints, Numbers, Pace, Stateful
 from pipelines.models.exactness import deterministic
+from pipelines.models.kept import Kept
 from pipelines.models.optimisation import make_optimiser, schedule
 from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
@@ -79,6 +80,7 @@ class Run:
     held: Numbers
     state: Mapping[str, Stateful]
     pace: Pace
+    kept: Kept | None
 
     @property
     def over(self) -> bool:
@@ -98,6 +100,8 @@ class Run:
 
         step = self.checkpoints.restore(self.actor.policy, self.optimiser, self.state, afresh)
         self.journal.cut(step)
+        if self.kept:
+            self.kept.cut(step)
         if step:
             self.journal.say(f"resuming after step {step} of {self.settings.steps}")
         if ranks.rank() == 0:
@@ -146,6 +150,8 @@ class Run:
 
     def checkpoint(self, step: int) -> None:
         """Save what a resumed run needs, if it is time or the last step. Last of a step: what resumes here finds all that the step left."""
+        if self.kept:
+            self.kept.add(step, self.actor.policy)
         if self.pace.due(step) or step == self.settings.steps or self.over:
             self.checkpoints.save(step, self.actor.policy, self.optimiser, self.state)
             self.ledger.forget(self.checkpoints.oldest())
@@ -170,6 +176,7 @@ def begun(
     checkpoints: Checkpoints,
     rollout_folder: Path,
     frozen: Mapping[str, Any],
+    kept: Kept | None,
 ) -> Iterator[Run]:
     """The parts, made of the settings; at the end the engine is closed. See `train.train`."""
     problems, held_out = hold_out(problems, settings.validation, (seed, stage))
@@ -194,7 +201,7 @@ def begun(
         state = {"held": held, **{role: actor.frozen[role] for role in moving}, **plan.state()}
         yield Run(
             recipe, settings, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, checkpoints, journal, rollout_folder, held,
-            state, pace,
+            state, pace, kept,
         )  # fmt: skip
 
 

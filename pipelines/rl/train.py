@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.config.rl import RlStage
 from pipelines.models import ranks
 from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.kept import Kept
 from pipelines.progress import Journal
 from pipelines.records import Problem
 from pipelines.rl.clock import Clock
@@ -46,6 +47,7 @@ def train(
     checkpoints: Checkpoints,
     rollout_folder: Path,
     frozen: Mapping[str, Any] | None = None,
+    kept: Kept | None = None,
 ) -> Trained:
     """Train `policy` in place, from its newest checkpoint if there is one.
 
@@ -53,7 +55,7 @@ def train(
     """
     with begun(
         policy, tokenizer, problems, recipe, settings, stage=stage, seed=seed, journal=journal, checkpoints=checkpoints,
-        rollout_folder=rollout_folder, frozen=frozen or {},
+        rollout_folder=rollout_folder, frozen=frozen or {}, kept=kept,
     ) as run:  # fmt: skip
         step = run.resume()
         while step < settings.steps and not run.over:

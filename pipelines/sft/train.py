@@ -17,6 +17,7 @@ from pipelines.config.training import LanguageModellingSettings
 from pipelines.models import ranks
 from pipelines.models.checkpoints import Best, Checkpoints, Numbers, Pace
 from pipelines.models.exactness import deterministic
+from pipelines.models.kept import Kept
 from pipelines.models.optimisation import keep_batch, make_optimiser, schedule, update
 from pipelines.models.precision import autocast
 from pipelines.models.scoring import pad, token_logp
@@ -40,6 +41,7 @@ def train(
     checkpoints: Checkpoints,
     goal: Goal | None = None,
     held_out: Sequence[Example] = (),
+    kept: Kept | None = None,
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
     """Train `model` in place, from its newest checkpoint if there is one. Returns the summary of the run, with what the goal last measured, and the
     weights that were the best on `held_out`, where that is measured."""
@@ -55,6 +57,8 @@ def train(
     best = Best(checkpoints, held, settings.held_out.patience) if settings.held_out else None
     step = checkpoints.restore(model, optimiser, {"measured": measured, "held": held})
     journal.cut(step)
+    if kept:
+        kept.cut(step)
     if step:
         journal.say(f"resuming after step {step} of {_end_of_round(step, per_round)}")
     pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
@@ -87,6 +91,8 @@ def train(
                 clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm,
                 scored_tokens=float(sum(example.scored for example in batch)), **figures,
             )  # fmt: skip
+            if kept:
+                kept.add(step, model)
             if pace.due(step) or over():
                 checkpoints.save(step, model, optimiser, {"measured": measured, "held": held})
             if over():

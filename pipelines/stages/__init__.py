@@ -21,10 +21,13 @@ ENTRIES = {
     "base": ("pipelines.stages.base", "pipelines.config.training", "BaseSettings"),
     "sft": ("pipelines.stages.sft", "pipelines.config.training", "SftStage"),
     "grade": ("pipelines.stages.grade", "pipelines.config.curation", "GradeStage"),
+    "pretrain": ("pipelines.stages.pretrain", "pipelines.config.training", "PretrainStage"),
+    "sample": ("pipelines.stages.sample", "pipelines.config.sampling", "SampleStage"),
     "synthesise": ("pipelines.stages.synthesise", "pipelines.config.curation", "SynthesiseStage"),
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
     "command": ("pipelines.stages.command", "pipelines.config.command", "CommandStage"),
     "merge": ("pipelines.stages.merge", "pipelines.config.evaluation", "MergeStage"),
+    "extrapolate": ("pipelines.stages.extrapolate", "pipelines.config.extrapolation", "ExtrapolateStage"),
     "evaluation": ("pipelines.stages.evaluation", "pipelines.config.evaluation", "EvaluationSettings"),
     "report": ("pipelines.stages.report", "pipelines.config.evaluation", "ReportSettings"),
 }

@@ -22,7 +22,7 @@ from pipelines.config.command import CommandStage
 from pipelines.errors import UserError
 from pipelines.interrupted import Interrupted
 from pipelines.lineage.code import environment_identity
-from pipelines.models.loading import load_tokenizer
+from pipelines.models.loading import load_tokenizer, write_vocabulary
 from pipelines.records import Problem
 from pipelines.stages import Context, rows
 from pipelines.stages.identity import identity
@@ -177,6 +177,7 @@ def _left(context: Context, work: _Work, problems: Mapping[str, Problem], pool: 
                 count = reader.write(work.parts(ROLLOUTS), folder, lambda step: context.journal.show(step, max(step, steps), "rollouts judged"))
                 if not count:
                     raise UserError(f"out/{ROLLOUTS} is empty")
+                write_vocabulary(folder, model.tokenizer)
             summary["rollouts"] = float(count)
         elif (work.made / ROLLOUTS).is_file():
             context.journal.say(f"out/{ROLLOUTS} is left aside: `rollouts` is false")

@@ -33,7 +33,8 @@ def read(root: Path) -> Inputs:
     scores = read_json(root / paths.SCORES) if (root / paths.SCORES).is_file() else None
     lineage = Lineage(root)
     kinds = {stage: parameters(statement)["kind"] for stage, statement in lineage.statements.items()}
-    ledgers = {stage: root / graph.makes(stage, kind, rollouts=False)[0] / paths.LEDGER for stage, kind in kinds.items() if kind in graph.CURATING}
+    curating = {stage: kind for stage, kind in kinds.items() if kind in graph.CURATING}
+    ledgers = {stage: root / graph.makes(stage, kind, rollouts=False, keeps=False)[0] / paths.LEDGER for stage, kind in curating.items()}
     wanted = {(model, name) for name, pair in compared(scores).items() for model in pair} if scores else set()
     samples = {key: root / paths.SAMPLES / key[0] / f"{key[1]}.parquet" for key in sorted(wanted)}
     return Inputs(

@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.models import ranks
 from pipelines.models.adapters import add_adapters
 from pipelines.models.checkpoints import Checkpoints
-from pipelines.models.loading import load_policy
+from pipelines.models.loading import load_policy, write_vocabulary
 from pipelines.records import Problem
 from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe, recipe
@@ -20,7 +20,7 @@ from pipelines.rl.roles import roles_of
 from pipelines.rl.train import train
 from pipelines.stages import Context, rows
 from pipelines.stages.identity import identity
-from pipelines.stages.trained import save
+from pipelines.stages.trained import along, hand_over, save
 from pipelines.store import replacing_folder
 from pipelines.verifiers import require_sandbox_for
 
@@ -60,9 +60,10 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
         context.journal.say(note)
     ranks.wait()
     rollouts = context.resume / "rollouts"
+    kept = along(context, init)
     trained = train(
         policy, tokenizer, problems, chosen, settings,
-        stage=key, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen,
+        stage=key, seed=context.seed, journal=context.journal, checkpoints=checkpoints, rollout_folder=rollouts, frozen=frozen, kept=kept,
     )  # fmt: skip
     save(context, init, policy, tokenizer, trained.best, settings.validation.keep if settings.validation else "last")
     if not context.first:
@@ -70,10 +71,12 @@ def _run(context: Context, chosen: Recipe, problems: list[Problem], device: str)
     with replacing_folder(context.root / paths.ROLLOUTS / context.stage) as folder:
         for path in sorted(rollouts.glob("step-*.parquet")):
             shutil.copyfile(path, folder / path.name)  # an interrupted run continues from the others
+        write_vocabulary(folder, tokenizer)
+    counts = {"problems": float(len(problems)), **hand_over(context, kept)}
     context.accepted.extend(checkpoints.accepted())
     for text in notices(context.journal.rows()):
         context.notice(text)
-    return trained.summary | {"problems": float(len(problems))}
+    return trained.summary | counts
 
 
 def _beside(source: Path, tokenizer: Any, device: str, what: str) -> Any:

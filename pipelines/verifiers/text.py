@@ -109,6 +109,22 @@ def _box_at(text: str, start: int) -> tuple[str | None, int]:
     return None, len(text)
 
 
+def working(response: str) -> str:
+    r"""What an answer works out before it gives its result: the think block where one holds something, else all before the result (the last fenced
+    program, the last `\boxed{}`, `<answer>`, `####`, 'answer is' or 'answer:'), without the sign of mathematics that opens there. "" where it gives
+    the result alone."""
+    thought, closed, said = response.rpartition("</think>")
+    inside = thought.partition("<think>")[2] if "<think>" in thought else thought
+    if closed and inside.strip():
+        return inside.strip()
+    blocks = list(_FENCE.finditer(said))
+    lower = said.lower()
+    marks = [blocks[-1].start() if blocks else -1, max(said.rfind("\\boxed"), said.rfind("\\fbox"))]
+    marks += [said.rfind("<answer>"), said.rfind("####"), max(lower.rfind("answer is"), lower.rfind("answer:"))]
+    end = next((mark for mark in marks if mark >= 0), 0)
+    return said[:end].rstrip(" \n\t$")
+
+
 def tagged(text: str) -> str | None:
     """What the last `<answer>...</answer>` holds; None without one."""
     _, opening, inside = text.rpartition("<answer>")

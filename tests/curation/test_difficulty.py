@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,9 @@ from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.records import Dropped, Outcome, Problem, Verdict, problem_id
-from pipelines.stages import Context
+from pipelines.stages import Context, answers
 from pipelines.stages.grade import run
-from pipelines.store import read_json, read_problems, write_problems
+from pipelines.store import read_dropped, read_json, read_problems, write_problems
 
 
 def row(number: int, domain: str = "math", **fields: object) -> Problem:
@@ -115,6 +117,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def answered(root: Path) -> dict[Path, int]:
+    """Files of stored answers, with how many each has."""
+    return {file: pq.read_metadata(file).num_rows for file in (root / "work" / answers.FOLDER).glob("*/*.parquet")}
+
+
 def stage(root: Path, rows: list[Problem], **settings: object) -> dict[str, float]:
     write_problems(root / paths.SPLITS["rl"], rows)
     given = GradeStage.model_validate({"init": "sft", "data": "curation/rl", "samples": 4, "generation": GenerationSettings(max_new_tokens=8, batch_size=16)} | settings)
@@ -160,3 +167,50 @@ def test_nothing_in_the_band_says_how_many_were_too_hard(policy: Path) -> None:
         stage(policy, [row(i) for i in range(6)], band=[0.5, 0.9])
     with pytest.raises(UserError, match="no row is left of curation/rl; there were 0"):
         stage(policy, [])
+
+
+def test_another_band_more_samples_and_more_rows_ask_only_what_is_new(policy: Path) -> None:
+    shutil.rmtree(policy / "work", ignore_errors=True)
+    rows, sampling = [row(i) for i in range(12)], GenerationSettings(max_new_tokens=4, batch_size=8)
+
+    def asked(rows: list[Problem], **settings: object) -> int:
+        before = answered(policy)
+        stage(policy, rows, **({"band": [0, 1], "samples": 2, "generation": sampling} | settings))
+        return sum(count for file, count in answered(policy).items() if file not in before)
+
+    assert asked(rows[:8]) == 16
+    assert asked(rows[:8], band=[0, 0.9]) == 0
+    assert asked([*rows[8:], *rows[:8]]) == 8
+    assert asked([replace(each, pass_rate=0.5, solution="so") for each in rows]) == 0, "nothing that the answers depend on has changed"
+    assert asked(rows, samples=3) == 12
+    assert asked(rows, stop="interval", samples=3) == 0
+    assert asked(rows, generation=sampling.model_copy(update={"batch_size": 3})) == 0, "it changes memory and speed alone"
+    assert asked([*rows[1:], row(0, verifier_args='{"accept": ["7"]}')]) == 2, "another way to judge"
+    assert asked(rows, generation=sampling.model_copy(update={"max_new_tokens": 5})) == 24
+    assert len(list((policy / "work" / answers.FOLDER).iterdir())) == 1, "what policies answered that nobody names any more goes"
+
+
+def test_a_second_policy_answers_what_the_first_lets_through_and_its_band_counts_too(policy: Path) -> None:
+    """Guru's rule on its four worked cases: (weak, strong) of 16 right are (0, 0), (15, 16), (14, 16), (0, 1)."""
+    shutil.copytree(policy / paths.model("sft"), policy / paths.model("strong"))
+    rows, right = [row(i) for i in range(4)], {"weak": [0, 15, 14, 0], "strong": [0, 16, 16, 1]}
+    by = {}
+    for name, counts in right.items():
+        script = policy / f"{name}.json"
+        script.write_text(json.dumps({p.prompt: ["1"] * n + ["2"] * (16 - n) for p, n in zip(rows, counts, strict=True)}))
+        by[name] = GenerationSettings(engine="scripted", script=str(script), max_new_tokens=8)
+    guru = {"samples": 16, "band": [0, 0.875], "generation": by["weak"], "strong": {"model": "strong", "generation": by["strong"]}}
+    summary = stage(policy, rows, **guru)
+    folder = policy / paths.ROWS / "difficulty"
+    assert {(kept.source_id, kept.pass_rate) for kept in read_problems(folder / paths.MADE)} == {("2", 14 / 16), ("3", 0.0)}
+    assert {(found.source_id, found.pass_rate) for found in read_problems(folder / paths.STRONG)} == {("0", 0.0), ("2", 1.0), ("3", 1 / 16)}
+    assert summary["graded_by_strong"] == 3, "what is too easy for the weak policy is not asked of the strong one"
+    assert {(row.problem.source_id, row.reason, row.detail) for row in read_dropped(folder / paths.DROPPED)} == {
+        ("0", "too_hard", "pass rate 0.000 of 16 samples is below 0.0625, by strong"),
+        ("1", "too_easy", "pass rate 0.938 of 16 samples is above 0.875"),
+    }
+    before = answered(policy)
+    stage(policy, rows, **{**guru, "band": [0, 1]})
+    assert [count for file, count in answered(policy).items() if file not in before] == [16], "of the row that the new band lets through"
+    with pytest.raises(UserError, match=r"none of 4 graded problems has a pass rate within \[0.0, 0.875\] and, by strong, \[0.3, 0.9\]: 2 are too hard, 2"):
+        stage(policy, rows, **{**guru, "strong": {**guru["strong"], "band": [0.3, 0.9]}})

@@ -125,6 +125,9 @@ EDITS = {
     "another kind of rows": ({"synthesis": {"kind": "grade", "init": "sft", "data": "curation/rl"}}, ["synthesis", "math", "code", *REST]),
     "other rows": ({"math": entry("math", data="difficulty")}, ["math", "code", *REST]),
     "another start": ({"code": entry("code", init="sft")}, ["code", *REST]),
+    "an extrapolation in place of the merge": (
+        {"math": entry("math", keep={"every": 5}), "merged": {"kind": "extrapolate", "init": "math", "target": 90}}, ["math", "code", *REST],
+    ),
     "a condition": ({"code": entry("code", where={"pass_rate": [0.2, 0.8]})}, ["code", *REST]),
     "nothing": ({}, []),
 }  # fmt: skip
@@ -207,6 +210,13 @@ def test_an_edit_of_a_program_or_of_its_packages_reruns_its_stage(project):
     assert run(project) == ["code", *REST] and run(project) == []
     edited(project)
     assert run(project) == [] and not (project / "data/identity/environments/_venv-own.json").exists()
+
+
+def test_a_stage_that_keeps_no_weights_any_more_leaves_none(project):
+    kept = project / paths.KEPT / "math/step-000005"
+    kept.mkdir(parents=True)
+    versioning.prune(project, graph.graph(settings.params(project)))
+    assert not kept.parent.exists()
 
 
 def test_the_order_of_the_mapping_decides_nothing(project):

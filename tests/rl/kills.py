@@ -21,13 +21,14 @@ IN_FLIGHT = {"kind": "in_flight", "bound": 2, "groups": 8}
 def made(root: Path) -> dict[str, bytes]:
     folders = (root / paths.model("t"), root / paths.ROLLOUTS / "t")
     files = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
+    files |= {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted((root / paths.KEPT / "t").rglob("*.*"))}
     told = (paths.METRICS / "t.json", paths.PLOTS / "t.csv", paths.manifest("t"))
     files |= {path.name: (root / path).read_bytes() for path in told if path.suffix == ".json"}
     return files | {"journal": (root / paths.WORK / "t" / "journal.jsonl").read_bytes()}
 
 
 def forget(root: Path) -> None:
-    for path in (root / paths.model("t"), root / paths.ROLLOUTS / "t", root / paths.WORK / "t"):
+    for path in (root / paths.model("t"), root / paths.ROLLOUTS / "t", root / paths.KEPT / "t", root / paths.WORK / "t"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from killing import die_after
 
 from pipelines import graph, paths
-from pipelines.config.common import GenerationSettings, OptimiserSettings
+from pipelines.config.common import GenerationSettings, KeepSettings, OptimiserSettings
 from pipelines.config.rl import RlStage, ScheduleSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
@@ -45,7 +45,8 @@ def project(root: Path, policy) -> None:
     save_policy(root / paths.model("sft"), policy, TOKENIZER)
     write_problems(root / paths.rows("graded"), PROBLEMS[:12])
     write_problems(root / paths.rows("new"), PROBLEMS[12:14])
-    stage = settings(data=["graded", "new"], steps=7, recipe="remix", generation=GenerationSettings(max_new_tokens=12, batch_size=6))
+    keep = KeepSettings(every=1, most=3)
+    stage = settings(data=["graded", "new"], steps=7, keep=keep, recipe="remix", generation=GenerationSettings(max_new_tokens=12, batch_size=6))
     (root / "given.json").write_text(json.dumps(graph.stage("t", "rl", stage).given(1)))
 
 

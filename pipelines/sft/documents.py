@@ -1,0 +1,94 @@
+"""Plain text to go on pre-training with: files of documents, and examples of them.
+
+A document is ended by the end token and cut into pieces of the longest length; each piece begins with the last token of the one before, so every
+token but a document's first is predicted, and once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.stage import TEXT
+from pipelines.errors import UserError
+from pipelines.sft.examples import Example
+
+FIELD = "text"
+"""Where a row of a JSONL or Parquet file holds its document."""
+ANSWERS = ("answer", "gold")
+"""A row with one of these is a problem, wherever its prompt stands."""
+
+
+def holds(path: Path) -> bool:
+    """Whether a file holds documents: text, or rows with `text` and no answer, by its schema or its first row."""
+    if path.suffix == TEXT:
+        return True
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return path.is_file() and _document(pq.read_schema(path).names)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = next((line for line in file if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and _document(row)
+
+
+def read(path: Path) -> dict[str, str]:
+    """Digest of each distinct document -> its text; a file of text is one.
+
+    Raises:
+        UserError: no such file, a row without text, or no document at all; says which.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    found: dict[str, str] = {}
+    for number, text in _texts(path):
+        if not isinstance(text, str):
+            raise UserError(f"{path.name}:{number}: {FIELD}: expected a string, got {type(text).__name__}; a file that is read must be read whole")
+        if text.strip():
+            found[hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]] = text
+    if not found:
+        raise UserError(f"{path.name}: holds no document")
+    return found
+
+
+def examples(tokenizer: Any, documents: Mapping[str, str], longest: int) -> list[Example]:
+    """The pieces of all documents. longest: tokens of one."""
+    found = []
+    tokenised: list[list[int]] = tokenizer(list(documents.values()))["input_ids"] if documents else []
+    for of, ids in zip(documents, tokenised, strict=True):
+        whole = ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+        starts = range(0, len(whole) - 1, longest - 1)
+        found += [Example.after(whole[start : start + longest], 1, of) for start in starts]
+    return found
+
+
+def _document(names: Any) -> bool:
+    return FIELD in names and not any(answer in names for answer in ANSWERS)
+
+
+def _texts(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number of the row, or line, and what stands for its text."""
+    if path.suffix == TEXT:
+        yield 1, path.read_text(encoding="utf-8", errors="replace")
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        yield from enumerate(pq.read_table(path, columns=[FIELD])[FIELD].to_pylist(), 1)
+    else:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(f"{path.name}:{number}: not JSON: {error}") from None
+                    yield number, row.get(FIELD) if isinstance(row, dict) else None
