@@ -41,14 +41,11 @@ def faults(params: Params) -> Faults:
             if source.kind not in GENERATORS:
                 yield f"stages.{name}.generators.{generator}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
     limited = {name for name, stage in of_kind(params, GradeStage) if stage.limit}
-    twice = {name for name, stage in of_kind(params, GradeStage) if stage.strong}
     for name, stage in params.stages.items():
         for reference in stage.rows_read:
             grader, _, file = reference.partition("/")
             if file == "ungraded" and grader not in limited:
                 yield f"stages.{name}", f"it reads {reference}, the rows beyond the limit of stage {grader}, which has none"
-            if file == "strong" and grader not in twice:
-                yield f"stages.{name}", f"it reads {reference}, the rows that the second policy of stage {grader} graded, which has none"
 
 
 def of_kind(params: Params, kind: type[T]) -> Iterator[tuple[str, T]]:

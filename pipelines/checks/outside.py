@@ -21,7 +21,7 @@ from pipelines.config.command import CommandStage
 from pipelines.config.evaluation import MergeStage
 from pipelines.config.rl import RlStage
 from pipelines.config.sources import FileSource
-from pipelines.config.stage import FILES
+from pipelines.config.stage import FILES, TEXT
 from pipelines.config.training import SupervisedStage
 from pipelines.curation.judging import ASKING
 from pipelines.errors import InfrastructureError, UserError
@@ -69,7 +69,7 @@ def faults(params: Params, root: Path, device: str) -> names.Faults:
             yield f"stages.{name}.tokenizer.source", f"'{policy.source}' is neither union, nor base, nor a folder"
     for name, stage in params.stages.items():
         for reference in stage.rows_read:
-            if reference.endswith(FILES) and not (root / reference).is_file():
+            if reference.endswith((*FILES, TEXT)) and not (root / reference).is_file():
                 yield f"stages.{name}.data", f"{reference}: no such file{models.neighbour(root / reference)}"
     yield from _commands(params, root)
     yield from _devices(params, device)

@@ -99,7 +99,7 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     if isinstance(stage, ExtrapolateStage) and stage.init in models and not getattr(others.get(stage.init), "keep", None):
         keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
         yield f"init: '{stage.init}' keeps no weights along its training; {_choice(keeping)}"
-    made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ())]
+    made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ()) if file != "strong" or getattr(each, file)]
     rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others)
     rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
