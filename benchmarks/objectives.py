@@ -47,7 +47,7 @@ from pipelines.rl.actor import make_actor
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import judged, make_step, minibatches
 from pipelines.rl.history import History
-from pipelines.rl.roles import roles_of
+from pipelines.rl.roles import roles_of, untaught
 from pipelines.rl.run import answerers
 from pipelines.rl.score import fill
 from pipelines.rl.train import train
@@ -58,6 +58,8 @@ from pipelines.verifiers import VerifierPool
 ROOT = Path(__file__).parents[1]
 REFERENCE = {"rto": "dpo", "npo": "grpo"}
 """Rows whose `reference` is the policy that another row has trained: RTO's preference policy, NPO's later checkpoint."""
+ALONE = [name for name, row in RECIPES.items() if untaught(row, "") is None]
+"""Rows that need no teachers."""
 SETTINGS: dict[str, dict[str, Any]] = {"remix": {"epochs": 2, "reset_reference": (50,)}}
 """Settings of the stage that belong to a method."""
 BELOW = ("sdpo",)
@@ -73,14 +75,14 @@ NOTES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives", description=__doc__)
-    parser.add_argument("--rows", nargs="+", default=list(RECIPES), metavar="ROW", help="rows to train; default all")
+    parser.add_argument("--rows", nargs="+", default=ALONE, metavar="ROW", help="rows to train; default all")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of the cost")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--keep", type=Path, help="folder for the SFT policy, made there unless it holds one; default: a temporary one")
     options = parser.parse_args()
-    if unknown := sorted(set(options.rows) - set(RECIPES)):
-        sys.exit(f"no such row: {', '.join(unknown)}; known: {', '.join(RECIPES)}")
+    if unknown := sorted(set(options.rows) - set(ALONE)):
+        sys.exit(f"no such row: {', '.join(unknown)}; known: {', '.join(ALONE)}")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         root = options.keep or Path(temporary)

@@ -11,13 +11,13 @@ from pipelines import paths
 from pipelines.config import MODELS, ROWS, STANDING, Params, order, resolve
 from pipelines.config.common import Section
 
-LEARNING = ("base", "sft", "pretrain", "rl", "command")
+LEARNING = ("base", "sft", "pretrain", "rl", "preference", "distil", "command")
 """Kinds that learn step by step: their journal becomes a plot."""
-LOADING = ("base", "sft", "pretrain", "grade", "sample", "rl", "merge", "extrapolate", "command", "evaluation")
+LOADING = ("base", "sft", "pretrain", "grade", "sample", "rl", "preference", "distil", "merge", "extrapolate", "command", "evaluation")
 """Kinds that load a model, and so torch and transformers."""
 SEEDLESS = ("curation", "report")
 """Kinds that draw nothing at random."""
-SELECTING = ("sft", "pretrain", "grade", "sample", "synthesise", "rl", "command")
+SELECTING = ("sft", "pretrain", "grade", "sample", "synthesise", "rl", "preference", "distil", "command")
 """Kinds that write down which rows they have read."""
 CURATING = ("sources", "curation", "grade", "sample", "synthesise")
 """Kinds that keep and drop rows, with a ledger."""
@@ -118,7 +118,8 @@ def makes(name: str, kind: str, rollouts: bool, keeps: bool) -> list[Path]:
 def made(given: Mapping[str, Any]) -> list[Path]:
     """What the stage made whose manifest has these parameters: {stage, kind, settings}."""
     kind, settings = given["kind"], given["settings"]
-    return makes(given["stage"], kind, kind in ("rl", "sample") or bool(settings.get("rollouts") and kind == "command"), bool(settings.get("keep")))
+    sampled = kind in ("rl", "sample") or (kind == "command" and settings["rollouts"]) or (kind == "distil" and settings["stored"] is None)
+    return makes(given["stage"], kind, bool(sampled), bool(settings.get("keep")))
 
 
 def records(name: str, kind: str) -> tuple[Path, ...]:

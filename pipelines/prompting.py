@@ -85,7 +85,11 @@ def prompt_ids(tokenizer: Any, problem: Problem, prompt: PromptSettings = PLAIN,
 
     A base model, whose tokenizer has none, gets the same messages as plain text, each followed by an empty line.
     """
-    turns = conversation(tokenizer, problem, prompt)
+    return turns_ids(tokenizer, conversation(tokenizer, problem, prompt), tools)
+
+
+def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """Token ids of chat turns, up to where the assistant's next one starts. See `prompt_ids`."""
     if tokenizer.chat_template is None:
         return tokenizer("".join(f"{turn['content']}\n\n" for turn in turns))["input_ids"]
     from jinja2 import TemplateError  # what chat templates are written for

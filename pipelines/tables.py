@@ -109,6 +109,16 @@ def _recipe(question: Question) -> Faults:
     for slot, value in overrides.items():
         refused += _refused(f"{key}.overrides.{slot}", f"recipe '{name}': ", recipe, name, **{slot: value})
     yield from refused or _refused(f"{key}.overrides", f"recipe '{name}': ", recipe, name, **overrides)
+    if question.get("lacking") is not None and not refused:
+        from pipelines.rl import stored
+        from pipelines.rl.tensors import Asks
+
+        yield from _refused(f"{key}.recipe", "recipe ", stored.refuse, recipe(name, **overrides), {Asks[each] for each in question["lacking"]})
+    if not refused:
+        from pipelines.rl.roles import untaught
+
+        if sentence := untaught(recipe(name, **overrides), question.get("taught", "")):
+            yield f"{key}.recipe", sentence
     if question["kl_control"] and not refused and "kl_scale" not in recipe(name, **overrides).read:
         yield f"{key}.kl_control", f"it steers KL terms to the reference, and recipe '{name}' has none: add one, or leave kl_control out"
 

@@ -145,11 +145,36 @@ def _synthesise(given: Any) -> Iterator[str]:
 
 
 def _rl(given: Any) -> Iterator[str]:
-    changed = "".join(f"; {slot}: {value}" for slot, value in given.overrides.items())
     yield f"from {given.init}, reference {given.reference or given.init}; {_data(given)}"
-    yield f"recipe {given.recipe}{changed}"
+    yield _recipe(given)
     yield f"{given.steps} steps of {given.prompts_per_step} x {given.group_size}, {given.optimiser.name} at {given.optimiser.lr:g}"
-    yield f"{_generation(given.generation)}, {given.precision}, {given.processes} process{'es' if given.processes > 1 else ''}"
+    yield f"{_generation(given.generation)}, {given.precision}, {_processes(given)}"
+
+
+def _distil(given: Any) -> Iterator[str]:
+    yield f"from {given.init}, taught by " + (given.stored or _pairs(given.teachers)) + f"; {_data(given)}"
+    yield _recipe(given)
+    size = f"{given.prompts_per_step} x {given.group_size}" if given.leaves_rollouts else f"{given.prompts_per_step}"
+    yield f"{given.steps} steps of {size}, {given.optimiser.name} at {given.optimiser.lr:g}"
+    yield (f"{_generation(given.generation)}, " if given.leaves_rollouts else "") + f"{given.precision}, {_processes(given)}"
+
+
+def _preference(given: Any) -> Iterator[str]:
+    yield f"from {given.init}, reference {given.reference or given.init}; {_data(given)}"
+    yield _recipe(given)
+    made = "as they were scored" if given.pairs is None else f"{given.pairs.per_problem} pairs a prompt, {given.pairs.choose}"
+    judge = f" as {given.pairs.judge.model} judges" if given.pairs and given.pairs.judge else ""
+    steps = "one pass" if given.steps is None else f"{given.steps} steps"
+    yield f"responses {made}{judge}; {steps} of {given.prompts_per_step}, {given.optimiser.name} at {given.optimiser.lr:g}"
+    yield f"{given.precision}, {_processes(given)}"
+
+
+def _recipe(given: Any) -> str:
+    return f"recipe {given.recipe}" + "".join(f"; {slot}: {value}" for slot, value in given.overrides.items())
+
+
+def _processes(given: Any) -> str:
+    return f"{given.processes} process{'es' if given.processes > 1 else ''}"
 
 
 def _command(given: Any) -> Iterator[str]:
@@ -203,7 +228,8 @@ def _listed(value: Any) -> str:
 
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
-    "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "grade": _grade, "synthesise": _synthesise, "rl": _rl, "merge": _merge,
-    "pretrain": _pretrain, "sample": _sample, "extrapolate": _extrapolate, "command": _command, "evaluation": _evaluation, "report": _report,
+    "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "pretrain": _pretrain, "grade": _grade, "sample": _sample,
+    "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge, "extrapolate": _extrapolate, "command": _command,
+    "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

@@ -24,6 +24,8 @@ STAGES = {
     "said": {"kind": "sample", "init": "code", "data": "curation/rl"},
     "both": {"kind": "grade", "init": "first", "data": "said", "strong": {"model": "code"}},
     "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own", "keep": {"every": 10}},
+    "liked": {"kind": "preference", "init": "late", "reference": "first", "data": ["code/rollouts", "who", "rows/pairs.jsonl"]},
+    "taught": {"kind": "distil", "init": "first", "data": "who", "teachers": {"code": "code", "*": "late"}},
     "later": {"kind": "extrapolate", "init": "late", "target": 100},
     "wide": {"kind": "pretrain", "init": "base", "data": ["curation/base", "notes/all.txt"], "keep": {"every": 10}},
     "plain": {"kind": "merge", "init": "first", "models": ["late", "code"]},
@@ -74,7 +76,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "plain", "theirs", "plainly", "sought", "wide", *STANDING[3:]] == NAMES
+    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "sought", "taught", "wide", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 
@@ -98,13 +100,15 @@ DEPS = {
     "late": ["data/models/code", "data/models/first", "data/rows/own/problems.parquet"],
     "later": ["data/kept/late", "data/models/code"],
     "wide": ["data/models/base", "data/curation/base.parquet", "notes/all.txt"],
+    "liked": ["data/models/late", "data/models/first", "data/rollouts/code", "rows/pairs.jsonl", "data/rows/who/problems.parquet"],
+    "taught": ["data/models/first", "data/models/late", "data/models/code", "data/rows/who/problems.parquet"],
     "plain": ["data/models/first", "data/models/late", "data/models/code"],
     "sought": ["data/models/first", "data/models/late", "data/models/code", "data/rows/who/ungraded.parquet", "data/sources/benchmarks"],
     "theirs": ["data/models/first", "data/rows/who/problems.parquet", "mine.py", "lib", "data/identity/environments/_venv-trl.json"],
     "plainly": ["data/models/theirs", "data/curation/sft.parquet", "mine.py"],
     "evaluation": [
-        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "later", "plain", "theirs", "plainly", "sought", "wide")),
-        "data/rollouts/code", "data/rollouts/late", "data/rollouts/theirs",
+        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "later", "liked", "plain", "theirs", "plainly", "sought", "taught", "wide")),
+        "data/rollouts/code", "data/rollouts/late", "data/rollouts/theirs", "data/rollouts/taught",
     ],
     "report": [f"data/{name}" for name in ("sources", "curation", "evaluation", "models", "metrics", "plots", "manifests")],
 }  # fmt: skip
@@ -164,7 +168,7 @@ def test_outputs_metrics_and_plots(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_is_the_flow_of_the_stage_from_the_root_of_the_project(name):
-    models = " base first code late later plain theirs plainly sought wide" if name == "evaluation" else ""
+    models = " base first code late later liked plain theirs plainly sought taught wide" if name == "evaluation" else ""
     assert (DOCUMENT[name]["cmd"], DOCUMENT[name]["wdir"]) == (f"python -m flows.stage {name}{models}", "..")
     assert DOCUMENT[name]["desc"]
 
@@ -189,7 +193,7 @@ def test_paths_that_stages_write_do_not_collide():
 
 
 def test_order_of_stages():
-    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "plain", "theirs", "plainly", "sought", "wide"]
+    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "sought", "taught", "wide"]
     other = {"a": {"kind": "rl", "init": "b", "reference": "c", "data": "z"}, "b": {"kind": "sft", "init": "base", "data": "curation/sft"}}
     other |= {"c": {"kind": "merge", "init": "b", "models": ["b"]}, "z": {"kind": "grade", "init": "c", "data": "curation/rl"}}
     found = graph.graph(params(stages=other, evaluation={"gate": {"candidate": "a", "against": "b"}}))

@@ -20,6 +20,9 @@ from pipelines import paths, tables
 from pipelines.checks import names, outside
 from pipelines.config import Params, read_yaml
 from pipelines.config.checking import examine
+from pipelines.config.distil import DistilStage
+from pipelines.config.learning import LearningStage
+from pipelines.config.preference import PreferenceStage
 from pipelines.errors import UserError
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine
@@ -93,9 +96,13 @@ def questions(params: Params) -> list[tables.Question]:
     generators = dict[str, Any]()
     for name, stage in params.stages.items():
         key = f"stages.{name}"
-        if stage.kind == "rl":
-            steered = stage.kl_control is not None
-            asked.append({"key": key, "about": "recipe", "name": stage.recipe, "overrides": stage.overrides, "kl_control": steered})
+        if isinstance(stage, LearningStage):
+            more: dict[str, Any] = {"kl_control": stage.kl_control is not None, "taught": ""}
+            if isinstance(stage, PreferenceStage):
+                more["lacking"] = names.lacking(stage)
+            if isinstance(stage, DistilStage):
+                more |= {"taught": "teachers"} if stage.leaves_rollouts else {"taught": "stored", "lacking": []}
+            asked.append({"key": key, "about": "recipe", "name": stage.recipe, "overrides": stage.overrides, **more})
         elif stage.kind == "merge":
             merges = {key: (stage.method, stage.settings, dict[str, Any]())}
             for number, entry in enumerate(stage.search.candidates if stage.search else ()):

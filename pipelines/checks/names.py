@@ -12,10 +12,11 @@ from pipelines.config.checking import nearest
 from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.evaluation import MergeStage
-from pipelines.config.rl import RlStage
+from pipelines.config.preference import PreferenceStage
+from pipelines.config.rl import SamplingStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import FileSource
-from pipelines.config.stage import FILES, Reading
+from pipelines.config.stage import FILES, ROLLOUTS, Reading
 from pipelines.config.training import SupervisedStage
 from pipelines.curation.judging import refuse_without_endpoint
 from pipelines.endpoint import GENERATION_URL, Endpoint
@@ -73,13 +74,21 @@ def generations(params: Params) -> dict[str, GenerationSettings]:
     """Key of params.yaml -> how a stage samples, for those that do."""
     found = {"evaluation.generation": params.evaluation.generation}
     for name, stage in params.stages.items():
-        if isinstance(stage, GradeStage | SampleStage | RlStage):
+        if isinstance(stage, GradeStage | SampleStage | SamplingStage):
             found[f"stages.{name}.generation"] = stage.generation
         if isinstance(stage, GradeStage) and stage.strong and stage.strong.generation:
             found[f"stages.{name}.strong.generation"] = stage.strong.generation
         if isinstance(stage, MergeStage) and stage.search:
             found[f"stages.{name}.search.generation"] = stage.search.generation
     return found
+
+
+def lacking(stage: PreferenceStage) -> list[str]:
+    """Names of what its responses are known to lack (rl.tensors.Asks), whatever stands in its files."""
+    files_alone = all(name.endswith(FILES) for name in stage.data)
+    rollouts_alone = all(name.endswith(ROLLOUTS) for name in stage.data)
+    found = ["BEHAVIOUR"] if files_alone and stage.behaviour is None else []
+    return [*found, "PROBLEM"] if rollouts_alone else found
 
 
 def curations(params: Params) -> dict[str, CurationSettings]:
@@ -99,6 +108,9 @@ def endpoints(params: Params) -> Faults:
     for name, stage in of_kind(params, SynthesiseStage):
         if stage.method == "teacher" and stage.budget:
             needed[f"stages.{name}.method"] = "teacher", TEACHER_URL
+    for name, stage in of_kind(params, PreferenceStage):
+        if stage.pairs and stage.pairs.judge:
+            needed[f"stages.{name}.pairs.judge"] = "judge", JUDGE_URL
     judged = (key for key, source in sources(params).items() if isinstance(source, FileSource) and source.verifier == "judge")
     needed |= {f"{key}.verifier": ("judge", JUDGE_URL) for key in judged}
     for key, generation in generations(params).items():

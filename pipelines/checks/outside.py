@@ -19,7 +19,7 @@ from pipelines.config import Params
 from pipelines.config.checking import nearest
 from pipelines.config.command import CommandStage
 from pipelines.config.evaluation import MergeStage
-from pipelines.config.rl import RlStage
+from pipelines.config.learning import LearningStage
 from pipelines.config.sources import FileSource
 from pipelines.config.stage import FILES, TEXT
 from pipelines.config.training import SupervisedStage
@@ -140,7 +140,7 @@ def _verdict(key: str, problem: Problem) -> names.Faults:
 
 def _packages(params: Params) -> names.Faults:
     wanted = {f"{key}.engine": ("ray", "ray") for key, curation in names.curations(params).items() if curation.engine == "ray"}
-    wanted |= {f"stages.{name}.lora": ("peft", "lora") for name, stage in names.of_kind(params, RlStage) if stage.lora}
+    wanted |= {f"stages.{name}.lora": ("peft", "lora") for name, stage in names.of_kind(params, LearningStage) if stage.lora}
     for key, generation in names.generations(params).items():
         if generation.engine == "vllm" or (generation.engine == "vllm_server" and not os.environ.get(names.GENERATION_URL)):
             wanted[f"{key}.engine"] = "vllm", generation.engine
@@ -195,7 +195,7 @@ def _commands(params: Params, root: Path) -> names.Faults:
 
 def _devices(params: Params, device: str) -> names.Faults:
     """Only where more than the CPU in float32 is asked for: it takes the seconds that torch takes to load."""
-    asked: dict[str, tuple[str, int]] = {f"stages.{name}": (stage.precision, stage.processes) for name, stage in names.of_kind(params, RlStage)}
+    asked: dict[str, tuple[str, int]] = {f"stages.{name}": (stage.precision, stage.processes) for name, stage in names.of_kind(params, LearningStage)}
     if device == "cpu":
         asked = {key: each for key, each in asked.items() if each[0] == "bfloat16"}
     elif not asked:

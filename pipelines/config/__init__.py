@@ -16,8 +16,10 @@ from pipelines.config.checking import check, nearest
 from pipelines.config.command import CommandStage
 from pipelines.config.common import Section
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
+from pipelines.config.distil import DistilStage
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
 from pipelines.config.extrapolation import ExtrapolateStage
+from pipelines.config.preference import PreferenceStage
 from pipelines.config.rl import RlStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import SourcesSettings
@@ -28,14 +30,17 @@ from pipelines.errors import UserError
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SynthesiseStage | RlStage | MergeStage | ExtrapolateStage | CommandStage,
+    SftStage | PretrainStage | GradeStage | SampleStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | MergeStage
+    | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")
 ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "synthesise": ("problems",)}
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
-MODELS = ("sft", "pretrain", "rl", "merge", "extrapolate", "command")
+MODELS = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
 """Kinds that make a model."""
+TRAINING_ON_ROLLOUTS = ("sft", "preference")
+"""Kinds that read the rollouts of others."""
 
 
 class Params(Section):
@@ -94,7 +99,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     models = ["base", *(other for other, each in others.items() if each.kind in MODELS)]
     for model in stage.models_read:
         if model not in models:
-            key = next((key for key in ("init", "start", "reference", "models") if model in _names(getattr(stage, key, None))), "strong.model")
+            keys = ("init", "start", "reference", "models", "teachers")
+            key = next((key for key in keys if model in _names(getattr(stage, key, None))), "strong.model")
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     if isinstance(stage, ExtrapolateStage) and stage.init in models and not getattr(others.get(stage.init), "keep", None):
         keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
@@ -117,7 +123,7 @@ def _choice(keeping: Iterable[str]) -> str:
 
 def _rollouts(stage: Stage, others: Mapping[str, Stage]) -> list[str]:
     """References to rollouts that a stage can read."""
-    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.leaves_rollouts] if stage.kind == "sft" else []
+    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.leaves_rollouts] if stage.kind in TRAINING_ON_ROLLOUTS else []
 
 
 def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> str:
@@ -131,8 +137,10 @@ def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> s
     return f"stage '{named}' of kind {kind} makes {made}, and {asked}"
 
 
-def _names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _names(given: str | tuple[str, ...] | Mapping[str, str] | None) -> tuple[str, ...]:
     """What a key names: one, several or none."""
+    if isinstance(given, Mapping):
+        return tuple(given.values())
     return (given,) if isinstance(given, str) else given or ()
 
 

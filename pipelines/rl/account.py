@@ -70,6 +70,11 @@ def place(rollout: Trajectory) -> tuple[int, int, int]:
     return rollout.group_id, rollout.sample_id, rollout.part
 
 
+def trains(rollout: Trajectory) -> list[bool]:
+    """For each id of the response, whether it trains."""
+    return [segment.trains for segment in rollout.turns for _ in segment.ids]
+
+
 def leave_out(rollouts: Sequence[Trajectory], reasons: Mapping[tuple[int, int, int], str]) -> list[Trajectory]:
     """The rollouts, of which those that train and stand at these places are dropped for these reasons."""
     return [drop(r, reasons[place(r)]) if not r.dropped and place(r) in reasons else r for r in rollouts]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipelines.config.rl import RlStage
+from pipelines.config.learning import LearningStage
 from pipelines.errors import UserError
 from pipelines.models import precision
 from pipelines.models.sharding import weights
@@ -17,7 +17,7 @@ from pipelines.rl.recipe import Recipe
 from pipelines.rl.roles import roles_of
 
 
-def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: RlStage, frozen: Mapping[str, Any]) -> Actor:
+def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningStage, frozen: Mapping[str, Any]) -> Actor:
     """The policy with what the recipe needs beside it: frozen policies, copies that follow it, a value head that starts at 0."""
     if settings.kl_control and "kl_scale" not in recipe.read:
         raise UserError(f"kl_control steers KL terms to the reference, and recipe '{recipe.name}' has none: add one, or leave kl_control out")

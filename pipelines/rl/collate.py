@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pipelines.config.rl import RlStage
+from pipelines.config.learning import LearningStage
 from pipelines.errors import InfrastructureError
 from pipelines.models import ranks
 from pipelines.models.scoring import pad
 from pipelines.records import POLICY, Outcome, Problem, Segment, Trajectory
-from pipelines.rl.account import INFRASTRUCTURE, ROUTED, STALE, drop, place, training
+from pipelines.rl.account import INFRASTRUCTURE, ROUTED, STALE, drop, place, training, trains
 from pipelines.rl.batch import Batch, present
 from pipelines.rl.history import History
 from pipelines.rl.inputs.step import Actor, Step
@@ -55,16 +55,11 @@ def fresh(rollouts: Sequence[Trajectory], step: int, bound: int | None, action: 
     old = [bound is not None and max(lags(r, step), default=0) > bound for r in rollouts]
     share = sum(stale for r, stale in zip(rollouts, old, strict=True) if not r.dropped) / len(training(rollouts))
     marked = [drop(r, STALE) if stale and action == "drop" else r for r, stale in zip(rollouts, old, strict=True)]
-    trained = [age for r in training(marked) for age, trains in zip(lags(r, step), _trains(r), strict=True) if trains]
+    trained = [age for r in training(marked) for age, does in zip(lags(r, step), trains(r), strict=True) if does]
     ages = [age for age in trained if bound is None or age <= bound]
     if not ages:
         raise InfrastructureError(f"step {step}: every response is older than max_staleness {bound}")
     return marked, {"stale": share, "staleness": sum(ages) / len(ages), "staleness_max": float(max(ages))}
-
-
-def _trains(trajectory: Trajectory) -> list[bool]:
-    """For each id of the response."""
-    return [segment.trains for segment in trajectory.turns for _ in segment.ids]
 
 
 def tensors(
@@ -80,7 +75,7 @@ def tensors(
     for row, (r, prompt, response) in enumerate(zip(trajectories, prompts, responses, strict=True)):
         where = slice(len(prompt), len(prompt) + len(response))
         score[row, where] = True
-        mask[row, where] = torch.tensor(_trains(r), device=device, dtype=mask.dtype)
+        mask[row, where] = torch.tensor(trains(r), device=device, dtype=mask.dtype)
         roll[row, where] = torch.tensor(r.behaviour_logp, device=device)
         age[row, where] = torch.tensor(lags(r, step), device=device)
     batch = Batch(
@@ -88,7 +83,7 @@ def tensors(
         reward_B=torch.tensor([r.reward for r in trajectories], dtype=torch.float32, device=device),
         group_B=torch.tensor([r.group_id for r in trajectories], device=device),
         logp_old_BT=roll,
-        logp_roll_BT=roll,
+        logp_roll_BT=roll if all(len(s.logp) == len(s.ids) for r in trajectories for s in r.turns if s.trains) else None,
         truncated_B=torch.tensor([r.finish_reason == "length" for r in trajectories], device=device),
         step=torch.tensor(step, device=device),
         response_limit=torch.tensor(response_limit, device=device),
@@ -117,7 +112,7 @@ def share_of(trajectories: Sequence[Trajectory], groups: Sequence[Sequence[int]]
 def make_step(
     actor: Actor,
     recipe: Recipe,
-    settings: RlStage,
+    settings: LearningStage,
     trajectories: Sequence[Trajectory],
     by_id: Mapping[str, Problem],
     history: History,
@@ -126,7 +121,7 @@ def make_step(
     step: int,
 ) -> Step:
     """What the step knows, as tensors."""
-    ids_BT, score_BT, batch = tensors(trajectories, actor.policy.device, step, settings.generation.max_new_tokens, settings.max_staleness)
+    ids_BT, score_BT, batch = tensors(trajectories, actor.policy.device, step, settings.answered.limit, settings.answered.bound)
     names = [name for name, declared in TENSORS.items() if declared.held and name in held and name in recipe.read]
     anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in names}
     rows = [by_id[r.problem_id] for r in trajectories]

@@ -21,6 +21,9 @@ def report(
 ) -> None:
     """One row of the journal: of what the policy answered; `trained_*` of what trained; how many of which. Of several processes all must call."""
     answers, trained = account.episodes(account.of_policy(rollouts)), account.training(rollouts)
+    if not answers:
+        _report_stored(journal, step, total, trained, batch, figures, clock)
+        return
     means, outcomes = _means(answers), Counter(r.outcome for r in answers)
     parts: dict[str, float] = {}
     for r in answers:
@@ -43,6 +46,22 @@ def report(
         **figures,
         **{f"outcome_{outcome.value}": outcomes[outcome] / len(answers) for outcome in Outcome},
         clock={"tokens_per_second": speed, **rates, **{f"seconds_{phase}": value for phase, value in taken.items()}, **_memory()},
+    )  # fmt: skip
+
+
+def _report_stored(
+    journal: Journal, step: int, total: int, trained: Sequence[Trajectory], batch: Batch, figures: dict[str, float], clock: Clock
+) -> None:
+    """The row of a step whose responses were stored."""
+    speed = _tokens(trained) / sum(clock.seconds.values())
+    ranked = f"  pairs ranked right {figures['pair_accuracy']:.2f}" if "pair_accuracy" in figures else ""
+    journal.log(
+        step, total, f"loss {figures['loss']:.4f}{ranked}  entropy {figures['entropy']:.2f}  {speed:,.0f} tokens/s",
+        **{f"trained_{name}": value for name, value in _means(trained).items()},
+        trained=float(len(trained)),
+        **_advantages(batch),
+        **figures,
+        clock={"tokens_per_second": speed, **{f"seconds_{phase}": value for phase, value in clock.seconds.items()}, **_memory()},
     )  # fmt: skip
 
 
@@ -97,6 +116,8 @@ FEW = 0.1
 
 def notices(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """What somebody should look at in a run's journal: no signal in its groups, or no gain beyond the noise of its steps (two standard errors)."""
+    if "reward" not in rows[0]:
+        return []  # nothing was answered
     found = []
     mixed = sum(row["informative_groups"] for row in rows) / len(rows)
     if mixed < FEW:
@@ -111,10 +132,11 @@ def notices(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def summary(journal: Journal) -> dict[str, float]:
-    """First and last reward, each a mean over ten steps."""
+    """First and last reward, or loss where nothing was answered, each a mean over ten steps."""
     rows = journal.rows()
     means = {"steps": float(len(rows))}
-    for name in ("reward", "length", "entropy"):
+    told = ("reward", "length", "entropy") if "reward" in rows[0] else ("loss", "pair_accuracy", "pair_margin", "entropy")
+    for name in (name for name in told if name in rows[0]):
         for when, part in (("first", rows[:WINDOW]), ("last", rows[-WINDOW:])):
             means[f"{name}_{when}"] = sum(row[name] for row in part) / len(part)
     return means

@@ -66,6 +66,12 @@ class Recipe:
     derived: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def sampling(self) -> tuple[str, ...]:
+        """Slots of the data half that it says itself: its problems are answered in a way of its own."""
+        default = _rows()["default"]
+        return tuple(slot for slot in DATA_SLOTS if self.slots[slot] != _checked(slot, default[slot]))
+
+    @property
     def policy_gradient(self) -> bool:
         """Whether the loss is composed of slots; else it is one of objectives/."""
         return self.slots["objective"]["name"] == "policy_gradient"

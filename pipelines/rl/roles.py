@@ -1,4 +1,4 @@
-"""Policies beside the one that trains: where each comes from, and how it follows, if it does."""
+"""Policies beside the one that trains, and what such have said: where each comes from, and how it follows, if it does."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Role:
-    """source: what the stage names under `init` or `reference`, or a copy of the policy. speaks: functions of the loop sample from it. scored,
-    updated: how it follows the policy once a step's batch is scored, and after the update."""
+    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, or a copy of the policy. speaks:
+    functions of the loop sample from it. scored, updated: how it follows the policy once a step's batch is scored, and after the update."""
 
-    source: Literal["init", "reference", "copy"]
+    source: Literal["init", "reference", "copy", "teachers", "stored"]
     speaks: bool = False
     scored: Follow | None = None
     updated: Follow | None = None
@@ -46,7 +46,19 @@ ROLES: dict[str, Role] = {
     "guide": Role("reference", speaks=True),
     "prev": Role("copy", scored=become),
     "teacher": Role("copy", updated=drift),
+    "teachers": Role("teachers"),
+    "stored": Role("stored"),
 }
+
+
+def untaught(recipe: Recipe, taught: str) -> str | None:
+    """Why a recipe does not go with what the stage names of teachers: `teachers`, `stored`, or "" for none; None where it does."""
+    wanted = {role.source for role in roles_of(recipe).values()} & {"teachers", "stored"}
+    if wanted - {taught}:
+        return f"'{recipe.name}' trains on what teachers say: that is kind distil, with `{min(wanted - {taught})}`"
+    if taught and not wanted:
+        return f"'{recipe.name}' reads nothing of what `{taught}` names; take on_policy_distillation, topk_distillation or stored_distillation"
+    return None
 
 
 def roles_of(recipe: Recipe) -> dict[str, Role]:

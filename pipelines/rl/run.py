@@ -1,4 +1,4 @@
-"""What one run of an RL stage holds, and what each verb of the loop (train.py) does with it."""
+"""What one run of a stage that learns by a recipe holds, and what each verb of the loop (train.py) does with it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import copy
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.config.rl import KlControl, RlStage, ValidationSettings
+from pipelines.config.learning import KlControl, LearningStage
+from pipelines.config.rl import SamplingStage, ValidationSettings
 from pipelines.generation import Generator, TorchGenerator
 from pipelines.models import ranks
 from pipelines.models.adapters import plain_weights
@@ -40,13 +41,13 @@ from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.recompose import Recomposition
 from pipelines.rl.rewards import Rewards
 from pipelines.rl.roles import ROLES, roles_of
-from pipelines.rl.schedule import Schedule, Source, engine_of, schedule_of
+from pipelines.rl.schedule import Sampled, Schedule, Source, Stored, engine_of, schedule_of
 from pipelines.rl.score import fill
 from pipelines.rl.tasks import Draw, draw
 from pipelines.rl.tensors import TENSORS
 from pipelines.rl.update import optimise
 from pipelines.rl.validation import Validation, hold_out
-from pipelines.store import forget_torn
+from pipelines.store import forget_torn, write_trajectories
 from pipelines.verifiers import VerifierPool
 
 
@@ -64,7 +65,8 @@ class Run:
     """The parts of a run. state: what a checkpoint keeps beside weights and optimiser. held: numbers of it, which move or which step 1 showed."""
 
     recipe: Recipe
-    settings: RlStage
+    settings: LearningStage
+    steps: int
     seed: tuple[int, str]
     actor: Actor
     optimiser: torch.optim.Optimizer
@@ -103,7 +105,7 @@ class Run:
         if self.kept:
             self.kept.cut(step)
         if step:
-            self.journal.say(f"resuming after step {step} of {self.settings.steps}")
+            self.journal.say(f"resuming after step {step} of {self.steps}")
         if ranks.rank() == 0:
             _forget_trajectories(self.rollout_folder, step)
         ranks.most(step)  # nobody reads them before that is done
@@ -111,7 +113,9 @@ class Run:
         return step
 
     def recompose(self, step: int, trajectories: list[Trajectory], clock: Clock) -> list[Trajectory]:
-        """What the recipe makes of a step's answers before they train."""
+        """What the recipe makes of a step's answers before they train; stored ones stand as they are."""
+        if isinstance(self.plan, Stored):
+            return trajectories
         more = functools.partial(self.plan.source.further, step, clock)
         at = Recomposition(step, self.seed, self.problems, self.history, self.plan.source.answering.rewards, more)
         for change in self.recipe.lists["recompose"]:
@@ -135,7 +139,7 @@ class Run:
     def update(self, step: int, scored: Scored) -> dict[str, float]:
         """The optimiser steps of a batch, and what moves with the policy. Returns figures for the journal."""
         settings, now = self.settings, scored.now
-        share = schedule(settings.optimiser, step, settings.steps)
+        share = schedule(settings.optimiser, step, self.steps)
         figures = optimise(
             self.actor, self.optimiser, self.recipe, settings, share, now.ids_BT, now.score_BT, scored.batch, scored.groups, self.checkpoints.folder
         )
@@ -148,11 +152,16 @@ class Run:
             self.held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
         return figures | {"lr": share * settings.optimiser.lr}
 
+    def keep(self, step: int, trajectories: list[Trajectory]) -> None:
+        """Write what was answered, and what became of it, where later steps and other stages find it, if it is a stage that leaves rollouts."""
+        if ranks.rank() == 0 and self.settings.leaves_rollouts:
+            write_trajectories(self.rollout_folder / f"step-{step:06d}.parquet", trajectories)
+
     def checkpoint(self, step: int) -> None:
         """Save what a resumed run needs, if it is time or the last step. Last of a step: what resumes here finds all that the step left."""
         if self.kept:
             self.kept.add(step, self.actor.policy)
-        if self.pace.due(step) or step == self.settings.steps or self.over:
+        if self.pace.due(step) or step == self.steps or self.over:
             self.checkpoints.save(step, self.actor.policy, self.optimiser, self.state)
             self.ledger.forget(self.checkpoints.oldest())
 
@@ -168,7 +177,7 @@ def begun(
     tokenizer: Any,
     problems: Sequence[Problem],
     recipe: Recipe,
-    settings: RlStage,
+    settings: LearningStage,
     *,
     stage: str,
     seed: int,
@@ -177,36 +186,51 @@ def begun(
     rollout_folder: Path,
     frozen: Mapping[str, Any],
     kept: Kept | None,
+    stored: Sequence[Sequence[Trajectory]] | None,
 ) -> Iterator[Run]:
     """The parts, made of the settings; at the end the engine is closed. See `train.train`."""
-    problems, held_out = hold_out(problems, settings.validation, (seed, stage))
+    wanted = settings.validation if isinstance(settings, SamplingStage) else None
+    problems, held_out = hold_out(problems, wanted, (seed, stage))
     actor = make_actor(policy, tokenizer, recipe, settings, frozen)
-    behaviour = None if settings.schedule.kind == "synchronous" else copy.deepcopy(policy).requires_grad_(False)
+    behaviour = copy.deepcopy(policy).requires_grad_(False) if stored is None and settings.answered.earlier else None
     if ranks.world() > 1:
         shard(policy)
     optimiser = make_optimiser(policy, settings.optimiser)
     held, key, by_id = Numbers(), (seed, stage), {problem.problem_id: problem for problem in problems}
     history, ledger = History(rollout_folder), Ledger(checkpoints.folder / "ledger")
-    generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")
-    drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
-    speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
+    answers: AbstractContextManager[Schedule]
+    if stored is None:
+        assert isinstance(settings, SamplingStage)
+        generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")
+        drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
+        speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
+        source = functools.partial(Source, problems=by_id, draw=drawn, settings=settings, seed=key, ledger=ledger)
+        answers = _sampling(recipe, generator, source, policy, behaviour)
+        steps = settings.steps
+    else:
+        answers = plan = Stored(stored, settings.prompts_per_step, key)
+        speaking = dict[str, Generator]()
+        steps = settings.steps or plan.one_pass
     moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and settings.reset_reference)]
-    validation = _validation(settings.validation, held_out, checkpoints, held)
+    validation = _validation(wanted, held_out, checkpoints, held)
     pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
-    with (
-        deterministic(policy.device),
-        VerifierPool() as pool,
-        schedule_of(Source(*answerers(recipe, generator, pool), by_id, drawn, settings, key, ledger), policy, behaviour) as plan,
-    ):
+    with deterministic(policy.device), answers as plan:
         state = {"held": held, **{role: actor.frozen[role] for role in moving}, **plan.state()}
         yield Run(
-            recipe, settings, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, checkpoints, journal, rollout_folder, held,
-            state, pace, kept,
+            recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, checkpoints, journal, rollout_folder,
+            held, state, pace, kept,
         )  # fmt: skip
 
 
 def _validation(settings: ValidationSettings | None, problems: Sequence[Problem], checkpoints: Checkpoints, held: Numbers) -> Validation | None:
     return Validation(settings, problems, Best(checkpoints, held, settings.patience)) if settings else None
+
+
+@contextmanager
+def _sampling(recipe: Recipe, generator: Generator, source: Callable[..., Source], policy: Any, behaviour: Any) -> Iterator[Sampled]:
+    """The schedule of a policy that answers. source: makes one of what answers problems that train and held-out ones."""
+    with VerifierPool() as pool, schedule_of(source(*answerers(recipe, generator, pool)), policy, behaviour) as plan:
+        yield plan
 
 
 def tasks_of(recipe: Recipe, problems: Sequence[Problem], count: int, seed: tuple[int, str], history: History) -> Callable[[int, int], list[Problem]]:

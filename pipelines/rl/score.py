@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines import methods
-from pipelines.config.rl import RlStage
+from pipelines.config.learning import LearningStage
 from pipelines.models.scoring import entropy_detached
 from pipelines.rl.batch import Batch
 from pipelines.rl.inputs.scores import in_parts
@@ -17,13 +17,13 @@ from pipelines.rl.recipe import Recipe
 from pipelines.rl.tensors import TENSORS, Reads, When, of
 
 
-def anchored_to_behaviour(recipe: Recipe, settings: RlStage) -> bool:
+def anchored_to_behaviour(recipe: Recipe, settings: LearningStage) -> bool:
     """Whether ratios are to the policy that sampled, by its own log-probabilities: rollouts are stale, and the recipe corrects no mismatch.
 
     With a correction the ratio is to the policy before the update, and the correction weighs its distance to the one that sampled
     (the decoupled objective, arXiv 2505.24298).
     """
-    return settings.schedule.kind != "synchronous" and not recipe.lists["mismatch"]
+    return settings.answered.earlier and not recipe.lists["mismatch"]
 
 
 def fill(recipe: Recipe, step: Step) -> Batch:
@@ -42,12 +42,18 @@ def fill(recipe: Recipe, step: Step) -> Batch:
 
 
 def live(
-    actor: Actor, settings: RlStage, names: Collection[str], inputs: Mapping[str, Any], ids_BT: Tensor, score_BT: Tensor, along: Mapping[str, Tensor]
+    actor: Actor,
+    settings: LearningStage,
+    names: Collection[str],
+    inputs: Mapping[str, Any],
+    ids_BT: Tensor,
+    score_BT: Tensor,
+    along: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The live tensors `names` in one forward pass, with gradient; and the entropy without, for the journal, where it is none of them."""
     asked = _asked(actor, names, inputs)
     asked["wanted"].setdefault("entropy_BT", entropy_detached)
-    return scored(settings, actor.policy, ids_BT, score_BT, temperature=settings.generation.temperature, along=along, **asked)
+    return scored(settings, actor.policy, ids_BT, score_BT, temperature=settings.answered.temperature, along=along, **asked)
 
 
 def before(step: Step, names: Collection[str], inputs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a loss reads of the whole batch of an optimiser step, so that its slices add up: name of a batch field -> function.
+"""What a loss reads of the whole batch of an optimiser step, so that its slices add up (tensors.py says which function gives which).
 
 The functions obey the convention of slots: positional parameters are tensors, keyword-only ones settings, which a recipe
 gives under `inputs`.
@@ -6,13 +6,10 @@ gives under `inputs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from pipelines.rl.batch import group_index, group_mean, group_sum, present
-from pipelines.rl.objectives.pairwise import count_level_pairs, count_pairs
 from pipelines.rl.objectives.self_distillation import entropy_with_tail
 
 
@@ -70,20 +67,6 @@ def distillation_weights(teacher_topk_BTK: Tensor, correct_B: Tensor, reprompt_B
     routed_BT = (~correct_B.bool() & reprompt_B.bool())[:, None] * mask_BT
     weight_BT = (-beta * entropy_with_tail(teacher_topk_BTK)).exp() * routed_BT
     return weight_BT * routed_BT.sum() / weight_BT.sum().clamp(min=1e-12)
-
-
-STATISTICS: dict[str, Callable[..., Tensor]] = {
-    "rate_B": success_rate,
-    "balance_B": class_balance,
-    "diversity_weight_B": diversity_weights,
-    "low_BT": least_likely,
-    "pairs": count_pairs,
-    "level_pairs": count_level_pairs,
-    "responses": response_count,
-    "steps": step_count,
-    "prompts": prompt_count,
-    "distil_weight_BT": distillation_weights,
-}
 
 
 def component_weights(history_KW: Tensor, *, window: int = 10, temperature: float = 5.0, form: str = "paper") -> Tensor:

@@ -27,8 +27,10 @@ from typing import Any
 
 from pipelines.models.scoring import chosen, entropy
 from pipelines.rl import statistics
-from pipelines.rl.inputs import facts, probes, scores, teacher
+from pipelines.rl.inputs import facts, probes, scores, taught, teacher
 from pipelines.rl.objectives import pairwise
+from pipelines.rl.objectives.distillation import NONE
+from pipelines.rl.objectives.unpaired import reference_point
 from pipelines.rl.slots import regularisers
 
 
@@ -54,13 +56,23 @@ class Reads(enum.Enum):
     END = enum.auto()
 
 
+class Asks(enum.Enum):
+    """What stored responses may lack; the value says it to users."""
+
+    BEHAVIOUR = "their log-probabilities under the policy that answered"
+    VERDICT = "a verdict on each"
+    PROBLEM = "the problems with their answers, as rows beside them"
+    SAMPLING = "a policy that answers as it trains"
+
+
 @dataclass(frozen=True)
 class Declared:
     """One tensor.
 
     about: what it holds. compute: see the head of this file; its keyword-only arguments are what a recipe may set under `inputs`.
     role: the policy beside the trained one that it is of (roles.py). live: see BEFORE. with_: tensors that it cannot be had without.
-    held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own.
+    held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own. asks: what of stored
+    responses must be known for it.
     fill: what stands past a row's end where ranks' rows are put together. numbered: its ids are of one rank alone.
     """
 
@@ -74,6 +86,7 @@ class Declared:
     held: bool = False
     held_of: str | None = None
     free: bool = False
+    asks: Asks | None = None
     fill: float = 0.0
     numbered: bool = False
 
@@ -108,22 +121,22 @@ TENSORS: dict[str, Declared] = {
     "mask_BT": _given("1 on trainable response tokens (end-of-turn included), else 0"),
     "reward_B": _given("the verifier's score, in [0, 1]"),
     "group_B": _given("prompt id of each row, int"),
-    "logp_roll_BT": _given("behaviour policy: the generation engine when it sampled the token"),
+    "logp_roll_BT": _given("behaviour policy: the generation engine when it sampled the token", asks=Asks.BEHAVIOUR),
     "truncated_B": _given("the response reached the length limit, bool"),
     "step": _given("number of this step, from 1: a scalar"),
     "response_limit": _given("longest response that generation allows, tokens: a scalar"),
     "kl_scale": _given("factor on the coefficients of KL terms to the reference, which `kl_control` moves: a scalar", held=True),
     # read off rollouts and problems
-    "correct_B": _read(facts.correct, "the verdict is `correct`, bool; without it, reward_B > 0", free=True),
-    "format_B": _read(facts.form, "the response had the form asked for, bool", free=True),
-    "consistency_B": _read(facts.consistency, "working and answer agree, in [0, 1]", free=True),
+    "correct_B": _read(facts.correct, "the verdict is `correct`, bool; without it, reward_B > 0", free=True, asks=Asks.VERDICT),
+    "format_B": _read(facts.form, "the response had the form asked for, bool", free=True, asks=Asks.VERDICT),
+    "consistency_B": _read(facts.consistency, "working and answer agree, in [0, 1]", free=True, asks=Asks.VERDICT),
     "confidence_B": _read(facts.confidence, "confidence that the response states, in [0, 1]; nan where it states none", free=True),
-    "candidates_B": _read(facts.candidates, "number of answers the response offers", free=True),
-    "rank_B": _read(facts.rank, "place of the first right one among them, from 1; 0 where none is", free=True),
-    "level_B": _read(facts.level, "preference level, 1 the best", free=True),
+    "candidates_B": _read(facts.candidates, "number of answers the response offers", free=True, asks=Asks.VERDICT),
+    "rank_B": _read(facts.rank, "place of the first right one among them, from 1; 0 where none is", free=True, asks=Asks.VERDICT),
+    "level_B": _read(facts.level, "preference level, 1 the best", free=True, asks=Asks.VERDICT),
     "baseline_B": _read(facts.baseline, "expected reward of the prompt under the reference policy", free=True),
-    "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True),
-    "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True),
+    "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True, asks=Asks.VERDICT),
+    "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
     # of policies that do not train
     "logp_ref_BT": _read(scores.of_frozen("ref"), "the frozen reference policy", role="ref"),
@@ -131,15 +144,21 @@ TENSORS: dict[str, Declared] = {
     "logp_dpo_BT": _read(scores.of_frozen("dpo"), "a policy trained on preferences, whose log-ratio to the SFT policy is a reward", role="dpo"),
     "logp_prev_BT": _read(scores.of_frozen("prev"), "the policy one step ago", role="prev"),
     "logp_tempered_BT": _read(scores.tempered, "the reference, flattened for responses of low reward", role="ref"),
-    "logp_expert_BT": _read(scores.expert, "log-probability of the prompt's expert solution, aligned by position; 0 past its end"),
+    "logp_expert_BT": _read(scores.expert, "log-probability of the prompt's expert solution, aligned by position; 0 past its end", asks=Asks.PROBLEM),
+    "mismatched_B": _read(scores.mismatched, "log-ratio to the reference of another prompt's response under the row's own prompt, nats", role="ref"),
     # of the policy's own half-finished responses
     "step_BT": _read(probes.steps, "step of reasoning that the token belongs to, from 0, int", free=True),
-    "potential_BK": _read(probes.potentials, "potential after each of K steps, nan past the last", fill=NAN),
-    "step_value_BK": _read(probes.step_values, "probability of a correct end before each of K steps, nan past the last", fill=NAN),
-    "diversity_B": _read(probes.diversity, "how unlike its correct siblings a response is, in [0, 1]"),
+    "potential_BK": _read(probes.potentials, "potential after each of K steps, nan past the last", fill=NAN, asks=Asks.SAMPLING),
+    "step_value_BK": _read(probes.step_values, "probability of a correct end before each of K steps, nan past the last", fill=NAN, asks=Asks.PROBLEM),
+    "diversity_B": _read(probes.diversity, "how unlike its correct siblings a response is, in [0, 1]", asks=Asks.VERDICT),
     # of a teacher that has seen a solution
-    "reprompt_B": _read(teacher.has_teacher, "a teacher that has seen a solution could score the row, bool", free=True),
+    "reprompt_B": _read(teacher.has_teacher, "a teacher that has seen a solution could score the row, bool", free=True, asks=Asks.PROBLEM),
     "teacher_topk_BTK": _read(teacher.teacher_topk, "the teacher's log-probability of `topk_BTK`", role="teacher", with_=("topk_BTK",)),
+    # of other models that teach, or of what they said
+    "logp_taught_BT": _read(taught.logp, "the teacher of the row's domain, nats", role="teachers", with_=("logp_old_BT",)),
+    "taught_topk_BTK": _read(taught.topk, "that teacher's log-probability of `topk_BTK`", role="teachers", with_=("topk_BTK",)),
+    "stored_topk_BTK": _read(taught.stored_ids, "the tokens that a teacher kept, int", role="stored", free=True),
+    "stored_logp_BTK": _read(taught.stored_logp, "their log-probabilities, -1e4 where there are fewer than K", role="stored", free=True, fill=NONE),
     # of the policy before the update
     "logp_old_BT": _before(chosen, "proximal policy: the training engine before the update", live="logp_BT"),
     "entropy_old_BT": _before(entropy, "entropy before the update", live="entropy_BT"),
@@ -158,6 +177,7 @@ TENSORS: dict[str, Declared] = {
     "nucleus_entropy_BT": _live(scores.nucleus_entropy, "entropy of the policy restricted to its top-p tokens, renormalised"),
     "vocab_mean_BT": _live(scores.vocabulary_mean, "mean over the vocabulary of the policy's log-probabilities"),
     "student_topk_BTK": _live(scores.of_topk, "policy's log-probability of the tokens `topk_BTK`", with_=("topk_BTK",)),
+    "student_stored_BTK": _live(scores.of_stored, "policy's log-probability of the tokens `stored_topk_BTK`", with_=("stored_topk_BTK",)),
     "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN),
     "special_B": _live(scores.reserved, "log-probability of a reserved token right after the response", reads=Reads.END),
     "peak_entropy_B": Declared("mean nucleus entropy of the response's peak tokens, nan without any", When.ROWS, regularisers.peak_entropy),
@@ -174,6 +194,7 @@ TENSORS: dict[str, Declared] = {
     "low_BT": _whole(statistics.least_likely, "1 on the least likely tokens of negative advantage"),
     "pairs": _whole(pairwise.count_pairs, "pairs of a group whose rewards differ"),
     "level_pairs": _whole(pairwise.count_level_pairs, "pairs of a group whose levels differ"),
+    "kl_point": _whole(reference_point, "KL to the reference that KTO compares with, nats, at least 0"),
     "responses": _whole(statistics.response_count, "rows that train"),
     "steps": _whole(statistics.step_count, "steps of reasoning in the rows that train"),
     "prompts": _whole(statistics.prompt_count, "prompts with a row that trains"),

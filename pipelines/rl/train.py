@@ -1,8 +1,9 @@
 """THE LOOP: answer problems -> recompose -> score -> advantage -> update -> log -> checkpoint.
 
 The loop knows no algorithm: slots of the recipe decide what is answered and how (from `tasks` to `recompose`), and what a reward, an advantage and a
-loss are. run.py has what each verb does. Everything random is keyed by (seed, stage, step), so a checkpoint of weights, optimiser and step resumes
-exactly. Several processes run the same loop, each on its share of the groups.
+loss are. Nor does it know where answers come from: the policy makes them as it trains, or they are stored (schedule/). run.py has what each verb
+does. Everything random is keyed by (seed, stage, step), so a checkpoint of weights, optimiser and step resumes exactly. Several processes run the
+same loop, each on its share of the groups.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.rl import RlStage
-from pipelines.models import ranks
+from pipelines.config.learning import LearningStage
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.kept import Kept
 from pipelines.progress import Journal
-from pipelines.records import Problem
+from pipelines.records import Problem, Trajectory
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import fresh, judged
 from pipelines.rl.journal import report, summary
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.run import Run, begun
-from pipelines.store import write_trajectories
 
 
 @dataclass
@@ -39,7 +38,7 @@ def train(
     tokenizer: Any,
     problems: Sequence[Problem],
     recipe: Recipe,
-    settings: RlStage,
+    settings: LearningStage,
     *,
     stage: str,
     seed: int,
@@ -48,36 +47,36 @@ def train(
     rollout_folder: Path,
     frozen: Mapping[str, Any] | None = None,
     kept: Kept | None = None,
+    stored: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Trained:
     """Train `policy` in place, from its newest checkpoint if there is one.
 
-    `frozen` holds the policies of `roles_of` that do not follow the trained one.
+    `frozen` holds the policies of `roles_of` that do not follow the trained one. stored: groups of responses to train on; None has the policy answer.
     """
     with begun(
         policy, tokenizer, problems, recipe, settings, stage=stage, seed=seed, journal=journal, checkpoints=checkpoints,
-        rollout_folder=rollout_folder, frozen=frozen or {}, kept=kept,
+        rollout_folder=rollout_folder, frozen=frozen or {}, kept=kept, stored=stored,
     ) as run:  # fmt: skip
         step = run.resume()
-        while step < settings.steps and not run.over:
+        while step < run.steps and not run.over:
             step += 1
             clock = Clock()
             answered = run.plan.take(step, clock)
             trajectories = run.recompose(step, answered, clock)
             run.history.add(step, trajectories)
-            if step < settings.steps:
+            if step < run.steps:
                 run.plan.ahead(step + 1)
-            trajectories, ages = fresh(judged(trajectories), step, settings.max_staleness, settings.stale)
+            trajectories, ages = fresh(judged(trajectories), step, settings.answered.bound, settings.answered.stale)
             trajectories, scored = run.score(step, trajectories)
             clock.lap("score")
             figures = ages | run.update(step, scored) | run.plan.figures()
             clock.lap("update")
             if run.validation:
-                figures |= run.validation.measure(step, settings.steps, run.plan, policy)
+                figures |= run.validation.measure(step, run.steps, run.plan, policy)
                 clock.lap("validate")
-            if ranks.rank() == 0:
-                write_trajectories(rollout_folder / f"step-{step:06d}.parquet", trajectories)
+            run.keep(step, trajectories)
             clock.lap("other")
-            report(journal, step, settings.steps, trajectories, scored.batch, figures, clock)
+            report(journal, step, run.steps, trajectories, scored.batch, figures, clock)
             run.checkpoint(step)
     return _trained(run, step)
 
@@ -87,7 +86,7 @@ def _trained(run: Run, step: int) -> Trained:
         del run.actor.policy.value_head
     if run.validation is None:
         return Trained(summary(run.journal), None)
-    if step < run.settings.steps:
+    if step < run.steps:
         run.journal.say(f"stopped after step {step}: {run.validation.settings.patience} measurements without a new best")
     best = run.validation.best
     return Trained(summary(run.journal) | {"best_step": float(best.step), "best_validation": best.figure}, best.weights())

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.config.rl import RlStage
+from pipelines.config.learning import LearningStage
 from pipelines.models import ranks
 from pipelines.models.optimisation import keep_batch, update
 from pipelines.models.packing import SHARING, pack
@@ -26,18 +26,21 @@ from pipelines.rl.batch import Batch, present
 from pipelines.rl.gathering import add_up
 from pipelines.rl.inputs.step import Actor
 from pipelines.rl.objective import aggregates, objective, of_aggregates, weigh
+from pipelines.rl.objectives.pairwise import ranked
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.tensors import TENSORS, When
 
 BY_TOKEN = ("ratio", "clipped", "entropy", "kl_reference", "mismatch_k1", "mismatch_k3", "mismatch_outside")
 """Figures that are sums over tokens."""
+BY_PAIR = ("pair_accuracy", "pair_margin")
+"""Figures that are sums over pairs."""
 
 
 def optimise(
     actor: Actor,
     optimiser: torch.optim.Optimizer,
     recipe: Recipe,
-    settings: RlStage,
+    settings: LearningStage,
     share: float,
     ids_BT: Tensor,
     score_BT: Tensor,
@@ -53,8 +56,8 @@ def optimise(
         UserError: a loss or gradient is not finite; its batch is kept in `folder`.
     """
     updates = len(groups) * settings.epochs
-    sums: dict[str, float] = defaultdict(float, dict.fromkeys((*BY_TOKEN, "tokens", "loss"), 0.0))
-    largest = {"mismatch_max": 0.0}
+    sums: dict[str, float] = defaultdict(float, dict.fromkeys(_figures(recipe, batch), 0.0))
+    largest = {"mismatch_max": 0.0} if "logp_roll_BT" in batch else {}
     norm = 0.0
     held: dict[str, float] = defaultdict(float)
     parts = [_Part.of(actor, recipe, settings, ids_BT, score_BT, batch, group_ids) for group_ids in groups]
@@ -79,9 +82,11 @@ def optimise(
             figures |= {"loss": float(loss.detach()), "entropy": float((entropy * piece.mask_BT).sum())}
             before_BT = logp_BT.detach() if score.anchored_to_behaviour(recipe, settings) else piece.logp_old_BT
             apart, furthest = gaps(piece, before_BT)
+            if "pairs" in recipe.needs:
+                figures |= ranked(piece, logp_BT.detach())
             for name, value in (figures | apart).items():
                 sums[name] += value
-            largest["mismatch_max"] = max(largest["mismatch_max"], furthest)
+            largest = {name: max(value, furthest) for name, value in largest.items()}
         spread(actor.policy)
         for p in actor.policy.parameters():
             if p.requires_grad and p.grad is None:  # no row had a gradient: it is 0, which momentum does not stop at
@@ -90,8 +95,16 @@ def optimise(
         norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm, whole, functools.partial(part.keep, folder)) / updates
     sums, largest = ranks.total(sums), ranks.largest(largest)
     tokens = max(sums["tokens"], 1.0)
-    means = {name: sums[name] / tokens for name in BY_TOKEN if name != "kl_reference" or "logp_ref_BT" in batch}
+    means = {name: sums[name] / tokens for name in BY_TOKEN if name in sums}
+    means |= {name: sums[name] / max(sums["pairs"], 1.0) for name in BY_PAIR if name in sums}
     return means | largest | {"loss": sums["loss"] / updates, "grad_norm": norm} | held
+
+
+def _figures(recipe: Recipe, batch: Batch) -> list[str]:
+    """Names of the sums that an update counts, the same on all ranks, which may have no row that trains."""
+    unknown = {name for name in BY_TOKEN if name.startswith("mismatch") and "logp_roll_BT" not in batch}
+    unknown |= set() if "logp_ref_BT" in batch else {"kl_reference"}
+    return ["tokens", "loss", *(name for name in BY_TOKEN if name not in unknown), *(("pairs", *BY_PAIR) if "pairs" in recipe.needs else ())]
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,7 @@ class _Part:
 
     actor: Actor
     recipe: Recipe
-    settings: RlStage
+    settings: LearningStage
     ids_BT: Tensor
     score_BT: Tensor
     idle: tuple[Tensor, Tensor]
@@ -114,7 +127,7 @@ class _Part:
 
     @classmethod
     def of(
-        cls, actor: Actor, recipe: Recipe, settings: RlStage, ids_BT: Tensor, score_BT: Tensor, batch: Batch, groups: Sequence[int]
+        cls, actor: Actor, recipe: Recipe, settings: LearningStage, ids_BT: Tensor, score_BT: Tensor, batch: Batch, groups: Sequence[int]
     ) -> _Part:
         rows = torch.isin(batch.group_B, torch.tensor(groups, device=batch.group_B.device)).nonzero()[:, 0]
         weighed = weigh(recipe, batch.rows(rows))
@@ -220,16 +233,17 @@ def group_buckets(group_B: Tensor, score_BT: Tensor, micro_batch: int) -> list[T
 
 
 def gaps(piece: Batch, before_BT: Tensor) -> tuple[dict[str, float], float]:
-    """Sums over tokens of how far the generation engine is from the training engine, d = log pi - log mu with pi = `before_BT`, and the policy
-    from its reference (estimator k3, Schulman 2020); and the largest |d|."""
-    mask = piece.mask_BT.bool()
-    d = (before_BT - piece["logp_roll_BT"])[mask]
-    ratio = d.exp()
-    sums = {
-        "mismatch_k1": float(-d.sum()),
-        "mismatch_k3": float((ratio - 1 - d).sum()),
-        "mismatch_outside": float(((ratio < 0.5) | (ratio > 2)).sum()),
-    }
+    """Sums over tokens of how far the policy that answered is from the one that trains, d = log pi - log mu with pi = `before_BT`, where mu is known,
+    and the policy from its reference (estimator k3, Schulman 2020); and the largest |d|."""
+    mask, sums, d = piece.mask_BT.bool(), dict[str, float](), before_BT.new_zeros(0)
+    if "logp_roll_BT" in piece:
+        d = (before_BT - piece["logp_roll_BT"])[mask]
+        ratio = d.exp()
+        sums = {
+            "mismatch_k1": float(-d.sum()),
+            "mismatch_k3": float((ratio - 1 - d).sum()),
+            "mismatch_outside": float(((ratio < 0.5) | (ratio > 2)).sum()),
+        }
     if "logp_ref_BT" in piece:
         away = (piece["logp_ref_BT"] - before_BT)[mask]
         sums["kl_reference"] = float((away.exp() - 1 - away).sum())

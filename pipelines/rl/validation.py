@@ -10,7 +10,7 @@ from pipelines.config.rl import ValidationSettings
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import Best
 from pipelines.records import Problem
-from pipelines.rl.schedule import Schedule
+from pipelines.rl.schedule import Schedule, Stored
 
 
 def hold_out(problems: Sequence[Problem], settings: ValidationSettings | None, seed: tuple[int, str]) -> tuple[list[Problem], list[Problem]]:
@@ -38,6 +38,7 @@ class Validation:
         """What to log after `step`: nothing, or the pass rate on the held-out problems. New best weights are kept."""
         if step % self.settings.every and step < total:
             return {}
+        assert not isinstance(schedule, Stored)  # whoever trains on stored answers has no settings of a validation
         rate = schedule.pass_rate(self._problems, self.settings.samples, step)
         self.best.offer(step, rate, policy)
         return {"validation": rate}

@@ -2,7 +2,7 @@
 
 Each has `run(context) -> summary`. Only these modules know file names, and only they may combine two sciences (synthesis
 curates what it proposes). `ENTRIES` says where each lives, without importing it: a stage loads only what it needs. rows.py: what of the
-named rows a stage reads.
+named rows a stage reads; responses.py: the stored responses; learning.py: what the kinds share that a recipe trains.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ ENTRIES = {
     "sample": ("pipelines.stages.sample", "pipelines.config.sampling", "SampleStage"),
     "synthesise": ("pipelines.stages.synthesise", "pipelines.config.curation", "SynthesiseStage"),
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
+    "preference": ("pipelines.stages.preference", "pipelines.config.preference", "PreferenceStage"),
+    "distil": ("pipelines.stages.distil", "pipelines.config.distil", "DistilStage"),
     "command": ("pipelines.stages.command", "pipelines.config.command", "CommandStage"),
     "merge": ("pipelines.stages.merge", "pipelines.config.evaluation", "MergeStage"),
     "extrapolate": ("pipelines.stages.extrapolate", "pipelines.config.extrapolation", "ExtrapolateStage"),

@@ -65,14 +65,16 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         components_BK=torch.stack([torch.rand(rows, **double), right.double()], -1), component_weight_K=torch.tensor([0.7, 1.3], dtype=torch.float64),
         reprompt_B=torch.rand(rows, generator=g) < 0.7, share_BT=torch.where(torch.arange(width) < 1, torch.arange(rows)[:, None] // group, 100 + torch.arange(rows * width).view(rows, width)),
         step_BT=steps, potential_BK=normal(rows, 3).clamp(-1, 1).masked_fill(~known, torch.nan), step_value_BK=torch.rand(rows, 3, **double).masked_fill(~known, torch.nan),
-        logp_sft_BT=near(old), logp_dpo_BT=near(old), logp_prev_BT=near(old), logp_tempered_BT=near(old), logp_proxy_BT=old + 0.4 * mask, logp_expert_BT=near(old),
+        logp_sft_BT=near(old), logp_dpo_BT=near(old), logp_prev_BT=near(old), logp_tempered_BT=near(old), logp_proxy_BT=old + 0.4 * mask, logp_expert_BT=near(old), mismatched_B=normal(rows),
         entropy_old_BT=torch.rand(rows, width, **double), value_old_BT=normal(rows, width), vocab_mean_old_BT=normal(rows, width), special_old_B=normal(rows) - 20,
         hidden_old_BTH=normal(rows, width, hidden), topk_BTK=torch.randint(0, 50, (rows, width, k), generator=g),
-        teacher_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], entropy_anchor=torch.tensor(0.4, dtype=torch.float64), special_anchor=torch.tensor(-23.0, dtype=torch.float64),
+        teacher_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], logp_taught_BT=near(old),
+        taught_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], stored_topk_BTK=torch.randint(0, 50, (rows, width, k), generator=g),
+        stored_logp_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], entropy_anchor=torch.tensor(0.4, dtype=torch.float64), special_anchor=torch.tensor(-23.0, dtype=torch.float64),
     )  # fmt: skip
     live = {
         "logp_BT": logp, "entropy_BT": torch.rand(rows, width, **double), "nucleus_entropy_BT": torch.rand(rows, width, **double),
-        "vocab_mean_BT": normal(rows, width), "value_BT": normal(rows, width), "student_topk_BTK": topk[..., :k], "special_B": normal(rows) - 20,
+        "vocab_mean_BT": normal(rows, width), "value_BT": normal(rows, width), "student_topk_BTK": topk[..., :k], "student_stored_BTK": torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], "special_B": normal(rows) - 20,
     }  # fmt: skip
     assert set(live) == of(When.LIVE).keys()
     return made, live

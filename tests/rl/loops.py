@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import torch
 from killing import die_after
 
-from pipelines import graph, paths
+from pipelines import graph, paths, prompting
 from pipelines.config.common import GenerationSettings, KeepSettings, OptimiserSettings
 from pipelines.config.rl import RlStage, ScheduleSettings
 from pipelines.config.sources import ArithmeticSource
@@ -15,8 +16,10 @@ from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
+from pipelines.records import GUIDE, PROMPT, Outcome, Segment, Trajectory
 from pipelines.rl import recipe
 from pipelines.rl.roles import roles_of
+from pipelines.rl.teachers import Outputs, Teacher, Teachers
 from pipelines.rl.train import train
 from pipelines.sft import train as supervised
 from pipelines.sft.examples import chat_examples, document
@@ -27,6 +30,17 @@ PROBLEMS = list(arithmetic(ArithmeticSource(kind="arithmetic", count=200, levels
 ONE_AHEAD, IN_FLIGHT = ScheduleSettings(kind="one_ahead"), ScheduleSettings(kind="in_flight")
 TOKENIZER = train_tokenizer([document(p) for p in PROBLEMS], 400)
 TINY = ArchitectureSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64, context=128)
+
+
+def response(problem, text: str, reward: float) -> Trajectory:
+    """A stored one."""
+    ids = [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
+    segments = [Segment(PROMPT, prompting.prompt_ids(TOKENIZER, problem)), Segment(GUIDE, ids, [-0.7] * len(ids), [0] * len(ids), trains=True)]
+    outcome = Outcome.CORRECT if reward > 0.5 else Outcome.WRONG
+    return Trajectory(problem.problem_id, 0, 0, 0, "t", segments, "stop", response=text, outcome=outcome.value, reward=reward)
+
+
+GROUPS = [[response(p, f"<think> </think>\\boxed{{{p.answer}}}", 1.0), response(p, f"<think> </think>\\boxed{{{p.answer}1}}", 0.0)] for p in PROBLEMS[:6]]
 
 
 def cold_start(folder: Path, architecture: ArchitectureSettings = TINY):
@@ -83,9 +97,24 @@ def trained(folder: Path, model, stop_at: int | None = None, row: str = "grpo", 
     return made, [json.loads(line) for line in journal.path.read_text().splitlines()]
 
 
+def shaken(start, by: float, seed: int):
+    """A policy a little off `start`."""
+    policy = policy_of(start)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(by * torch.randn(weight.shape, generator=generator))
+    return policy
+
+
+def beside(row: str, weights):
+    """What a recipe needs beside the policy that starts from `weights`."""
+    given = {"teachers": Teachers({"*": Teacher(shaken(weights, 0.02, 1))}), "stored": Outputs({})}
+    return {name: given.get(name) or policy_of(weights) for name, role in roles_of(recipe(row)).items() if role.source != "copy"}
+
+
 def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **changes):
     """Weights, journal and rollout files of a run that starts from `weights`."""
     model = policy_of(weights)
-    frozen = {name: policy_of(weights) for name, role in roles_of(recipe(row)).items() if role.source != "copy"}
-    _, rows = trained(folder, model, stop_at, row, frozen, **changes)
+    _, rows = trained(folder, model, stop_at, row, beside(row, weights), **changes)
     return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}

@@ -14,7 +14,8 @@ from loops import ONE_AHEAD, PROBLEMS, TINY, TOKENIZER, policy_of, prepared, run
 from pipelines import paths, prompting
 from pipelines.__main__ import run as stage
 from pipelines.config.common import GenerationSettings, OptimiserSettings, PromptSettings
-from pipelines.config.rl import KlControl, RlStage, ValidationSettings
+from pipelines.config.learning import KlControl
+from pipelines.config.rl import RlStage, ValidationSettings
 from pipelines.config.training import LoraSettings
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.models import precision

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from batches import loss_and_gradients, ragged, widened
 from killing import Killed, die_after
-from loops import ONE_AHEAD, PROBLEMS, TOKENIZER, policy_of, settings
+from loops import GROUPS, ONE_AHEAD, PROBLEMS, TOKENIZER, beside, policy_of, settings
 
 from pipelines.config.common import GenerationSettings
 from pipelines.config.rl import ScheduleSettings, ValidationSettings
@@ -22,7 +22,6 @@ from pipelines.models.sharding import gathered, optimiser_state, shard, weights,
 from pipelines.progress import Journal
 from pipelines.rl import RECIPES, recipe, route
 from pipelines.rl.gathering import gather
-from pipelines.rl.roles import roles_of
 from pipelines.rl.train import train
 from pipelines.store import read_trajectories
 
@@ -112,13 +111,15 @@ LOOPS = {
     "dapo": {"row": "dapo", "minibatches": 2},
     "data half": {"row": "remix", "overrides": DATA_HALF},
     "one ahead": {"row": "grpo", "schedule": ONE_AHEAD},
+    "stored": {"row": "kto", "stored": GROUPS},
+    "taught": {"row": "topk_distillation"},
     "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
 }
 """Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, answers made
-beside updates, fewer held-out problems than ranks."""
+beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks."""
 
 
-def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, **changes) -> dict:
+def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, stored=None, **changes) -> dict:
     """Two steps of the loop on one of several ranks; what only this rank knows."""
     policy, asked = policy_of(start), []
     real = torch_engine._Rows.answer
@@ -129,13 +130,13 @@ def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None
 
     checkpoints = Checkpoints(folder / "checkpoints", {}, writes=rank == 0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    frozen = {name: policy_of(start) for name, role in roles_of(recipe(row)).items() if role.source != "copy"}
+    frozen = beside(row, start)
     torch_engine._Rows.answer = counted
     try:
         train(
             policy, TOKENIZER, PROBLEMS[:10], recipe(row, **(overrides or {})), settings(steps=2, generation=GenerationSettings(max_new_tokens=8), **changes),
             stage="rl@t", seed=1, journal=Journal(folder / f"journal-{rank}.jsonl", "rl"), checkpoints=checkpoints,
-            rollout_folder=folder / "rollouts", frozen=frozen,
+            rollout_folder=folder / "rollouts", frozen=frozen, stored=stored,
         )  # fmt: skip
     finally:
         torch_engine._Rows.answer = real

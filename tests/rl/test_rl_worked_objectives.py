@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from batches import NEW, OLD, batch, lengths
+from batches import NEW, OLD, ROLL, batch, lengths
 
 from pipelines.rl import RECIPES, advantages, objective, recipe, route, weigh, with_advantages
 from pipelines.rl.objectives.self_distillation import entropy_with_tail
@@ -199,6 +199,44 @@ def test_orpo():
     assert math.isfinite(loss_of(RECIPES["orpo"], sure, logp))
 
 
+def test_simpo():
+    made, logp = responses([1.0, 0.0], [-0.5, -0.8], [-0.5, -0.8])
+    assert loss_of(RECIPES["simpo"], made, logp) == pytest.approx(1.053701, abs=1e-6)
+    long = batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), lengths(2, 1).double())
+    assert loss_of(RECIPES["simpo"], long, torch.tensor([[-0.2, -0.8], [-0.8, 0]]).double()) == pytest.approx(1.053701, abs=1e-6)  # mean of tokens
+    # without a margin and at one length it is DPO's of a constant reference
+    bare = recipe("simpo", objective={"name": "normalised_preference", "beta": 0.1, "gamma": 0.0})
+    flat = made.having(logp_ref_BT=torch.full((2, 1), -1.0).double())
+    assert loss_of(bare, made, logp) == pytest.approx(loss_of(RECIPES["dpo"], flat, logp), abs=1e-12)
+
+
+def test_alpha_po():
+    made, logp = responses([1.0, 0.0], [-0.5, -0.8], [-0.5, -0.8])
+    assert loss_of(RECIPES["alpha_po"], made, logp) == pytest.approx(0.376545, abs=1e-6)
+    flat = recipe("alpha_po", objective={"name": "normalised_preference", "beta": 2.5, "gamma": 0.1})
+    assert loss_of(flat, made, logp) == pytest.approx(0.420055, abs=1e-6)
+    near = recipe("alpha_po", objective={"name": "normalised_preference", "beta": 2.5, "gamma": 0.1, "alpha": 1e-6})
+    assert loss_of(near, made, logp) == pytest.approx(0.420055, abs=1e-5)  # alpha -> 0 is SimPO
+
+
+def test_kto():
+    mismatched = torch.tensor([0.2, -0.5, 0.6]).double()
+    made, logp = responses(
+        [1.0, 0.0, 0.0], [-1.5, -3.7, -3.7], [-1.5, -3.7, -3.7], groups=torch.tensor([0, 1, 2]),
+        logp_ref_BT=torch.full((3, 1), -3.0).double(), mismatched_B=mismatched,
+    )  # fmt: skip
+    desirable, undesirable = 0.465057, 0.480011  # D 1.5 and -.7 against z0 = .1
+    assert loss_of(RECIPES["kto"], made, logp) == pytest.approx((desirable + 2 * undesirable) / 3, abs=1e-6)
+    weighted = recipe("kto", objective={"name": "unpaired", "beta": 0.1, "desirable": 2.0})
+    assert loss_of(weighted, made, logp) == pytest.approx((2 * desirable + 2 * undesirable) / 3, abs=1e-6)
+    below = made.having(mismatched_B=-mismatched.abs())  # z0 is no less than 0
+    assert loss_of(RECIPES["kto"], below, logp) == pytest.approx((1 / (1 + math.exp(0.15)) + 2 / (1 + math.exp(0.07))) / 3, abs=1e-6)
+    leaf = logp.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(RECIPES["kto"], made, leaf)[0], leaf)
+    up, down = (s * (1 - s) * 0.1 / 3 for s in (desirable, undesirable))
+    close(gradient[:, 0], [-up, down, down])
+
+
 def test_trpa():
     made, logp = responses(
         [1.0, 0.0, 0.0], [0.2, -0.1, 0.0], [0.2, -0.1, 0.0], logp_ref_BT=torch.zeros(3, 1).double(), level_B=torch.tensor([1, 2, 2])
@@ -279,3 +317,56 @@ def test_recap():
     single = [with_advantages(RECIPES["grpo"], made.having(reward_B=parts[:, k], advantage_BT=None)) for k in range(2)]
     expected = sum(float(w) * loss_of(RECIPES["grpo"], one, logp) for w, one in zip(weights, single, strict=True)) / 2
     assert loss_of(RECIPES["recap"], made, logp) == pytest.approx(expected, abs=1e-6)
+
+
+TAUGHT = torch.tensor([[-0.6, -2.8, -0.5]]).double()
+
+
+def test_on_policy_distillation():
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), ONE, logp_old_BT=OLD, logp_roll_BT=ROLL, logp_taught_BT=TAUGHT)
+    made = with_advantages(RECIPES["on_policy_distillation"], made)
+    close(made.advantage_BT, [[0.4, -0.8, 0.0]])  # whatever the reward
+    leaf = NEW.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(RECIPES["on_policy_distillation"], made, leaf)[0], leaf)
+    close(gradient, [[-0.147356, 0.0, 0.0]])  # the second token lies outside the window
+    same = with_advantages(RECIPES["on_policy_distillation"], made.having(advantage_BT=None, logp_taught_BT=OLD))
+    close(same.advantage_BT, [[0.0, 0.0, 0.0]])  # a teacher that is the student
+    both = recipe("on_policy_distillation", reward=[], center={"name": "const", "value": 0.5})
+    close(advantages(both, made), [[0.9, -0.3, 0.5]])  # on top of a reward of 1 with baseline .5
+
+
+def test_iw_opd():
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), ONE, logp_old_BT=ROLL, logp_roll_BT=ROLL, logp_taught_BT=TAUGHT)
+    made = with_advantages(RECIPES["iw_opd"], made)
+    close(made.advantage_BT, [[0.5 * 1.5, -1.8 * 1.391304, 0.0]])
+    assert loss_of(RECIPES["iw_opd"], made, NEW) == pytest.approx(-1.72, abs=1e-5)
+    same = with_advantages(RECIPES["iw_opd"], made.having(advantage_BT=None, logp_taught_BT=ROLL))
+    close(same.advantage_BT, [[0.0, 0.0, 0.0]])  # no gap: weights of 1, not of 0 / 0
+
+
+def of_three(divergence: float) -> float:
+    student, teacher = (torch.tensor([[[p, q]]]).double().log() for p, q in ((0.7, 0.2), (0.5, 0.3)))  # and .1 and .2 for the rest
+    row = recipe("topk_distillation", objective={"name": "distillation", "divergence": divergence})
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 1).double(), topk_BTK=torch.zeros(1, 1, 2).long(), taught_topk_BTK=teacher)
+    return loss_of(row, made, torch.zeros(1, 1).double(), {"student_topk_BTK": student})
+
+
+def test_topk_distillation():
+    assert of_three(0.0) == pytest.approx(0.092033, abs=1e-6)
+    assert of_three(1.0) == pytest.approx(0.085123, abs=1e-6)
+    assert of_three(0.5) == pytest.approx(0.021901, abs=1e-6)
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 1).double(), topk_BTK=torch.zeros(1, 1, 2).long(),
+                 taught_topk_BTK=torch.tensor([[[0.5, 0.3]]]).double().log())  # fmt: skip
+    assert loss_of(RECIPES["topk_distillation"], made, torch.zeros(1, 1).double(), {"student_topk_BTK": torch.tensor([[[0.7, 0.2]]]).double().log()}) == pytest.approx(0.085123, abs=1e-6)
+
+
+def test_stored_distillation():
+    def loss(kept, said):
+        """kept, said: probabilities, None past the last that the teacher kept; what the student says there must not matter."""
+        teacher = torch.tensor([[[math.log(p) if p else -1e4 for p in kept]]]).double()
+        made = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 1).double(), stored_topk_BTK=torch.zeros(1, 1, len(kept)).long(), stored_logp_BTK=teacher)
+        return loss_of(RECIPES["stored_distillation"], made, torch.zeros(1, 1).double(), {"student_stored_BTK": torch.tensor([[said]]).double().log()})
+
+    assert loss([0.6, 0.3], [0.5, 0.3]) == pytest.approx(0.040078, abs=1e-6)  # renormalised it would be .226908
+    assert loss([0.6, 0.3, None], [0.5, 0.3, 0.15]) == pytest.approx(0.040078, abs=1e-6)
+    assert loss([1.0], [0.25]) == pytest.approx(math.log(4), abs=3e-6)  # the response itself: cross-entropy

@@ -1,4 +1,4 @@
-"""The report's learning curves: losses of supervised training, and what RL did step by step."""
+"""The report's learning curves: losses of supervised training, and what RL and its relatives did step by step."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ PANELS = {
     "tokens_per_second": "Tokens per second",
 }
 """Columns of the journals of RL, and of programs that report a reward, that have a chart of their own, in this order; others stand below, folded."""
+STORED = {"loss": "Loss", "pair_accuracy": "Share of pairs ranked right", "pair_margin": "Margin of pairs (nats)", "entropy": PANELS["entropy"]}
+"""Likewise, of stages that train on stored responses."""
 POINTS = 160
 """Most points of a drawn line; more are averaged."""
 
@@ -30,16 +32,17 @@ def curves(stages: Mapping[str, Rows], kinds: Mapping[str, str], shade: Mapping[
     """All learning curves. stages: name -> rows with `step`. kinds: of the stages. shade: their colours."""
     rl = {name: rows for name, rows in stages.items() if rows and (kinds[name] == "rl" or _has(rows, "reward"))}
     others = {name: rows for name, rows in stages.items() if name not in rl and rows}
+    stored = {name: rows for name, rows in others.items() if kinds[name] in ("preference", "distil")}
     parts: list[Html] = []
-    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in others.items() if _has(rows, "loss")]:
+    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in others.items() if stage not in stored and _has(rows, "loss")]:
         charts = [line_chart(f"{series.name}: loss (nats per token)", [series], "step") for series in pretraining]
         parts += [el("h3", "Supervised training"), el("div", charts, class_="grid-charts")]
-    if rl:
-        names = _names(rl)
-        known = [name for name in PANELS if name in names]
-        parts += [el("h3", "Reinforcement learning"), legend([(name, shade[name]) for name in rl])]
-        parts.append(el("div", [_panel(rl, shade, name, PANELS[name]) for name in known], class_="grid-charts"))
-        parts += _folded(rl, shade, [name for name in names if name not in PANELS])
+    for heading, stepping, panels in (("Reinforcement learning", rl, PANELS), ("Stored responses", stored, STORED)):
+        if stepping:
+            names = _names(stepping)
+            parts += [el("h3", heading), legend([(name, shade[name]) for name in stepping])]
+            parts.append(el("div", [_panel(stepping, shade, name, panels[name]) for name in panels if name in names], class_="grid-charts"))
+            parts += _folded(stepping, shade, [name for name in names if name not in panels])
     if programs := {name: rows for name, rows in others.items() if kinds[name] == "command"}:
         parts += [el("h3", "What programs measured"), *_folded(programs, shade, [name for name in _names(programs) if name != "loss"])]
     return join(parts)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting
+from pipelines.config.rl import SamplingStage
 from pipelines.generation import Request, TorchGenerator
 from pipelines.models.scoring import chosen, entropy, pad
 from pipelines.records import Outcome
@@ -83,7 +84,7 @@ def _stub(step: Step, row: int, end: int) -> list[int]:
     """The prompt, the response up to `end`, and the opening of an answer."""
     r, problem = step.rollouts[row], step.problems[row]
     text = step.actor.tokenizer.decode(r.response_ids[:end])
-    opening = prompting.opening(problem, step.settings.generation.prompt)
+    opening = prompting.opening(problem, step.settings.answered.prompt)
     cut = text.find(prompting.END_THINK)
     beginning = r.response_ids[:end] if cut < 0 else _tokenise(step, text[:cut])
     return [*r.prompt_ids, *beginning, *_tokenise(step, opening)]
@@ -113,6 +114,7 @@ def _forced(step: Step, prefixes: Sequence[tuple[int, int]], form: Form) -> Tens
 @torch.no_grad()
 def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples: int, tokens: int, form: Form) -> Tensor:
     """Mean over sampled answers of how sure the policy is of their tokens."""
+    assert isinstance(step.settings, SamplingStage)  # stored answers refuse recipes that sample
     settings = step.settings.generation.model_copy(update={"max_new_tokens": tokens})
     generator = TorchGenerator(step.actor.policy, step.actor.tokenizer, settings)
     stubs = [tuple(_stub(step, row, end)) for row, end in prefixes]
@@ -177,6 +179,6 @@ def reprompted(step: Step) -> list[list[int] | None]:
             prompts.append(None)
             continue
         shown = replace(problem, prompt=f"{problem.prompt}\n\nA correct solution:\n{step.rollouts[other].response}\n\n{problem.prompt}")
-        ids = prompting.prompt_ids(step.actor.tokenizer, shown, step.settings.generation.prompt)
+        ids = prompting.prompt_ids(step.actor.tokenizer, shown, step.settings.answered.prompt)
         prompts.append(ids if len(ids) + len(r.response_ids) <= limit else None)
     return prompts

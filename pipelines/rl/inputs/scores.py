@@ -15,6 +15,7 @@ from torch import Tensor
 from pipelines import prompting
 from pipelines.models import ranks
 from pipelines.models.scoring import Score, chosen, pad
+from pipelines.rl.account import place, trains
 from pipelines.rl.inputs.step import Actor, Step, scored
 
 
@@ -56,6 +57,11 @@ def of_topk(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
     return logp_NV.gather(-1, at["topk_BTK"])
 
 
+def of_stored(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """log-probabilities of the tokens `stored_topk_BTK`."""
+    return logp_NV.gather(-1, at["stored_topk_BTK"])
+
+
 def reserved(tokenizer: Any, *, token: str | None = None) -> int:
     """Id of the reserved token whose probability after a response is its verdict on itself; the padding token unless named."""
     return tokenizer.pad_token_id if token is None else tokenizer.convert_tokens_to_ids(token)
@@ -83,7 +89,7 @@ def in_parts(step: Step, model: Any, wanted: Mapping[str, Score], temperature_B:
     """`token_scores` of the step's rows under `model`, in micro-batches, at the temperature of sampling unless given one a row."""
     size = step.settings.micro_batch
     if temperature_B is None:
-        temperature_B = torch.full((len(step.ids_BT),), step.settings.generation.temperature, device=step.ids_BT.device)
+        temperature_B = torch.full((len(step.ids_BT),), step.settings.answered.temperature, device=step.ids_BT.device)
     slices = zip(step.ids_BT.split(size), step.score_BT.split(size), temperature_B.split(size), strict=True)
     parts = [scored(step.settings, model, ids, score, wanted, temperature=temperature, **more) for ids, score, temperature in slices]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -100,7 +106,7 @@ def of_frozen(role: str) -> Callable[[Step], Tensor]:
 
 def tempered(step: Step, *, floor: float = 0.5) -> Tensor:
     """The reference with its logits times floor + (1 - floor) reward, renormalised: flatter for responses of low reward (RAPO)."""
-    temperature_B = step.settings.generation.temperature / (floor + (1 - floor) * step.batch.reward_B.clamp(0, 1))
+    temperature_B = step.settings.answered.temperature / (floor + (1 - floor) * step.batch.reward_B.clamp(0, 1))
     return in_parts(step, step.actor.frozen["ref"], {"logp": chosen}, temperature_B)["logp"]
 
 
@@ -113,14 +119,43 @@ def expert(step: Step) -> Tensor:
     for row, (problem, r) in enumerate(zip(step.problems, step.rollouts, strict=True)):
         if problem.solution is None:
             continue
-        solution = prompting.response_ids(step.actor.tokenizer, problem, step.settings.generation.prompt)
+        solution = prompting.response_ids(step.actor.tokenizer, problem, step.settings.answered.prompt)
         ids = pad([[*r.prompt_ids, *solution]], device=own.device)
         score = torch.arange(ids.shape[1], device=own.device)[None] >= len(r.prompt_ids)
-        temperature = step.settings.generation.temperature
+        temperature = step.settings.answered.temperature
         logp = scored(step.settings, step.actor.policy, ids, score, {"logp": chosen}, temperature=temperature)["logp"][0, len(r.prompt_ids) :]
         start, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.response_ids)
         out[row, start:end] = torch.nn.functional.pad(logp, (0, max(0, len(r.response_ids) - len(logp))))[: end - start]
     return out
+
+
+@torch.no_grad()
+def mismatched(step: Step) -> Tensor:
+    """sum_t log(pi/ref) (B,) of the response that comes next in the batch to another prompt, under the row's own prompt and before the update: KTO's
+    mismatched pairs. Next is meant over all processes; a response is cut where the context ends."""
+    mine = [(place(r), r.prompt_ids if r.trained_prompt is None else r.trained_prompt, r.response_ids, trains(r)) for r in step.rollouts]
+    rows = sorted(row for part in ranks.collect([mine]) for row in part)
+    limit, size = step.actor.policy.config.max_position_embeddings, step.settings.micro_batch
+    wholes: list[tuple[list[int], list[int], list[bool]]] = []
+    for row in mine:
+        after = (rows * 2)[rows.index(row) + 1 :][: len(rows) - 1] or [row]
+        _, _, response, counts = next((other for other in after if other[1] != row[1]), after[0])
+        room = max(1, limit - len(row[1]))
+        wholes.append((row[1], response[:room], counts[:room]))
+    sums = []
+    for start in range(0, len(wholes), size):
+        part = wholes[start : start + size]
+        ids = pad([[*prompt, *response] for prompt, response, _ in part], device=step.ids_BT.device)
+        score, count = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+        for at, (prompt, response, counts) in enumerate(part):
+            score[at, len(prompt) : len(prompt) + len(response)] = True
+            count[at, len(prompt) : len(prompt) + len(response)] = torch.tensor(counts, device=ids.device)
+        how = {"temperature": step.settings.answered.temperature}
+        policy, ref = (
+            scored(step.settings, model, ids, score, {"logp": chosen}, **how)["logp"] for model in (step.actor.policy, step.actor.frozen["ref"])
+        )
+        sums.append(((policy - ref) * count).sum(-1))
+    return torch.cat(sums)
 
 
 def special_anchor(step: Step, *, value: float | None = None) -> Tensor:

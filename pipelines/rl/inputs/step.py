@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.config.rl import RlStage
+from pipelines.config.learning import LearningStage
 from pipelines.models.precision import autocast
 from pipelines.models.scoring import Score, token_scores
 from pipelines.records import Problem, Trajectory
@@ -18,7 +18,8 @@ from pipelines.rl.batch import Batch
 
 @dataclass
 class Actor:
-    """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev` and `teacher` follow the policy."""
+    """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev` and `teacher` follow the policy; `teachers` and
+    `stored` are what rl/teachers.py has under these names."""
 
     policy: Any
     tokenizer: Any
@@ -26,7 +27,7 @@ class Actor:
     value_head: torch.nn.Linear | None = None
 
 
-def scored(settings: RlStage, model: Any, ids_BT: Tensor, score_BT: Tensor, wanted: Mapping[str, Score], **more: Any) -> dict[str, Tensor]:
+def scored(settings: LearningStage, model: Any, ids_BT: Tensor, score_BT: Tensor, wanted: Mapping[str, Score], **more: Any) -> dict[str, Tensor]:
     """`token_scores` in the stage's precision. Whatever the stage asks a policy about given tokens goes through here, before the update as in it:
     ratios of two precisions would not be of two policies."""
     with autocast(ids_BT.device, settings.precision):
@@ -39,7 +40,7 @@ class Step:
 
     number: int
     actor: Actor
-    settings: RlStage
+    settings: LearningStage
     seed: tuple[object, ...]
     problems: Sequence[Problem]
     rollouts: Sequence[Trajectory]

@@ -36,7 +36,7 @@ def teacher_topk(step: Step, *, rate: float = 0.05) -> Tensor:
         score_BT = step.score_BT[micro]
         along = torch.zeros((*ids.shape, topk_BTK.shape[-1]), dtype=torch.long, device=out.device)
         along[score] = topk_BTK[micro][score_BT]
-        how = {"temperature": step.settings.generation.temperature, "along": {"topk_BTK": along}}
+        how = {"temperature": step.settings.answered.temperature, "along": {"topk_BTK": along}}
         said = scored(step.settings, step.actor.frozen["teacher"], ids, score, {"topk": of_topk}, **how)["topk"]
         micro_BTK = torch.zeros((len(micro), *out.shape[1:]), device=out.device)
         micro_BTK[score_BT] = said[score]

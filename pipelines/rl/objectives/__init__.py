@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pipelines.rl.objectives.distillation import distillation, stored_distillation
 from pipelines.rl.objectives.implicit_critic import implicit_critic
 from pipelines.rl.objectives.negative_aware import negative_aware
-from pipelines.rl.objectives.pairwise import contrastive, odds_ratio, preference, trust_region_preference
+from pipelines.rl.objectives.pairwise import contrastive, normalised_preference, odds_ratio, preference, trust_region_preference
 from pipelines.rl.objectives.random_policy_value import random_policy_value
 from pipelines.rl.objectives.self_distillation import self_distillation
 from pipelines.rl.objectives.step_regression import step_regression
+from pipelines.rl.objectives.unpaired import unpaired
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,12 @@ OBJECTIVES: dict[str, Objective] = {
     "random_policy_value": Objective(random_policy_value, per_token=True),
     "preference": Objective(preference, whole_groups=True),
     "odds_ratio": Objective(odds_ratio, whole_groups=True),
+    "normalised_preference": Objective(normalised_preference, whole_groups=True),
+    "unpaired": Objective(unpaired),
     "trust_region_preference": Objective(trust_region_preference, whole_groups=True),
     "contrastive": Objective(contrastive, whole_groups=True),
     "step_regression": Objective(step_regression),
     "self_distillation": Objective(self_distillation, per_token=True),
+    "distillation": Objective(distillation, per_token=True),
+    "stored_distillation": Objective(stored_distillation, per_token=True),
 }

@@ -1,4 +1,4 @@
-"""Objectives on pairs of responses to one prompt, the better one first: DPO, IPO, ORPO, TRPA and CoPG.
+"""Objectives on pairs of responses to one prompt, the better one first: DPO, IPO, ORPO, SimPO, AlphaPO, TRPA and CoPG.
 
 One function covers the preference losses: a link of the difference of two scores, the score being a log-ratio or log-odds of
 a response. Pairs are all pairs of a group whose rewards (TRPA: levels) differ, so the same rows train on preference data
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import group_sum, present, token_mean
+from pipelines.rl.batch import Batch, group_sum, present, token_mean
 
 
 def _pairs(better: Callable[[Tensor, Tensor], Tensor], rank_B: Tensor, group_B: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +73,39 @@ def odds_ratio(logp_BT: Tensor, reward_B: Tensor, group_B: Tensor, mask_BT: Tens
     likelihood = mean_B.index_select(0, first)
     loss = -likelihood - coefficient * torch.nn.functional.logsigmoid(_difference(odds_B, first, second))
     return loss.sum() / pairs.clamp(min=1)
+
+
+def normalised_preference(
+    logp_BT: Tensor,
+    reward_B: Tensor,
+    group_B: Tensor,
+    mask_BT: Tensor,
+    pairs: Tensor,
+    *,
+    beta: float = 2.5,
+    gamma: float = 1.375,
+    alpha: float = 0.0,
+) -> Tensor:
+    """SimPO (arXiv 2405.14734): -log sigmoid(beta (x_w - x_l) - gamma), x the mean log-probability of a response's tokens; no reference.
+
+    AlphaPO (arXiv 2501.03884) puts (1 - exp(-alpha x)) / alpha in place of x; alpha 0 is SimPO.
+    """
+    score_B = token_mean(logp_BT, mask_BT)
+    if alpha:
+        score_B = (1 - (-alpha * score_B).exp()) / alpha
+    first, second = _pairs(torch.gt, reward_B, group_B, mask_BT)
+    loss = -torch.nn.functional.logsigmoid(beta * _difference(score_B, first, second) - gamma)
+    return loss.sum() / pairs.clamp(min=1)
+
+
+def ranked(batch: Batch, logp_BT: Tensor) -> dict[str, float]:
+    """How many pairs there are, in how many of them the policy holds the better response for the better one, and the sum of its margins: in the
+    log-ratio to the reference (nats a response) where there is one, as DPO's implicit reward is, else in the mean log-probability (nats a token)."""
+    first, second = _pairs(torch.gt, batch.reward_B, batch.group_B, batch.mask_BT)
+    ref_BT = batch.get("logp_ref_BT")
+    score_B = token_mean(logp_BT, batch.mask_BT) if ref_BT is None else ((logp_BT - ref_BT) * batch.mask_BT).sum(-1)
+    margin = score_B[first] - score_B[second]
+    return {"pairs": float(len(margin)), "pair_accuracy": float((margin > 0).sum()), "pair_margin": float(margin.sum())}
 
 
 def trust_region_preference(

@@ -24,19 +24,23 @@ def entropy_with_tail(topk_BTK: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
+def divergence_of(student_topk_BTK: Tensor, teacher_topk_BTK: Tensor, divergence: float) -> Tensor:
+    """Divergence (B, T) of student and teacher over K tokens and the rest, nats: see the head of this file. No gradient goes to the teacher."""
+    student, teacher = with_tail(student_topk_BTK), with_tail(teacher_topk_BTK.detach())
+    if divergence == 0.0:
+        return _kl(teacher, student)
+    if divergence == 1.0:
+        return _kl(student, teacher)
+    share = torch.tensor(divergence).to(student)
+    mixture = torch.logaddexp(student + share.log(), teacher + (1 - share).log())
+    return (1 - share) * _kl(teacher, mixture) + share * _kl(student, mixture)
+
+
 def self_distillation(
     student_topk_BTK: Tensor, teacher_topk_BTK: Tensor, logp_BT: Tensor, logp_old_BT: Tensor, *, divergence: float = 0.5, cap: float = 2.0
 ) -> Tensor:
     """Loss per token (B, T)."""
-    student, teacher = with_tail(student_topk_BTK), with_tail(teacher_topk_BTK.detach())
-    if divergence == 0.0:
-        term = _kl(teacher, student)
-    elif divergence == 1.0:
-        term = _kl(student, teacher)
-    else:
-        share = torch.tensor(divergence).to(student)
-        mixture = torch.logaddexp(student + share.log(), teacher + (1 - share).log())
-        term = (1 - share) * _kl(teacher, mixture) + share * _kl(student, mixture)
+    term = divergence_of(student_topk_BTK, teacher_topk_BTK, divergence)
     return term * (logp_BT - logp_old_BT).detach().clamp(max=20.0).exp().clamp(max=cap)
 
 

@@ -1,4 +1,4 @@
-"""When answers are made and when they train: `schedule` of an RL stage, a file for each kind.
+"""When answers are made and when they train: `schedule` of a stage that samples, a file for each kind; and those that are stored (stored.py).
 
     take(step, clock)   the answers that a step trains on
     ahead(step)         before the update of the step before: what may be answered beside it
@@ -11,14 +11,16 @@ from typing import Any
 from pipelines.rl.schedule.in_flight import InFlight
 from pipelines.rl.schedule.one_ahead import OneAhead, Stopped
 from pipelines.rl.schedule.source import Follower, Source, engine_of
+from pipelines.rl.schedule.stored import Stored
 from pipelines.rl.schedule.synchronous import Synchronous
 
-__all__ = ["Follower", "InFlight", "OneAhead", "Schedule", "Source", "Stopped", "Synchronous", "engine_of", "schedule_of"]
+__all__ = ["Follower", "InFlight", "OneAhead", "Sampled", "Schedule", "Source", "Stopped", "Stored", "Synchronous", "engine_of", "schedule_of"]
 
-Schedule = Synchronous | OneAhead | InFlight
+Sampled = Synchronous | OneAhead | InFlight
+Schedule = Sampled | Stored
 
 
-def schedule_of(source: Source, policy: Any, behaviour: Any) -> Schedule:
+def schedule_of(source: Source, policy: Any, behaviour: Any) -> Sampled:
     """behaviour: a copy of the policy, where answers are made beside updates."""
     settings = source.settings.schedule
     if settings.kind == "synchronous":

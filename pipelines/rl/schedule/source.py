@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.common import GenerationSettings
-from pipelines.config.rl import RlStage
+from pipelines.config.rl import SamplingStage
 from pipelines.errors import InfrastructureError
 from pipelines.generation import Blocking, Generator, Progress, Request, Sample, serving
 from pipelines.models import ranks
@@ -58,7 +58,7 @@ class Source:
         examining: Answering,
         problems: Mapping[str, Problem],
         draw: Callable[[int, int], list[Problem]],
-        settings: RlStage,
+        settings: SamplingStage,
         seed: tuple[int, str],
         ledger: Ledger,
     ) -> None:

@@ -143,7 +143,16 @@ SLOTS: dict[str, Slot] = {
         several=True,
         early=True,
     ),
-    "token_modify": Slot({"whiten": credit.whiten, "zero_outliers": credit.zero_outliers}, several=True, early=True),
+    "token_modify": Slot(
+        {
+            "whiten": credit.whiten,
+            "zero_outliers": credit.zero_outliers,
+            "teacher_gap": credit.teacher_gap,
+            "remaining_gap": credit.remaining_gap,
+        },
+        several=True,
+        early=True,
+    ),
     "mismatch": Slot(
         {
             "token_truncated": mismatch.token_truncated,

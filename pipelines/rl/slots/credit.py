@@ -147,6 +147,21 @@ def whiten(advantage_BT: Tensor, mask_BT: Tensor, *, ddof: int = 1, eps: float =
     return (advantage_BT - mean) * (variance + eps).rsqrt() * mask_BT
 
 
+def teacher_gap(advantage_BT: Tensor, logp_taught_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor, *, coefficient: float = 1.0) -> Tensor:
+    """A + coefficient (log teacher - log pi_old): minus the reverse KL to the teacher, sampled at the student's own token (MiMo-V2-Flash, arXiv
+    2601.02780; slime)."""
+    return (advantage_BT + coefficient * (logp_taught_BT - logp_old_BT)) * mask_BT
+
+
+def remaining_gap(advantage_BT: Tensor, mask_BT: Tensor, *, weight: float = 0.5) -> Tensor:
+    """A (1 + weight (1 - share of sum |A| that came before)): early tokens, whose gap all the rest inherits, count more (IW-OPD, arXiv
+    2606.22600)."""
+    size_BT = advantage_BT.abs() * mask_BT
+    total_B1 = size_BT.sum(-1, keepdim=True)
+    before_BT = (size_BT.cumsum(-1) - size_BT) / total_B1.clamp(min=1e-12)
+    return advantage_BT * torch.where(total_B1 > 0, 1 + weight * (1 - before_BT), 1.0)
+
+
 def zero_outliers(
     advantage_BT: Tensor, credited_BT: Tensor, mask_BT: Tensor, *, limit: float = 3.0, around: Literal["zero", "raw_mean"] = "zero"
 ) -> Tensor:

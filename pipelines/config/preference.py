@@ -1,0 +1,75 @@
+"""params.yaml: stages of kind preference."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipelines.config.common import Count, OptimiserSettings, Positive, PromptSettings, Rate, Section
+from pipelines.config.learning import Answered, LearningStage
+from pipelines.config.stage import ROLLOUTS, Reading
+
+
+class PreferringSettings(Section):
+    """An OpenAI-compatible endpoint that says which of two responses is the better one. Its address and key come from TOUCHSTONE_JUDGE_URL and
+    TOUCHSTONE_JUDGE_KEY."""
+
+    model: str = "default"
+    """Model name sent with each request."""
+    criterion: str = "The better response solves the problem correctly; of two that do, or of two that do not, it is the clearer one."
+    """What the judge is told to go by."""
+    max_tokens: Positive = 1024
+    """Longest reply."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for one request."""
+    retries: Count = 3
+    """Further tries after a failed request."""
+
+
+class PairSettings(Section):
+    """Which responses to one prompt become pairs, the better one first. Each response stands in one pair at most."""
+
+    per_problem: Positive = 4
+    """At most so many pairs of each prompt."""
+    choose: Literal["random", "margin", "alike"] = "random"
+    """Where there are more: by hash; the largest difference in reward first; the smallest difference in length first, so that length says nothing of
+    what is better."""
+    judge: PreferringSettings | None = None
+    """Null: the response with the higher reward is the better one. Otherwise a judge says which, asked in both orders; where it does not say the
+    same twice there is no pair."""
+
+
+class PreferenceStage(LearningStage, Reading):
+    """Training on stored responses: pairs, or responses with a score, from files, from the rollouts of other stages, or as a judge prefers."""
+
+    kind: Literal["preference"] = "preference"
+    recipe: str = "dpo"
+    """A row of pipelines/rl/recipes.yaml whose tensors stored responses can give: dpo, ipo, orpo, simpo, alpha_po, kto, copg, trpa, a_lol, topr,
+    direct_advantage and most others."""
+    steps: Positive | None = None
+    """Optimiser batches; null: as many as one pass over the groups takes. A group is a pair, or, without `pairs`, all responses to a prompt."""
+    pairs: PairSettings | None = PairSettings()
+    """What is made of the responses to a prompt in rollouts and in files of scored ones. Null makes no pairs: they stay together with their rewards,
+    as recipes for scored responses (kto, a_lol, topr, direct_advantage) want them. Files of pairs are pairs either way."""
+    answers: Positive = 64
+    """At most so many different responses to a prompt are read of rollouts and of scored ones, by hash."""
+    behaviour: Literal["reference"] | None = None
+    """Log-probabilities under the policy that answered, where the data lack them, as files do: those under the reference, computed once. Null refuses
+    recipes that read them."""
+    prompt: PromptSettings = PromptSettings()
+    """What stands around a prompt in files; rollouts keep the prompt that they were trained in."""
+    max_tokens: Positive = 512
+    """Longer prompts with their response are left out and counted."""
+    temperature: Rate = 1.0
+    """Of all log-probabilities; that of sampling, where a recipe compares with the policy that answered."""
+    optimiser: OptimiserSettings = OptimiserSettings(lr=2e-5, warmup=0.1, schedule="cosine", weight_decay=0.0)
+
+    @property
+    def answered(self) -> Answered:
+        return Answered(self.prompt, self.temperature, self.max_tokens, earlier=True)
+
+    @property
+    def rollouts_read(self) -> tuple[str, ...]:
+        """References to rollouts."""
+        return tuple(name for name in self.data if name.endswith(ROLLOUTS))

@@ -1,0 +1,96 @@
+"""What the kinds rl, preference and distil share: a recipe trains the model that `init` names, by the loop of pipelines/rl."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import paths
+from pipelines.config.learning import LearningStage
+from pipelines.config.rl import SamplingStage
+from pipelines.errors import UserError
+from pipelines.models import ranks
+from pipelines.models.adapters import add_adapters
+from pipelines.models.checkpoints import Checkpoints
+from pipelines.models.loading import load_policy, write_vocabulary
+from pipelines.records import Problem, Trajectory
+from pipelines.rl.journal import notices
+from pipelines.rl.recipe import Recipe
+from pipelines.rl.roles import roles_of
+from pipelines.rl.train import train
+from pipelines.stages import Context
+from pipelines.stages.identity import identity
+from pipelines.stages.trained import along, hand_over, save
+from pipelines.store import replacing_folder
+
+
+def learn(
+    context: Context,
+    module: str,
+    chosen: Recipe,
+    problems: Sequence[Problem],
+    device: str,
+    *,
+    stored: Sequence[Sequence[Trajectory]] | None = None,
+    beside: Mapping[str, Any] | None = None,
+    reads: Iterable[Path] = (),
+) -> dict[str, float]:
+    """Train, and write data/models/<NAME> and, of a stage that samples, data/rollouts/<NAME>. Of several processes all must call.
+
+    module: the stage's own, by its dotted name. stored: groups of responses to train on; None has the policy answer. beside: policies of roles
+    that the stage itself provides. reads: what else than models it reads, relative to the root. Returns the summary.
+    """
+    settings: LearningStage = context.settings
+    init = context.root / paths.model(settings.init)
+    policy, tokenizer = load_policy(init, device)
+    key = f"{settings.kind}@{context.stage}"  # type: ignore[attr-defined]  # of all its randomness
+    if settings.lora:
+        add_adapters(policy, settings.lora, context.seed, key)
+    sources_of = {"init": init, "reference": context.root / paths.model(settings.reference or settings.init)}
+    frozen = dict(beside or {})
+    for name, role in roles_of(chosen).items():
+        if role.source in sources_of:
+            what = f"{context.stage}: the policy '{name}' of recipe '{chosen.name}'"
+            frozen[name] = beside_policy(sources_of[role.source], tokenizer, device, what)
+    checkpoints = Checkpoints(
+        context.resume,
+        identity(context, module, problems=reads, models=map(paths.model, settings.models_read)),
+        context.on_change,
+        writes=context.first,
+        stage=context.stage,
+    )
+    if context.first and (note := checkpoints.prepare()):
+        context.journal.say(note)
+    ranks.wait()
+    rollouts, kept = context.resume / "rollouts", along(context, init)
+    trained = train(
+        policy, tokenizer, problems, chosen, settings, stage=key, seed=context.seed, journal=context.journal, checkpoints=checkpoints,
+        rollout_folder=rollouts, frozen=frozen, kept=kept, stored=stored,
+    )  # fmt: skip
+    validation = settings.validation if isinstance(settings, SamplingStage) else None
+    save(context, init, policy, tokenizer, trained.best, validation.keep if validation else "last")
+    if not context.first:
+        return trained.summary
+    if settings.leaves_rollouts:
+        with replacing_folder(context.root / paths.ROLLOUTS / context.stage) as folder:
+            for path in sorted(rollouts.glob("step-*.parquet")):
+                shutil.copyfile(path, folder / path.name)  # an interrupted run continues from the others
+            write_vocabulary(folder, tokenizer)
+    context.accepted.extend(checkpoints.accepted())
+    for text in notices(context.journal.rows()):
+        context.notice(text)
+    return trained.summary | hand_over(context, kept)
+
+
+def beside_policy(source: Path, tokenizer: Any, device: str, what: str) -> Any:
+    """A policy that does not train.
+
+    Raises:
+        UserError: it reads other ids than the one that trains.
+    """
+    policy, theirs = load_policy(source, device)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"{what} is {source.name}, whose tokenizer is another than that of the policy: the same ids would mean other text")
+    return policy.eval().requires_grad_(False)
