@@ -34,7 +34,7 @@ import pipelines.__main__ as main
 from pipelines import store, verifiers
 from pipelines.generation import torch_engine
 from pipelines.models import checkpoints, optimisation
-from pipelines.rl import ledger, train as loop, update
+from pipelines.rl import ledger, run as verbs, train as loop, update
 from pipelines.sft import train as supervised
 from pipelines.stages import ENTRIES, answers, trained
 
@@ -64,7 +64,7 @@ TARGETS = {
     "checkpoint": lambda: at_call(torch, "save", 2, half),
     "renamed": lambda: at_call(checkpoints, "write_json", 4),
     "ledger": lambda: at_call(ledger, "write_trajectories", 3),
-    "rollouts": lambda: at_call(loop, "write_trajectories", 3),
+    "rollouts": lambda: at_call(verbs, "write_trajectories", 3),
     "torn rollouts": lambda: at_call(store, "write_table", 3, begun),
     "report": lambda: at_call(loop, "report", 4),
     **{f"saved {number}": lambda number=number: at_call(checkpoints.Checkpoints, "save", number) for number in (2, 3, 4)},
