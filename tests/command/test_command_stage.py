@@ -264,7 +264,11 @@ def test_interrupted_work_of_another_program_is_refused_accepted_or_discarded(tm
 
 def test_what_has_ended_well_is_not_made_again(tmp_path, monkeypatch):
     root = project(tmp_path)
-    monkeypatch.setattr("pipelines.stages.command.check", lambda *arguments: os.kill(os.getpid(), signal.SIGINT))
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.stages.command.check", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_stage(root)
     monkeypatch.undo()

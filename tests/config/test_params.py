@@ -1,6 +1,7 @@
 """What a user is told about params.yaml: the key, what was expected, the nearest valid key."""
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,7 +197,13 @@ def test_rows_may_be_named_in_three_ways(given, read):
 def test_every_overlay_gives_valid_params(tmp_path, overlay):
     from tasks.overlays import apply
 
-    path = tmp_path / "params.yaml"
+    project = tmp_path / "project"
+    (project / ".venv-trl/bin").mkdir(parents=True)
+    (project / ".venv-trl/bin/python").symlink_to(sys.executable)  # as if it had been made
+    for name in ("data", "overlays"):
+        (project / name).symlink_to(ROOT / name)
+    path = project / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text())
-    assert apply(path, overlay, root=ROOT)
+    (tmp_path / "shared").symlink_to(ROOT.parent / "shared")
+    assert apply(path, overlay, root=project)
     config.load(path)
