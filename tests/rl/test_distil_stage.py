@@ -209,7 +209,7 @@ def test_the_stage_with_two_teachers_of_which_one_reads_other_tokens(tmp_path, s
         distil.run(context(tmp_path, teachers={"math": "math"}))
     made = distil.run(context(tmp_path, teachers={"math": "math", "*": "code"}, steps=3))
     assert made["teachers"] == 2 and made["steps"] == 3 and made["problems"] == 8
-    rollouts = [t for path in sorted((tmp_path / paths.ROLLOUTS / "taught").iterdir()) for t in read_trajectories(path)]
+    rollouts = [t for path in sorted((tmp_path / paths.ROLLOUTS / "taught").glob("*.parquet")) for t in read_trajectories(path)]
     assert len(rollouts) == 3 * 16 and (tmp_path / paths.model("taught") / "model.safetensors").is_file()
     assert len(pq.read_table(tmp_path / paths.seen("taught"))) == 8
 
