@@ -36,7 +36,7 @@ from pipelines.generation import torch_engine
 from pipelines.models import checkpoints, optimisation
 from pipelines.rl import ledger, run as verbs, train as loop, update
 from pipelines.sft import train as supervised
-from pipelines.stages import ENTRIES, answers, trained
+from pipelines.stages import ENTRIES, answers, learning, trained
 
 def count(owner, counted_steps):
     """Every optimiser step leaves a byte."""
@@ -69,7 +69,7 @@ TARGETS = {
     "report": lambda: at_call(loop, "report", 4),
     **{f"saved {number}": lambda number=number: at_call(checkpoints.Checkpoints, "save", number) for number in (2, 3, 4)},
     "model": lambda: at_call(module if hasattr(module, "save_policy") else trained, "save_policy", 1),
-    "copied": lambda: at_call(module, "replacing_folder", 1),
+    "copied": lambda: at_call(learning, "replacing_folder", 1),
     "metrics": lambda: at_call(main, "write_json", 1),
     "plot": lambda: at_call(main, "write_plot", 1),
     "manifest": lambda: at_call(main, "write_manifest", 1),

@@ -86,7 +86,7 @@ def test_killed_while_an_outside_program_leads(rl_project, tmp_path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     overrides = {"environment": {"name": "harness", "program": f"plays_{seed}:play", "described": False}}
     project = other(rl_project, tmp_path / "p", recipe="grpo", schedule=schedule, overrides=overrides)
-    trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").iterdir()) for t in read_trajectories(path)]
+    trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").glob("*.parquet")) for t in read_trajectories(path)]
     assert {t.part for t in trajectories} == {0, 1} and len({t.reward for t in trajectories}) > 1
     killed(*project, most, seed)
     assert not left(f"plays_{seed}:play")

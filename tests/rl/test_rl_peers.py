@@ -160,7 +160,7 @@ def test_verifiers_03_is_killed_and_goes_on(tmp_path, monkeypatch, rl_project, s
         "name": "harness", "kind": "verifiers", "program": name, "arguments": {"kind": "again"}, "python": python, "described": False, "turns": 3
     }  # fmt: skip
     project = other(rl_project, tmp_path / "p", recipe="grpo", schedule=schedule, overrides={"environment": environment})
-    trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").iterdir()) for t in read_trajectories(path)]
+    trajectories = [t for path in sorted((tmp_path / "p" / paths.ROLLOUTS / "t").glob("*.parquet")) for t in read_trajectories(path)]
     assert {t.reward for t in trajectories} == {0.0, 1.0} and max(len(t.turns) for t in trajectories) > 2
     killed(*project, most=3, seed=3)
     assert not left(f'"{name}"')

@@ -46,7 +46,7 @@ def test_what_was_answered_before_a_kill_is_read_back(template, tmp_path, engine
     answers = read_trajectories(third)
     write_trajectories(third, [replace(answers[0], response=MARK), *answers[1:]])
     assert harness("end")[0] == 0
-    after = [read_trajectories(path) for path in sorted((root / paths.ROLLOUTS / "t").iterdir())]
+    after = [read_trajectories(path) for path in sorted((root / paths.ROLLOUTS / "t").glob("*.parquet"))]
     marked = [t for step in after for t in step if t.response == MARK]
     assert len(before) == 4 and len(after) == STEPS and [t.step for t in marked] == [3]
     assert [*before[:2], before[3]] == [*after[:2], after[3]]

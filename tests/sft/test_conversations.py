@@ -171,5 +171,5 @@ def test_a_stage_trains_on_them_and_writes_down_which(tmp_path: Path) -> None:
     assert seen == {"problem_id": conversations.read(tmp_path / "talks.jsonl")[0].of, "data": "talks.jsonl"}
     with pytest.raises(UserError, match="talk: data: talks.jsonl holds conversations, which take neither where nor share"):
         run(data={"talks.jsonl": {"where": {"domain": ["math"]}}})
-    with pytest.raises(UserError, match="talk: no example to train on: 1 answers and conversations, all longer than 20 tokens"):
+    with pytest.raises(UserError, match="talk: no example to train on: there are 1, all longer than 20 tokens"):
         run(train={"max_tokens": 20})
