@@ -174,7 +174,7 @@ def _token_entropies(
 
 def answered(folder: Path) -> pa.Table:
     """What the policy answered in each step, whether it trained or not: neither what was replayed nor what a guide said."""
-    return pq.read_table(folder, columns=["step", "group_id", "outcome", "extracted"], filters=[("origin", "=", POLICY)])
+    return pq.read_table(sorted(folder.glob("*.parquet")), columns=["step", "group_id", "outcome", "extracted"], filters=[("origin", "=", POLICY)])
 
 
 def pass_rates(rollouts: pa.Table) -> tuple[Floats, Floats]:

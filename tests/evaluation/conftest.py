@@ -10,7 +10,7 @@ import torch
 from pipelines import paths
 from pipelines.config.evaluation import EvaluationSettings
 from pipelines.config.training import ArchitectureSettings
-from pipelines.models.loading import save_policy
+from pipelines.models.loading import load_tokenizer, save_policy, write_vocabulary
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
@@ -89,6 +89,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_problems(root / paths.BENCHMARKS / "differences.parquet", differences)
     train([*sums, *differences], root)
     write_trajectories(root / paths.ROLLOUTS / "sums" / "step-000001.parquet", made_rollouts(sums))
+    write_vocabulary(root / paths.ROLLOUTS / "sums", load_tokenizer(root / paths.model("sums")))
     return root
 
 
