@@ -14,13 +14,14 @@ import pytest
 import torch
 from chat_endpoint import Answer, serve
 
+from pipelines import guard
 from pipelines.config.common import GenerationSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
 from pipelines.endpoint import GENERATION_KEY as KEY
 from pipelines.endpoint import GENERATION_URL as URL
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.generation import Request, ScriptedGenerator, create, guard, respond, serving
+from pipelines.generation import Request, ScriptedGenerator, create, respond, serving
 from pipelines.models.loading import save_policy
 from pipelines.models.scoring import pad
 from pipelines.models.tiny import tiny_model
@@ -222,17 +223,17 @@ def test_what_a_server_breaks_off_is_asked_again_and_old_weights_are_refused(fak
 FAMILY = """
 import os, subprocess, sys, time
 sys.path.insert(0, sys.argv[1])
-from guard import Guard  # by itself: the package would load torch
+from pipelines.guard import Guard
 guard = Guard()
 stubborn = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); subprocess.Popen(['sleep', '600'], start_new_session=True); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", stubborn], env=os.environ | guard.environment, start_new_session=True)
-print(guard.environment["TOUCHSTONE_ENGINE"], flush=True)
+print(guard.mark, flush=True)
 time.sleep(600)
 """
 
 
 def test_what_an_engine_started_ends_with_a_parent_that_is_killed():
-    parent = subprocess.Popen([sys.executable, "-c", FAMILY, str(Path(guard.__file__).parent)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", FAMILY, str(Path(guard.__file__).parents[1])], stdout=subprocess.PIPE, text=True)
     mark = parent.stdout.readline().strip()
     wait(lambda: len(guard.marked(mark)) == 2)
     parent.send_signal(signal.SIGKILL)

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines import guard
 from pipelines.config.common import GenerationSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings
 from pipelines.endpoint import GENERATION_KEY as KEY
 from pipelines.endpoint import GENERATION_URL as URL
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.generation import Request, Sample, TorchGenerator, create, guard, serving
+from pipelines.generation import Request, Sample, TorchGenerator, create, serving
 from pipelines.generation.vllm_engine import LocalVllm, write_weights
 from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
@@ -205,7 +206,7 @@ from pipelines.config.common import GenerationSettings
 if __name__ == "__main__":
     made = create(GenerationSettings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
     (sample,), = made.generate([Request(tuple(json.loads(sys.argv[3])), 1, ("k",))])
-    mark, = getattr(made._backend, "_server", made._backend)._guard.environment.values()
+    mark = getattr(made._backend, "_server", made._backend)._guard.mark
     try:
         made.push(None, 1)
     except ValueError as error:
