@@ -23,14 +23,12 @@ import yaml
 from pipelines import paths
 from pipelines.config import read_yaml
 from pipelines.errors import UserError
-from pipelines.store import replacing, write_json
+from pipelines.store import replacing
 
 COPIES = (".dvc", "tmp", "exps")
 """Where in a project DVC makes its copies."""
 EXPERIMENTS = paths.STATE / "experiments"
 """<digest of params.yaml>/: the `.touchstone` of a copy."""
-SWEEPS = paths.STATE / "sweeps"
-"""<name>.json: the points of a sweep."""
 
 Point = dict[str, Any]
 """Dotted key of params.yaml -> its value."""
@@ -106,7 +104,6 @@ def sweep(project: Path, name: str, points: Sequence[Point]) -> Iterator[tuple[P
     Raises:
         UserError: an experiment fails; those before it stay, and the same sweep goes on from there.
     """
-    write_json(project / SWEEPS / f"{name}.json", [{"experiment": named(name, point), "params": point} for point in points])
     for point in points:
         experiment = named(name, point)
         if experiment not in _there(project):

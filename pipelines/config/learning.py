@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,9 +77,9 @@ class LearningStage(Starting):
     """Minutes after which one is made though fewer steps have passed."""
 
     @property
+    @abstractmethod
     def answered(self) -> Answered:
         """How the responses that train were answered."""
-        raise NotImplementedError
 
     @property
     def on_policy(self) -> bool:

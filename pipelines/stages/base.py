@@ -9,7 +9,6 @@ from pipelines.config.training import BaseSettings
 from pipelines.errors import UserError
 from pipelines.lineage.external import at_commit
 from pipelines.models.bringing import bring_in
-from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.known import KnownModel, meaning
 from pipelines.models.loading import hub_commit, load_policy, save_policy
 from pipelines.models.tiny import tiny_model
@@ -18,7 +17,7 @@ from pipelines.sft.examples import corpus_examples, document, document_prompts, 
 from pipelines.sft.goal import Goal, set_aside
 from pipelines.sft.train import train
 from pipelines.stages import Context
-from pipelines.stages.identity import identity
+from pipelines.stages.trained import opened
 from pipelines.store import read_problems, replacing_folder
 
 TOKENIZER_DOCUMENTS = 5000
@@ -42,9 +41,7 @@ def run(context: Context) -> dict[str, float]:
     if not examples:
         raise UserError(f"base: all {left_out} documents are longer than {longest} tokens (base.train.max_tokens, base.architecture.context)")
     examples, unseen = hold_out(examples, settings.train.held_out, context.seed, context.stage)
-    checkpoints = Checkpoints(context.resume, identity(context, __name__, data=paths.SPLITS["base"]), context.on_change, stage=context.stage)
-    if note := checkpoints.prepare():
-        context.journal.say(note)
+    checkpoints = opened(context, __name__, data=paths.SPLITS["base"])
     goal = Goal(settings.train.goal, solving, tokenizer, document_prompts(tokenizer, solving)) if settings.train.goal else None
     summary, best = train(
         model, examples, settings.train, seed=context.seed, purpose="base", journal=context.journal, checkpoints=checkpoints, goal=goal,

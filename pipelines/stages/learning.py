@@ -11,9 +11,7 @@ from pipelines import paths
 from pipelines.config.learning import LearningStage
 from pipelines.config.rl import SamplingStage
 from pipelines.errors import UserError
-from pipelines.models import ranks
 from pipelines.models.adapters import add_adapters
-from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy, write_vocabulary
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.journal import notices
@@ -21,8 +19,7 @@ from pipelines.rl.recipe import Recipe
 from pipelines.rl.roles import roles_of
 from pipelines.rl.train import train
 from pipelines.stages import Context
-from pipelines.stages.identity import identity
-from pipelines.stages.trained import along, hand_over, save
+from pipelines.stages.trained import along, hand_over, opened, save
 from pipelines.store import replacing_folder
 
 
@@ -54,16 +51,7 @@ def learn(
         if role.source in sources_of:
             what = f"{context.stage}: the policy '{name}' of recipe '{chosen.name}'"
             frozen[name] = beside_policy(sources_of[role.source], tokenizer, device, what)
-    checkpoints = Checkpoints(
-        context.resume,
-        identity(context, module, problems=reads, models=map(paths.model, settings.models_read)),
-        context.on_change,
-        writes=context.first,
-        stage=context.stage,
-    )
-    if context.first and (note := checkpoints.prepare()):
-        context.journal.say(note)
-    ranks.wait()
+    checkpoints = opened(context, module, problems=reads, models=map(paths.model, settings.models_read))
     rollouts, kept = context.resume / "rollouts", along(context, init)
     trained = train(
         policy, tokenizer, problems, chosen, settings, stage=key, seed=context.seed, journal=context.journal, checkpoints=checkpoints,

@@ -11,6 +11,7 @@ Rows without a prompt whose chosen and rejected are messages take the turns that
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,7 +143,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
             yield number, {name: value for name, value in row.items() if value is not None}
 
 
-class ResponseFile:
+class ResponseFile(ABC):
     """A file of responses, one a row. What is wrong with a row is told with its number, and nothing of the file is used. template: what stands around
     prompts. longest: tokens that a prompt with its response may have."""
 
@@ -165,8 +166,9 @@ class ResponseFile:
                 raise UserError(f"{self._name}:{number}: {wrong}; a file that a stage reads must be read whole") from None
         self._found.lacking.add(Asks.BEHAVIOUR)
 
+    @abstractmethod
     def _read(self, row: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Take what one row says into `found`."""
 
     def _prompt(self, row: Mapping[str, Any]) -> tuple[Problem, list[int]]:
         """The problem, and its prompt as ids."""

@@ -11,15 +11,13 @@ from pipelines.config.training import SupervisedStage
 from pipelines.errors import UserError
 from pipelines.models import ranks
 from pipelines.models.adapters import add_adapters
-from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import load_policy
 from pipelines.records import Problem
 from pipelines.sft.examples import Example, hold_out
 from pipelines.sft.goal import Goal
 from pipelines.sft.train import train
 from pipelines.stages import Context
-from pipelines.stages.identity import identity
-from pipelines.stages.trained import along, hand_over, save
+from pipelines.stages.trained import along, hand_over, opened, save
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,7 @@ def run(context: Context, module: str, reader: Callable[[Context, Any, int], Rea
         if read.too_long:
             context.journal.say(f"{read.too_long} examples longer than {longest} tokens are left out")
         examples, held_out = hold_out(read.examples, settings.train.held_out, context.seed, context.stage)
-        checkpoints = Checkpoints(
-            context.resume,
-            identity(context, module, data=map(paths.rows, settings.rows_read), init=paths.model(settings.init)),
-            context.on_change,
-            writes=context.first,
-            stage=context.stage,
-        )
-        if context.first and (note := checkpoints.prepare()):
-            context.journal.say(note)
-        ranks.wait()
+        checkpoints = opened(context, module, data=map(paths.rows, settings.rows_read), init=paths.model(settings.init))
         goal = Goal(settings.train.goal, read.to_solve, tokenizer, read.prompts) if settings.train.goal else None
         kept = along(context, init)
         summary, best = train(

@@ -1,4 +1,4 @@
-"""What a stage that trains leaves: its model as a plain one, whatever it trained as."""
+"""What stages that train have in common: checkpoints that an interrupted run goes on from, and a model that is left as a plain one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import paths
+from pipelines.models import ranks
 from pipelines.models.adapters import plain_weights
+from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.kept import Kept
 from pipelines.models.loading import load_policy, save_policy
 from pipelines.stages import Context
+from pipelines.stages.identity import identity
 
 
 def save(
@@ -29,6 +32,20 @@ def save(
         if state is not None:
             plain.load_state_dict(state)
             save_policy(context.root / paths.model(context.stage) if keep == name else context.work / name, plain, tokenizer)
+
+
+def opened(context: Context, module: str, **read: Any) -> Checkpoints:
+    """The stage's checkpoints, ready for what it is made from now. module: the stage's own, by its dotted name. read: as `identity` takes it. Of
+    several processes all must call.
+
+    Raises:
+        UserError: an interrupted run was made otherwise, and nobody said what becomes of it.
+    """
+    checkpoints = Checkpoints(context.resume, identity(context, module, **read), context.on_change, writes=context.first, stage=context.stage)
+    if context.first and (note := checkpoints.prepare()):
+        context.journal.say(note)
+    ranks.wait()
+    return checkpoints
 
 
 def along(context: Context, init: Path) -> Kept | None:
