@@ -16,6 +16,7 @@ from typing import Any
 from pipelines import paths
 from pipelines.errors import UserError
 from pipelines.records import Problem
+from pipelines.row_files import Malformed, lines
 from pipelines.sources import loose
 
 
@@ -73,9 +74,9 @@ def decontaminate(options: argparse.Namespace) -> int:
     settings = CurationSettings.model_validate(
         {"steps": ["decontaminate"], "decontamination": {"paraphrases": {"embedding": _embedding(options.embedding)}}}
     )
-    read = list(loose.lines(options.input))
+    read = list(lines(options.input))
     problems = {number: _prompt(row) for number, row in read}
-    against = [_benchmark_item(f"{options.against}:{number}", row) for number, row in loose.lines(options.against)]
+    against = [_benchmark_item(f"{options.against}:{number}", row) for number, row in lines(options.against)]
     usable = [replace(problem, source_id=str(number)) for number, problem in problems.items() if isinstance(problem, Problem)]
     curated = run(usable, {options.against.stem: against}, settings)
     hits = {int(hit.problem.source_id): {"reason": hit.reason, "detail": hit.detail} for hit in curated.dropped}
@@ -109,20 +110,20 @@ def _embedding(model: str | None) -> str | None:
     return model or default
 
 
-def _benchmark_item(where: str, row: dict[str, Any] | loose.Malformed) -> Problem:
+def _benchmark_item(where: str, row: dict[str, Any] | Malformed) -> Problem:
     """A row that training rows are compared with: to pass over a malformed one would let what it holds through."""
     item = _prompt(row)
-    if isinstance(item, loose.Malformed):
+    if isinstance(item, Malformed):
         raise UserError(f"{where}: {item}")
     return item
 
 
-def _prompt(row: dict[str, Any] | loose.Malformed) -> Problem | loose.Malformed:
+def _prompt(row: dict[str, Any] | Malformed) -> Problem | Malformed:
     """The problem of a row, which needs no answer here, or why it has none."""
-    if isinstance(row, loose.Malformed):
+    if isinstance(row, Malformed):
         return row
     problem = loose.problem(row, answered=False)
-    return problem if problem.prompt.strip() else loose.Malformed(f"no text in {', '.join(loose.PROMPT)}")
+    return problem if problem.prompt.strip() else Malformed(f"no text in {', '.join(loose.PROMPT)}")
 
 
 def _write(path: Path, chosen: list[Any]) -> None:

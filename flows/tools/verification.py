@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.records import Outcome, Problem, Verdict
+from pipelines.row_files import Malformed, lines
 from pipelines.sources import loose
 
 BATCH = 512
@@ -91,19 +92,19 @@ def _progress(rows: int, spoke: float) -> float:
     return now
 
 
-def _pairs(path: Path) -> Iterator[tuple[dict[str, Any], tuple[Problem, str] | loose.Malformed]]:
+def _pairs(path: Path) -> Iterator[tuple[dict[str, Any], tuple[Problem, str] | Malformed]]:
     """Each row with the problem and prediction it holds, or why it holds none."""
-    for number, row in loose.lines(path):
+    for number, row in lines(path):
         where = f"line {number}: "
-        if isinstance(row, loose.Malformed):
-            yield {}, loose.Malformed(f"{where}{row}")
+        if isinstance(row, Malformed):
+            yield {}, Malformed(f"{where}{row}")
             continue
         try:
             if not isinstance(row.get("prediction"), str):
-                raise loose.Malformed(f"expected `prediction` to be a string, got {row.get('prediction')!r}")
+                raise Malformed(f"expected `prediction` to be a string, got {row.get('prediction')!r}")
             yield row, (loose.problem(row), row["prediction"])
-        except loose.Malformed as reason:
-            yield row, loose.Malformed(f"{where}{reason}")
+        except Malformed as reason:
+            yield row, Malformed(f"{where}{reason}")
 
 
 def _judged(verdict: Verdict) -> dict[str, Any]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipelines import row_files
 from pipelines.config.training import Role
 from pipelines.errors import UserError
 from pipelines.prompting import END_THINK, THINK
+from pipelines.row_files import Malformed
 from pipelines.sft.examples import Example, Span
 
 FIELD = "messages"
@@ -106,17 +108,7 @@ class Conversation:
 
 def holds(path: Path) -> bool:
     """Whether a file's first row has messages."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return FIELD in pq.read_schema(path).names
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = next((line for line in file if line.strip()), "")
-    try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and FIELD in row
+    return FIELD in row_files.first(path)
 
 
 def read(path: Path) -> list[Conversation]:
@@ -125,32 +117,12 @@ def read(path: Path) -> list[Conversation]:
     Raises:
         UserError: a row is none; says which, and what is wrong with it.
     """
-    return [_conversation(row, f"{path.name}:{number}") for number, row in _rows(path)]
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        yield from enumerate((_without_none(row) for batch in pq.ParquetFile(path).iter_batches() for row in batch.to_pylist()), 1)
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError):
-                    raise UserError(f"{path.name}:{number}: not JSON") from None
-
-
-def _without_none(value: Any) -> Any:
-    """Parquet gives each of a list's mappings the keys of all others."""
-    if isinstance(value, dict):
-        return {key: _without_none(each) for key, each in value.items() if each is not None}
-    return [_without_none(each) for each in value] if isinstance(value, list) else value
+    return [_conversation(row, f"{path.name}:{number}") for number, row in row_files.rows(path)]
 
 
 def _conversation(given: Any, where: str) -> Conversation:
+    if isinstance(given, Malformed):
+        raise UserError(f"{where}: {given}")
     try:
         row = _Row.model_validate(given)
     except ValidationError as error:

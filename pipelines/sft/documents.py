@@ -7,13 +7,14 @@ token but a document's first is predicted, and once.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.stage import TEXT
+from pipelines import row_files
+from pipelines.config.stage import FILES, TEXT
 from pipelines.errors import UserError
+from pipelines.row_files import Malformed
 from pipelines.sft.examples import Example
 
 FIELD = "text"
@@ -26,19 +27,10 @@ def holds(path: Path) -> bool:
     """Whether a file holds documents: text, or rows with `text` and no answer, by its schema or its first row."""
     if path.suffix == TEXT:
         return True
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return path.is_file() and _document(pq.read_schema(path).names)
-    if path.suffix != ".jsonl" or not path.is_file():
+    if path.suffix not in FILES or not path.is_file():
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = next((line for line in file if line.strip()), "")
-    try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and _document(row)
+    names = row_files.first(path)
+    return FIELD in names and not any(answer in names for answer in ANSWERS)
 
 
 def read(path: Path) -> dict[str, str]:
@@ -71,24 +63,12 @@ def examples(tokenizer: Any, documents: Mapping[str, str], longest: int) -> list
     return found
 
 
-def _document(names: Any) -> bool:
-    return FIELD in names and not any(answer in names for answer in ANSWERS)
-
-
 def _texts(path: Path) -> Iterator[tuple[int, Any]]:
     """Number of the row, or line, and what stands for its text."""
     if path.suffix == TEXT:
         yield 1, path.read_text(encoding="utf-8", errors="replace")
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        yield from enumerate(pq.read_table(path, columns=[FIELD])[FIELD].to_pylist(), 1)
     else:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise UserError(f"{path.name}:{number}: not JSON: {error}") from None
-                    yield number, row.get(FIELD) if isinstance(row, dict) else None
+        for number, row in row_files.rows(path, [FIELD]):
+            if isinstance(row, Malformed):
+                raise UserError(f"{path.name}:{number}: {row}")
+            yield number, row.get(FIELD)

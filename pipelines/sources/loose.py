@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines import row_files
 from pipelines.config import check
 from pipelines.config.sources import FileSource
 from pipelines.errors import UserError
 from pipelines.records import Problem, problem_id
+from pipelines.row_files import Malformed
 from pipelines.sources import SOURCES, BadRow
 
 PROMPT = ("prompt", "question", "problem", "text")
 ANSWER = ("answer", "gold")
 OTHERS = {"solution": ("solution",), "source_id": ("id", "source_id"), "topics": ("topics", "subject"), "verifier_args": ("verifier_args",)}
 OTHERS |= {name: (name,) for name in ("domain", "verifier", "answer_type", "licence")}
-
-
-class Malformed(Exception):
-    """A row that cannot be used; the text says why."""
-
-
-def lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
-    """Line number and object of each line of a JSONL file, or what is wrong with the line.
-
-    Raises:
-        UserError: no such file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _object(line)
-
-
-def _object(line: str) -> dict[str, Any] | Malformed:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return Malformed(f"not JSON: {error.msg}")
-    except (RecursionError, ValueError):
-        return Malformed("not JSON: nested too deeply or a number too long")
-    return row if isinstance(row, dict) else Malformed(f"expected an object, got {type(row).__name__}")
 
 
 def problem(row: dict[str, Any], *, answered: bool = True) -> Problem:
@@ -101,8 +75,4 @@ def _first(path: Path, source: FileSource) -> dict[str, Any]:
         from pipelines.sources.files import dataset
 
         return next(iter(dataset(source, Path(source.path), path.stem)), {})
-    if path.suffix == ".parquet" and path.is_file():
-        import pyarrow.parquet as pq
-
-        return dict.fromkeys(pq.read_schema(path).names)
-    return next((row for _, row in lines(path) if isinstance(row, dict)), {})
+    return row_files.first(path)

@@ -16,7 +16,7 @@ from pipelines.rl import stored
 from pipelines.rl.recipe import Recipe, recipe
 from pipelines.rl.roles import untaught
 from pipelines.rl.teachers import Output, Outputs, Teacher, Teachers
-from pipelines.sources.loose import Malformed
+from pipelines.row_files import Malformed
 from pipelines.stages import Context, rows
 from pipelines.stages.learning import learn
 from pipelines.stages.responses import ResponseFile, Responses, text_of, used

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipelines import paths, prompting, seeding
+from pipelines import paths, prompting, row_files, seeding
 from pipelines.config.common import PromptSettings
 from pipelines.config.preference import PreferenceStage
 from pipelines.config.stage import FILES, ROLLOUTS
@@ -27,7 +25,7 @@ from pipelines.errors import UserError
 from pipelines.models.loading import same_vocabulary
 from pipelines.records import GUIDE, POLICY, PROMPT, Outcome, Problem, Segment, Trajectory, problem_id
 from pipelines.rl.tensors import Asks
-from pipelines.sources.loose import Malformed, lines
+from pipelines.row_files import Malformed
 from pipelines.stages import Context, rows
 from pipelines.store import read_trajectories, to_problems
 
@@ -125,22 +123,8 @@ def _prune(kept: dict[tuple[int, ...], Trajectory], most: int, key: tuple[object
 
 def _holds_responses(path: Path) -> bool:
     """Whether the first row of a file is a response, and not a problem."""
-    names = next((set(row) for _, row in _rows(path) if isinstance(row, dict)), set())
+    names = set(row_files.first(path))
     return {CHOSEN, REJECTED} <= names or bool(names & set(RESPONSE))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Malformed]]:
-    """Number, from 1, and content of each row."""
-    if path.suffix != ".parquet":
-        yield from lines(path)
-        return
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    number = 0
-    for part in pq.ParquetFile(path).iter_batches(1024):
-        for row in part.to_pylist():
-            number += 1
-            yield number, {name: value for name, value in row.items() if value is not None}
 
 
 class ResponseFile(ABC):
@@ -157,7 +141,7 @@ class ResponseFile(ABC):
         Raises:
             UserError: there is no such file, or a row is wrong.
         """
-        for number, row in _rows(self._path):
+        for number, row in row_files.rows(self._path):
             try:
                 if isinstance(row, Malformed):
                     raise row

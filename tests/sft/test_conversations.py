@@ -112,7 +112,7 @@ def test_where_a_template_rewrites_earlier_turns_each_is_an_example_of_its_own(t
     ("row", "message"),
     [
         ("{", r"talks.jsonl:2: not JSON"),
-        ([1], r"talks.jsonl:2: Input should be a valid dictionary"),
+        ([1], r"talks.jsonl:2: expected an object, got list"),
         ({"messages": [{"role": "user", "content": "a"}]}, r"talks.jsonl:2: messages: List should have at least 2 items"),
         ({"messages": [{"role": "user", "content": "a"}] * 2}, r"talks.jsonl:2: no message is the assistant's"),
         ({"messages": [{"role": "bot", "content": "a"}] * 2}, r"talks.jsonl:2: messages.0.role: Input should be 'assistant', 'tool'"),
