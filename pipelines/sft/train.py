@@ -46,70 +46,92 @@ def train(
     """Train `model` in place, from its newest checkpoint if there is one. Returns the summary of the run, with what the goal last measured, and the
     weights that were the best on `held_out`, where that is measured."""
     per_epoch = -(-len(examples) // settings.batch_size)
-    per_round = max(1, round(per_epoch * settings.epochs))
-    most = per_round * (goal.settings.rounds if goal else 1)
+    measures = _Measures(settings, checkpoints, max(1, round(per_epoch * settings.epochs)), goal, held_out)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if ranks.world() > 1:
         shard(model)
     optimiser = make_optimiser(model, settings.optimiser)
-    measured, held = Numbers(), Numbers()
-    best = Best(checkpoints, held, settings.held_out.patience) if settings.held_out else None
-    step = checkpoints.restore(model, optimiser, {"measured": measured, "held": held})
+    step = checkpoints.restore(model, optimiser, measures.state)
     journal.cut(step)
     if kept:
         kept.cut(step)
     if step:
-        journal.say(f"resuming after step {step} of {_end_of_round(step, per_round)}")
+        journal.say(f"resuming after step {step} of {measures.end_of_round(step)}")
     pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
     model.train()
-
-    def over() -> bool:
-        ended = step > 0 and step % per_round == 0 and (goal is None or not goal.missing(measured))
-        return step == most or ended or (best is not None and best.over)
-
     with deterministic(model.device):
-        for batch in () if over() else _from(examples, settings.batch_size, seed, purpose, per_epoch, step, most):
+        remaining = _from(examples, settings.batch_size, seed, purpose, per_epoch, step, measures.most)
+        while not measures.over(step):
             began = time.monotonic()
-            step += 1
-            share = schedule(settings.optimiser, (step - 1) % per_round + 1, per_round)
+            step, batch = step + 1, next(remaining)
+            share = schedule(settings.optimiser, (step - 1) % measures.per_round + 1, measures.per_round)
             loss = gradients(model, batch, settings)
             rows = {part: [getattr(example, part) for example in batch] for part in ("ids", "spans", "of")}
             keep = functools.partial(keep_batch, checkpoints.folder / f"not-finite-{step:08d}.pt", rows)
             norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
             speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
-            figures: dict[str, float] = {}
-            if best and settings.held_out and (step % settings.held_out.every == 0 or step % per_round == 0):
-                figures["held_out_loss"] = mean_loss(model, held_out, settings)
-                best.offer(step, -figures["held_out_loss"], model)
-            if goal and step % per_round == 0:
-                with gathered(model):
-                    measured.update(goal.measure(model))
-                figures |= measured
+            figures = measures.take(step, model)
             journal.log(
-                step, _end_of_round(step, per_round), f"loss {loss:.3f}  {speed:,.0f} tokens/s",
+                step, measures.end_of_round(step), f"loss {loss:.3f}  {speed:,.0f} tokens/s",
                 clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm,
                 scored_tokens=float(sum(example.scored for example in batch)), **figures,
             )  # fmt: skip
             if kept:
                 kept.add(step, model)
-            if pace.due(step) or over():
-                checkpoints.save(step, model, optimiser, {"measured": measured, "held": held})
-            if over():
-                break
+            if pace.due(step) or measures.over(step):
+                checkpoints.save(step, model, optimiser, measures.state)
     model.eval()
-    tail = [row["loss"] for row in journal.rows()[-20:]]
-    summary = {"steps": float(step), "examples": float(len(examples)), "final_loss": sum(tail) / len(tail), **measured}
-    if best is None:
-        return summary, None
-    if step < most and best.over:
+    if measures.stopped(step):
         journal.say(f"stopped after step {step}: no better loss on what is held out")
-    return summary | {"best_step": float(best.step), "held_out_loss": -best.figure}, best.weights()
+    tail = [row["loss"] for row in journal.rows()[-20:]]
+    summary = {"steps": float(step), "examples": float(len(examples)), "final_loss": sum(tail) / len(tail), **measures.summary()}
+    return summary, measures.best.weights() if measures.best else None
 
 
-def _end_of_round(step: int, per_round: int) -> int:
-    """The last step of the round that `step` belongs to."""
-    return -(-step // per_round) * per_round
+class _Measures:
+    """What is measured beside the loss of training, and what ends it: the loss on held-out examples, and at the end of a round the goal. per_round:
+    steps of a round. most: of all rounds. state: numbers that a checkpoint keeps."""
+
+    def __init__(
+        self, settings: LanguageModellingSettings, checkpoints: Checkpoints, per_round: int, goal: Goal | None, held_out: Sequence[Example]
+    ) -> None:
+        self._settings, self._goal, self._held_out = settings, goal, held_out
+        self._measured, held = Numbers(), Numbers()
+        self.best = Best(checkpoints, held, settings.held_out.patience) if settings.held_out else None
+        self.per_round, self.most = per_round, per_round * (goal.settings.rounds if goal else 1)
+        self.state = {"measured": self._measured, "held": held}
+
+    def take(self, step: int, model: Any) -> dict[str, float]:
+        """What to log after `step`; new best weights are kept. Of several processes all must call."""
+        figures: dict[str, float] = {}
+        ended, held = step % self.per_round == 0, self._settings.held_out
+        if self.best and held and (ended or step % held.every == 0):
+            figures["held_out_loss"] = mean_loss(model, self._held_out, self._settings)
+            self.best.offer(step, -figures["held_out_loss"], model)
+        if self._goal and ended:
+            with gathered(model):
+                self._measured.update(self._goal.measure(model))
+            figures |= self._measured
+        return figures
+
+    def over(self, step: int) -> bool:
+        """Whether training ends after `step`."""
+        reached = step > 0 and step % self.per_round == 0 and (self._goal is None or not self._goal.missing(self._measured))
+        return step == self.most or reached or (self.best is not None and self.best.over)
+
+    def stopped(self, step: int) -> bool:
+        """Whether it ended early for want of a better loss."""
+        return step < self.most and self.best is not None and self.best.over
+
+    def end_of_round(self, step: int) -> int:
+        """The last step of the round that `step` belongs to."""
+        return -(-step // self.per_round) * self.per_round
+
+    def summary(self) -> dict[str, float]:
+        """What the goal last measured, and the best loss with its step."""
+        best = {"best_step": float(self.best.step), "held_out_loss": -self.best.figure} if self.best else {}
+        return {**self._measured, **best}
 
 
 def gradients(model: Any, batch: Sequence[Example], settings: LanguageModellingSettings) -> float:
