@@ -6,17 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-
 from pipelines import prompting, seeding
 from pipelines.config.common import PromptSettings
 from pipelines.config.training import AcceptSettings, HeldOutSettings
 from pipelines.errors import UserError
 from pipelines.records import POLICY, Outcome, Problem, Trajectory
-
-MEGABATCH = 16
-"""Batches that are sorted by length together: little padding, still a shuffled order."""
-
 
 Span = tuple[int, int, float]
 """Tokens [begin, end), and the weight of each in the loss."""
@@ -142,13 +136,8 @@ def hold_out(examples: Sequence[Example], settings: HeldOutSettings | None, *see
 
 
 def batches(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, epoch: int) -> Iterator[list[Example]]:
-    """One epoch in an order keyed by (seed, purpose, epoch); examples of like length share a batch. The last may be short."""
-    rng = seeding.generator(seed, purpose, "epoch", epoch)
-    order = rng.permutation(len(examples))
-    groups: list[np.ndarray] = []
-    for start in range(0, len(order), batch_size * MEGABATCH):
-        mega = order[start : start + batch_size * MEGABATCH]
-        mega = mega[np.argsort([len(examples[i].ids) for i in mega], kind="stable")]
-        groups += [mega[i : i + batch_size] for i in range(0, len(mega), batch_size)]
-    for group in rng.permutation(len(groups)):
-        yield [examples[i] for i in groups[group]]
+    """One epoch in an order keyed by (seed, purpose, epoch), long and short examples mixed: batches of like length train worse (figures in
+    docs/STAGES.md). Inside a batch they stand by length, so that a micro-batch pads little. The last may be short."""
+    order = seeding.generator(seed, purpose, "epoch", epoch).permutation(len(examples))
+    for start in range(0, len(order), batch_size):
+        yield sorted((examples[i] for i in order[start : start + batch_size]), key=lambda example: len(example.ids))

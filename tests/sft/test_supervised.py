@@ -100,6 +100,12 @@ def test_every_example_once_per_epoch_in_an_order_of_its_own():
     assert first == again != second
 
 
+def test_a_batch_holds_short_and_long_examples_shortest_first():
+    examples = [Example.after(list(range(n + 2)), 1) for n in range(320)]
+    lengths = [[len(e.ids) for e in batch] for batch in batches(examples, 32, 1, "p", 0)]
+    assert all(batch == sorted(batch) and batch[0] < 100 and batch[-1] > 220 for batch in lengths)
+
+
 def test_the_schedule_warms_up_and_falls():
     cosine = OptimiserSettings(lr=1.0, warmup=0.1, final_share=0.2)
     rates = [schedule(cosine, step, 100) for step in range(1, 101)]
