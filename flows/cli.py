@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("run", run, "run every stage that is not current, then name the report")
     sub.add_argument("--until", metavar="STAGE", help="stop after this stage; only what it needs runs; a kind means all of that kind")
     sub.add_argument("--force", metavar="STAGE", action="append", default=[], help="run this stage though it is current; may be given again")
+    sub.add_argument("--at-once", metavar="N", type=int, help="run up to N stages side by side; default: TOUCHSTONE_AT_ONCE, else 1")
     changed = sub.add_mutually_exclusive_group()
     changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
@@ -57,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     from pipelines.lineage import manifests
-    from tasks import locking, planning, settings
+    from tasks import locking, planning, settings, side_by_side
 
     project = settings.root()
+    at_once = side_by_side.at_once(options.at_once)
     if options.on_change:
         os.environ["TOUCHSTONE_ON_CHANGE"] = options.on_change  # the stages are children
     with locking.single_run(project):
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             command.start_servers(plan.stages[first])  # while Prefect is imported here
             from flows.post_training import post_training
 
-            command.with_server(lambda: post_training(until=options.until, force=options.force))
+            command.with_server(lambda: post_training(until=options.until, force=options.force, at_once=at_once))
             for stage, statement in manifests.read_manifests(project).items():
                 for text in manifests.notices(statement) if stage in plan.stages else ():
                     print(f"{stage}: look at this: {text}")
