@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("edits", nargs="+", metavar="KEY=VALUE,VALUE", help="a key of params.yaml and its values, such as stages.math.recipe=grpo,dapo")
     sub.add_argument("--name", default="sweep", help="experiments are called NAME-DIGEST; default: sweep")
     sub.add_argument("--model", help="the model that is compared; default: the candidate of evaluation.gate")
+    early = "stop a point once the pass rate of this RL stage cannot come up to the best point's any more, as its learning curve predicts"
+    sub.add_argument("--stop-early", metavar="STAGE", help=early)
     sub = add("lineage", lineage, "the chain from a model or file back to its rows and source files")
     sub.add_argument("path", type=Path, help="a model folder, or any file or folder under data/")
     sub.add_argument("--verify", action="store_true", help="recompute every digest; exit code 1 names the first link that does not hold")
@@ -144,12 +146,17 @@ def sweep(options: argparse.Namespace) -> int:
 
     project = settings.root()
     model = options.model or settings.params(project).evaluation.gate.candidate
-    found = {}
-    for point, experiment in experiments.sweep(project, options.name, experiments.grid(options.edits)):
-        said = ", ".join(f"{key} {value}" for key, value in point.items())
-        print(f"{experiment}: {said}", flush=True)
-        found[said] = experiments.samples(project, experiment, model)
-    print("\n".join(compared(found)))
+    found, stopped = {}, list[str]()
+    for ran in experiments.sweep(project, options.name, experiments.grid(options.edits), options.stop_early):
+        said = ", ".join(f"{key} {value}" for key, value in ran.point.items())
+        print(f"{ran.experiment}: {said}{' (stopped)' if ran.stopped else ''}", flush=True)
+        if ran.stopped:
+            stopped.append(f"{said}: {ran.stopped.told(options.stop_early)}")
+        else:
+            found[said] = experiments.samples(project, ran.experiment, model)
+    print("\n".join([*compared(found), *stopped]))
+    if stopped:
+        print("what was stopped goes on from its checkpoint when the same sweep runs without --stop-early")
     return 0
 
 

@@ -6,8 +6,8 @@ import signal
 import sys
 
 import mini_project
+import psutil
 import pytest
-import yaml
 from mlflow import MlflowClient
 from test_mapping import edited, entry, run, with_stand_ins
 
@@ -87,6 +87,12 @@ def made(project):
     return {file.relative_to(project): file.read_bytes() for file in files_below(project / "data") if file.name != "dvc.lock"}, lock
 
 
+def at_work(project):
+    """Processes of the two stages."""
+    found = psutil.process_iter(["name", "cwd", "status"])
+    return [each for each in found if each.info["name"] in ("code", "math") and each.info["cwd"] == str(project) and each.info["status"] != psutil.STATUS_ZOMBIE]
+
+
 def runs(project):
     client = MlflowClient(f"sqlite:///{project}/.touchstone/mlflow.db", f"sqlite:///{project}/.touchstone/mlflow.db")
     return client.search_runs([client.get_experiment_by_name("touchstone").experiment_id], order_by=["attributes.start_time"])
@@ -125,7 +131,7 @@ def test_after_a_failure_what_runs_may_end_and_nothing_starts(project, environme
     assert {run.info.run_name: run.info.status for run in runs(project)} == {"post-training": "FAILED", "math": "FAILED", "code": "FINISHED"}
     (project / "fails-math").unlink()
     done = mini_project.touchstone(project, "run", **environment)
-    assert [line.partition(": runs")[0] for line in done.stdout.splitlines() if ": runs" in line] == ["math", "other", "merged", "evaluation", "report"]
+    assert [line.partition(": runs")[0] for line in done.stdout.splitlines() if ": runs" in line] == ["math", "merged", "other", "evaluation", "report"]
 
 
 def test_both_errors_are_told(project, environment):
@@ -141,10 +147,10 @@ def test_however_a_run_is_ended_no_stage_is_left_and_the_next_run_goes_on(projec
     for name in ("code", "math"):
         (project / f"waits-{name}").touch()
     process = mini_project.start(project, *CLI, "run", "--at-once", "2", **environment)
-    mini_project.wait_until(lambda: len(mini_project.stage_processes(project)) == 2, 60)
+    mini_project.wait_until(lambda: len(at_work(project)) == 2, 120)
     process.send_signal(number)
-    mini_project.wait_until(lambda: not mini_project.stage_processes(project), 5)
-    _, error = process.communicate(timeout=30)
+    mini_project.wait_until(lambda: not at_work(project), 5)
+    _, error = process.communicate(timeout=60)
     said = "stopped; the next run continues from here\n"
     assert (process.returncode, error) == {signal.SIGINT: (130, said), signal.SIGTERM: (143, ""), signal.SIGKILL: (-9, "")}[number]
     status = "RUNNING" if number == signal.SIGKILL else "KILLED"
@@ -158,7 +164,7 @@ def test_however_a_run_is_ended_no_stage_is_left_and_the_next_run_goes_on(projec
 def test_a_stage_that_may_have_another_beside_it_has_its_part_of_the_threads(project, environment):
     """Whatever happens to run: the part follows from the graph, so that a run again computes alike."""
     stages = graph.graph(settings.params(project))
-    assert [name for name in stages if side_by_side.sharing(stages, name, 4) == 2] == ["math", "code"]
+    assert [name for name in stages if side_by_side.sharing(stages, name, 4) == 2] == ["code", "math"]
     assert {side_by_side.sharing(stages, name, 4) for name in stages} == {1, 2}
     assert {side_by_side.sharing(stages, name, 1) for name in stages} == {1}
     done = mini_project.touchstone(project, "run", "--at-once", "2", "--until", "merged", **environment)
