@@ -96,8 +96,8 @@ class Testbed:
         generator = TorchGenerator(policy, self.tokenizer, GenerationSettings(max_new_tokens=48))
         with VerifierPool() as pool:
             _, examining = answerers(recipe("grpo", **overrides), generator, pool)
-            tasks = [examining.task(p, place, samples, (self.seed, "benchmark", place, p.problem_id)) for place, p in enumerate(problems)]
-            return examining.groups(tasks, 0, "benchmark", Clock())
+            tasks = [examining.task(p, place, samples, (self.seed, "benchmark")) for place, p in enumerate(problems)]
+            return examining.played(tasks, 0, "benchmark", Clock())
 
     def pass_rates(self, policy: Any, **overrides: Any) -> np.ndarray:
         """By held-out problem."""
