@@ -144,7 +144,7 @@ def test_a_hopeless_point_is_stopped_and_goes_on_when_it_is_asked_for(project: P
         (["stages.math.where={domain: [math]},{domain: [code]}"], "(stages.math.where.domain"),
         (["stages.math.generation.temperature=1.0,0.7"], "(stages.math.generation.temperature: 1.0 -> 0.7)"),
         (["stages.math.overrides={},{guidance: {name: hint}}"], "(stages.math.recipe.guidance"),
-        (["stages.math.steps.more=1,2"], "--stop-early"),
+        (["stages.math.recipe.more.yet=1,2"], "--stop-early: 'stages.math.recipe.more.yet' names no key of params.yaml"),
     ],
 )
 def test_points_whose_pass_rates_mean_something_else_are_refused(tmp_path: Path, edits: list[str], message: str) -> None:
@@ -160,7 +160,7 @@ def test_points_that_learn_otherwise_are_comparable(tmp_path: Path) -> None:
     overrides = "{},{combine: {name: weighted, weights: {correct: 1.0, format: 0.1}}}"
     points = experiments.grid(["stages.math.recipe=grpo,dr_grpo", "stages.math.steps=40,80", f"stages.math.overrides={overrides}", "stages.math.init=sft"])
     assert stopping.watch(tmp_path, "math", points).steps == [40, 40, 80, 80] * 2
-    with pytest.raises(UserError, match="--stop-early sft: with stages.math.init sft it is no stage of kind rl, which journals pass rates; there are math"):
+    with pytest.raises(UserError, match="--stop-early sft: with stages.math.init sft it is no stage of kind rl, which journals pass rates; there are code, math"):
         stopping.watch(tmp_path, "sft", experiments.grid(["stages.math.init=sft"]))
 
 
