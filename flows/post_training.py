@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from prefect import flow
 
 from flows.kinds import FLOWS
-from pipelines import graph
 from tasks import locking, owed, planning, reporting, settings, side_by_side
 from tasks.execution import tell
 from tasks.preloading import PRELOADED
@@ -27,7 +26,6 @@ def post_training(until: str | None = None, force: list[str] | None = None, at_o
     ran: list[str] = []
     with locking.single_run(project), ExitStack() as stack:
         plan = planning.make(project, until, force or [])
-        everything = graph.graph(settings.params(project))
         for stage in plan.stages:
             if owed.untold(project, stage):
                 tell(stage)
@@ -48,7 +46,7 @@ def post_training(until: str | None = None, force: list[str] | None = None, at_o
                 # the libraries come in while stages run that need none
                 PRELOADED.start(project, libraries=any(plan.stages[name].loads_model for name in (stage, *waiting)))
                 ran.append(stage)
-            FLOWS[plan.stages[stage].kind](stage, pipeline_run, side_by_side.sharing(everything, stage, most))
+            FLOWS[plan.stages[stage].kind](stage, pipeline_run, side_by_side.sharing(plan.everything, stage, most))
 
         side_by_side.walk(plan.stages, most, run)
         reporting.show_progress(progress, len(plan.stages), len(plan.stages), "complete")

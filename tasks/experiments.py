@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,33 +178,32 @@ def _dvc(project: Path, *arguments: str, look: Callable[[Path], Outlook | None] 
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=project, env=environment)
     stopped: Outlook | None = None
-    while True:
-        try:
-            code = process.wait(None if stopped or not look else LOOK)
-            break
-        except subprocess.TimeoutExpired:
-            run = _run_below(process.pid)
-            if look and run and (seen := look(Path(run.cwd()) / paths.STATE)) and seen.hopeless:
-                run.send_signal(signal.SIGINT)
-                stopped = seen
-    if not code:
-        return None
-    if stopped:
-        return stopped
-    raise UserError(f"dvc {' '.join(arguments)}: it failed; what it said stands above")
+    try:
+        while process.returncode is None:
+            try:
+                process.wait(LOOK if look and not stopped else None)
+            except subprocess.TimeoutExpired:
+                pid, copy = _run_below(process.pid)
+                if look and pid and (seen := look(copy / paths.STATE)) and seen.hopeless:
+                    stopped = seen
+                    with suppress(ProcessLookupError):  # it is over
+                        os.kill(pid, signal.SIGINT)
+    finally:
+        process.kill()
+    if process.returncode and not stopped:
+        raise UserError(f"dvc {' '.join(arguments)}: it failed; what it said stands above")
+    return stopped if process.returncode else None
 
 
-def _run_below(dvc: int) -> Any:
-    """The `touchstone run` in a copy that a process of DVC has started, if there is one now."""
+def _run_below(dvc: int) -> tuple[int, Path]:
+    """The `touchstone run` that a process of DVC has started, and the copy in which it runs; 0 where there is none now."""
     import psutil  # comes with DVC
 
-    try:
+    with suppress(psutil.Error):
         for process in psutil.Process(dvc).children(recursive=True):
             if process.cmdline()[1:4] == ["-m", "flows.cli", "run"] and is_copy(Path(process.cwd())):
-                return process
-    except psutil.Error:
-        pass
-    return None
+                return process.pid, Path(process.cwd())
+    return 0, Path()
 
 
 def _written(value: Any) -> str:

@@ -7,6 +7,7 @@ waits for the process that works. With DVC they take turns (`locking.TURN`).
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -44,7 +45,8 @@ def threads(parts: int) -> int | None:
     """Of a stage that has one part of the machine's processors; None where OMP_NUM_THREADS says it, or the stage has all of them."""
     if parts == 1 or os.environ.get("OMP_NUM_THREADS"):
         return None
-    return max(1, len(os.sched_getaffinity(0)) // parts)
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, usable // parts)
 
 
 Run = Callable[[str, Sequence[str], Sequence[str]], None]

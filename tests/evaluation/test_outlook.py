@@ -60,3 +60,9 @@ def test_a_curve_that_rises_late_goes_on(middle):
 def test_a_curve_that_falls_is_hopeless():
     rates = 0.6 - 0.005 * np.arange(STEPS) + NOISE
     assert stopped_at(rates, 0.75) is not None
+
+
+def test_a_curve_that_has_not_moved_may_yet_rise_until_half_of_the_run_is_over():
+    rates = 0.3 + NOISE
+    assert not outlook(rates[:24], STEPS, 0.8).hopeless
+    assert 24 < stopped_at(rates, 0.8) <= 42

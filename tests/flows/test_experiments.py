@@ -52,8 +52,8 @@ def run(context):
     for step in range(before + 1, context.settings.steps + 1):
         wiggle = (7 * step % 5 - 2) / 100
         context.journal.record(step, {"pass_rate": (0.3 if slow else 0.8 - 0.4 / step) + wiggle}, {})
-        if slow and step == 40 and not before:
-            time.sleep(300)
+        if slow and step == 48 and not before:
+            time.sleep(200)
     return plain(context)
 """
 """A stage with a learning curve: flat at a small learning rate, where it stops to be looked at the first time."""
@@ -120,8 +120,8 @@ def test_a_hopeless_point_is_stopped_and_goes_on_when_it_is_asked_for(project: P
     *table, why, last = done.stdout.splitlines()
     assert table[-1].startswith("math       stages.math.optimiser.lr 0.001")
     assert re.fullmatch(
-        r"stages.math.optimiser.lr 1e-05: stopped after step 40 of 80 of math, where its end was predicted at a pass rate of 0\.3\d\d "
-        r"\[0\.2\d\d, 0\.\d{3}\], and the best before it reached 0\.79\d",
+        r"stages.math.optimiser.lr 1e-05: stopped after step 48 of 80 of math, where its end was predicted at a pass rate of 0\.3\d\d "
+        r"\[0\.0\d\d, 0\.5\d\d\], and the best before it reached 0\.79\d",
         why,
     )
     assert last == "what was stopped goes on from its checkpoint when the same sweep runs without --stop-early"
@@ -143,8 +143,9 @@ def test_a_hopeless_point_is_stopped_and_goes_on_when_it_is_asked_for(project: P
         (["stages.sft.train.epochs=1,2"], "(sft.train.epochs: 1.0 -> 2.0)"),
         (["stages.math.where={domain: [math]},{domain: [code]}"], "(stages.math.where.domain"),
         (["stages.math.generation.temperature=1.0,0.7"], "(stages.math.generation.temperature: 1.0 -> 0.7)"),
-        (["stages.math.overrides={},{guidance: {name: hint}}"], "(stages.math.recipe.guidance"),
-        (["stages.math.recipe.more.yet=1,2"], "--stop-early: 'stages.math.recipe.more.yet' names no key of params.yaml"),
+        (["stages.math.recipe=grpo,scale_rl"], "(stages.math.recipe.tasks"),
+        (["stages.math.recipe=grpo,reinforce_ada"], "(stages.math.recipe.explore"),
+        (["stages.math.init.more=1,2"], "--stop-early: 'stages.math.init.more' names no key of params.yaml"),
     ],
 )
 def test_points_whose_pass_rates_mean_something_else_are_refused(tmp_path: Path, edits: list[str], message: str) -> None:
