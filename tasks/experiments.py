@@ -174,7 +174,7 @@ def _there(project: Path) -> list[str]:
 
 def _dvc(project: Path, *arguments: str, look: Callable[[Path], Outlook | None] | None = None) -> Outlook | None:
     """Run a command of DVC. look: says of the `.touchstone` of the copy in which it runs what will come of it; where that is hopeless the run is
-    stopped as by Ctrl-C, and that is returned."""
+    stopped, and that is returned."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=project, env=environment)
     stopped: Outlook | None = None
@@ -187,7 +187,7 @@ def _dvc(project: Path, *arguments: str, look: Callable[[Path], Outlook | None] 
                 if look and pid and (seen := look(copy / paths.STATE)) and seen.hopeless:
                     stopped = seen
                     with suppress(ProcessLookupError):  # it is over
-                        os.kill(pid, signal.SIGINT)
+                        os.kill(pid, signal.SIGTERM)
     finally:
         process.kill()
     if process.returncode and not stopped:
