@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 
 import mini_project
 import psutil
@@ -12,7 +13,7 @@ from mlflow import MlflowClient
 from test_mapping import edited, entry, run, with_stand_ins
 
 from pipelines import graph, paths
-from pipelines.config import read_yaml
+from pipelines.config import load, read_yaml
 from pipelines.errors import UserError
 from pipelines.lineage.digests import files_below
 from pipelines.store import read_json
@@ -134,12 +135,28 @@ def test_after_a_failure_what_runs_may_end_and_nothing_starts(project, environme
     assert [line.partition(": runs")[0] for line in done.stdout.splitlines() if ": runs" in line] == ["math", "merged", "other", "evaluation", "report"]
 
 
-def test_both_errors_are_told(project, environment):
-    (project / "fails-math").touch()
-    (project / "fails-code").touch()
-    done = mini_project.touchstone(project, "run", "--at-once", "2", **environment)
-    assert done.returncode == 2
-    assert set(done.stderr.splitlines()) <= {"math: it cannot be done", "code: it cannot be done"} and done.stderr
+def test_the_errors_of_all_that_ran_are_told_and_a_bug_among_them_is_not_hidden(tmp_path):
+    edited(tmp_path, code=entry("code", **SFT))
+    stages, begun, both = graph.graph(load(tmp_path / "params.yaml")), [], threading.Barrier(2, timeout=20)
+
+    def fails(error):
+        def run(stage, waiting, beside):
+            begun.append(stage)
+            if stage in ("code", "math"):
+                both.wait()
+                raise error(f"{stage}: it cannot be done")
+
+        return run
+
+    with pytest.raises(UserError) as told:
+        side_by_side.walk(stages, 2, fails(UserError))
+    assert sorted(str(told.value).splitlines()) == ["code: it cannot be done", "math: it cannot be done"]
+    assert begun[-2:] in (["code", "math"], ["math", "code"]), "merged has not begun"
+    with pytest.raises(ExceptionGroup, match="several stages failed"):
+        side_by_side.walk(stages, 2, fails(ZeroDivisionError))
+    begun.clear()
+    side_by_side.walk(stages, 1, lambda stage, waiting, beside: begun.append((stage, beside)))
+    assert begun == [(stage, ()) for stage in stages], "one at a time, in the order of the graph"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
