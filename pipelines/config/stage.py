@@ -16,6 +16,21 @@ ROLLOUTS = "/rollouts"
 """Ending of a reference to what a stage has sampled, of kind rl or a command with rollouts; kind sft reads it."""
 
 
+BOUND = 0.55
+"""Least lower end of the interval of a reward model's held-out accuracy, where nobody says otherwise."""
+
+
+class Served(Section):
+    """A stage of kind reward_model, at work in another stage."""
+
+    stage: str
+    """Its name."""
+    bound: Share = BOUND
+    """It is refused where the 95 % interval of its held-out accuracy begins below this; 0.5 is what guessing has."""
+    principle: str | None = None
+    """Of one with loss entailment: what responses are held to; null: the stage's own `principle`."""
+
+
 class Where(Section):
     """Conditions on rows; all that are given must hold."""
 
@@ -63,6 +78,11 @@ class StageSettings(Section):
     @property
     def models_read(self) -> tuple[str, ...]:
         """Names of the models that it reads, each once."""
+        return ()
+
+    @property
+    def reward_models_read(self) -> tuple[str, ...]:
+        """Names of the reward models that it asks, each once."""
         return ()
 
     @property

@@ -27,6 +27,7 @@ ENTRIES = {
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
     "preference": ("pipelines.stages.preference", "pipelines.config.preference", "PreferenceStage"),
     "distil": ("pipelines.stages.distil", "pipelines.config.distil", "DistilStage"),
+    "reward_model": ("pipelines.stages.reward_model", "pipelines.config.reward_model", "RewardModelStage"),
     "command": ("pipelines.stages.command", "pipelines.config.command", "CommandStage"),
     "merge": ("pipelines.stages.merge", "pipelines.config.evaluation", "MergeStage"),
     "extrapolate": ("pipelines.stages.extrapolate", "pipelines.config.extrapolation", "ExtrapolateStage"),
