@@ -91,11 +91,11 @@ class LearningStage(Starting):
         return tuple(dict.fromkeys([self.init, self.reference or self.init]))
 
     @property
-    def reward_models_read(self) -> tuple[str, ...]:
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
         given = self.overrides.get("parts")
         parts = given if isinstance(given, list | tuple) else [given]
         named = [part.get("stage") for part in parts if isinstance(part, dict) and part.get("name") == "reward_model"]
-        return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
+        return tuple(("overrides.parts", name) for name in named if isinstance(name, str))
 
     @model_validator(mode="after")
     def _processes_fit(self) -> LearningStage:

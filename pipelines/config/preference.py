@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import Count, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
 from pipelines.config.learning import Answered, LearningStage
-from pipelines.config.stage import BOUND, ROLLOUTS, Reading, Served
+from pipelines.config.stage import BOUND, ROLLOUTS, Reading, Served, Starting
 
 
 class PreferringSettings(Section):
@@ -39,7 +39,8 @@ class PreferringSettings(Section):
 
     @model_validator(mode="after")
     def _one_judge(self) -> PreferringSettings:
-        asked = [name for name in ("model", "criterion", "max_tokens", "timeout", "retries") if getattr(self, name) != type(self).model_fields[name].default]
+        fields = type(self).model_fields
+        asked = [name for name in ("model", "criterion", "max_tokens", "timeout", "retries") if getattr(self, name) != fields[name].default]
         if self.stage and asked:
             raise ValueError(f"{asked[0]}: it is of an endpoint, and stage {self.stage} judges; leave one of them out")
         return self
@@ -58,12 +59,12 @@ class PairSettings(Section):
     same twice there is no pair."""
 
     @property
-    def reward_models_read(self) -> tuple[str, ...]:
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
         """The stage of kind reward_model that judges, if one does."""
-        return (self.judge.stage,) if self.judge and self.judge.stage else ()
+        return (("pairs.judge.stage", self.judge.stage),) if self.judge and self.judge.stage else ()
 
 
-class Responding(Reading):
+class Responding(Starting, Reading):
     """A stage that reads stored responses: of rollouts, and of files of pairs or scored ones."""
 
     answers: Positive = 64
@@ -103,5 +104,5 @@ class PreferenceStage(LearningStage, Responding):
         return Answered(self.prompt, self.temperature, self.max_tokens, earlier=True)
 
     @property
-    def reward_models_read(self) -> tuple[str, ...]:
-        return self.pairs.reward_models_read if self.pairs else ()
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return (*super().reward_models_named, *(self.pairs.reward_models_named if self.pairs else ()))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.config.common import OptimiserSettings, Positive, Rate, Share, Span
+from pipelines.config.common import OptimiserSettings, Positive, Span
 from pipelines.config.preference import PairSettings, Responding
 from pipelines.config.training import TrainedStage, TrainingSettings
 
@@ -74,8 +74,8 @@ class RewardModelStage(TrainedStage, Responding):
         return self.loss == "bradley_terry"
 
     @property
-    def reward_models_read(self) -> tuple[str, ...]:
-        return self.pairs.reward_models_read if self.paired else ()
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return self.pairs.reward_models_named if self.paired else ()
 
     @model_validator(mode="after")
     def _something_trains(self) -> RewardModelStage:

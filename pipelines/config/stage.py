@@ -81,9 +81,14 @@ class StageSettings(Section):
         return ()
 
     @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        """Key, and the reward model that it names there."""
+        return ()
+
+    @property
     def reward_models_read(self) -> tuple[str, ...]:
         """Names of the reward models that it asks, each once."""
-        return ()
+        return tuple(dict.fromkeys(name for _, name in self.reward_models_named))
 
     @property
     def rows_read(self) -> tuple[str, ...]:

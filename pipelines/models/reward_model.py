@@ -45,8 +45,8 @@ WITHOUT_END = "[NULL]"
 ROWS = 64
 """Responses that are scored together."""
 Scale = Literal["probability", "standard", "raw"]
-Text = tuple[list[int], int]
-"""Token ids, and where the response begins in them."""
+Text = tuple[list[int], int, int]
+"""What is read of one response: token ids, from where on they are the response's own, and its length in tokens."""
 
 
 class Form(Section):
@@ -98,8 +98,8 @@ def form_of(settings: RewardModelStage, tokenizer: Any, longest: int) -> Form:
         if yes == no:
             raise UserError("loss entailment: Yes and No begin with the same token in this tokenizer")
         answers = yes, no
-    told = {name: getattr(settings, name) for name in ("loss", "prompt", "reads", "question", "principle", "span", "bins")}
-    return Form(**told, answers=answers, max_tokens=longest)
+    told = {name: getattr(settings, name) for name in ("loss", "prompt", "reads", "question", "principle", "bins")}
+    return Form(**told, span=settings.span if settings.loss == "hl_gauss" else None, answers=answers, max_tokens=longest)
 
 
 def prompt_ids(tokenizer: Any, form: Form, problem: Problem) -> list[int]:
@@ -111,13 +111,13 @@ def text_ids(tokenizer: Any, form: Form, prompt: Sequence[int], problem: Problem
     """What the model reads of one response. prompt: of `prompt_ids`, or of turns. Characters that spell special tokens stay characters."""
     read = response if form.reads == "response" else final_text(response)
     read = WITHOUT_END if read is None else read
+    said = tokenizer(read, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if form.loss == "entailment":
         parts = {"problem": problem.prompt, "principle": principle or "", "response": read}
         asked = re.sub(r"\{(problem|principle|response)\}", lambda found: parts[found[1]], form.question)
         ids = prompting.turns_ids(tokenizer, [{"role": "user", "content": asked}])
-        return ids, len(ids) - 1
-    said = tokenizer(read, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*prompt, *said, tokenizer.eos_token_id], len(prompt)
+        return ids, len(ids) - 1, len(said)
+    return [*prompt, *said, tokenizer.eos_token_id], len(prompt), len(said)
 
 
 def edges(span: tuple[float, float], bins: int) -> Tensor:
@@ -128,15 +128,16 @@ def edges(span: tuple[float, float], bins: int) -> Tensor:
 
 def outputs(model: Any, form: Form, texts: Sequence[Text]) -> Tensor:
     """What the head says at the end of each: r (B,), or logits of the bins (B, K); float32."""
-    ids_BT = pad([ids for ids, _ in texts], device=model.device)
+    ids_BT = pad([ids for ids, *_ in texts], device=model.device)
     place_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    start_B, length_B = torch.tensor([[start, len(ids)] for ids, start in texts], device=ids_BT.device).T
+    start_B, length_B = torch.tensor([[start, len(ids)] for ids, start, _ in texts], device=ids_BT.device).T
     response_BT = (place_T >= start_B[:, None]) & (place_T < length_B[:, None])
     return within(model, _outputs, ids_BT, response_BT, form.answers)
 
 
 def _outputs(model: Any, ids_BT: Tensor, response_BT: Tensor, answers: tuple[int, int] | None) -> Tensor:
     _, end_BE = hidden_states(model, ids_BT, response_BT, ends=True)
+    assert end_BE is not None
     if answers is None:
         out_BK = logits(getattr(model, HEAD), end_BE)
         return out_BK[:, 0] if out_BK.shape[1] == 1 else out_BK
@@ -152,16 +153,16 @@ def worth(out_B: Tensor, form: Form, temperature: float) -> Tensor:
     return torch.softmax(out_B / temperature, -1) @ ((border[1:] + border[:-1]) / 2)
 
 
-def begin(source: Path, form: Form, device: str, seed: tuple[object, ...]) -> tuple[Any, Any]:
-    """The model that a policy becomes with a head of its own, and its tokenizer. A number's weights are drawn from N(0, 1 / (E + 1)) (arXiv 2009.01325),
+def begin(source: Path, form: Form, device: str, *seed: object) -> Any:
+    """The model that a policy becomes with a head of its own. A number's weights are drawn from N(0, 1 / (E + 1)) (arXiv 2009.01325),
     those of bins are 0: every bin is as likely.
 
     Raises:
         UserError: `source` is no policy, or there is no such class for its architecture.
     """
-    policy, tokenizer = load_policy(source)
+    policy, _ = load_policy(source, chat=False)
     if form.loss == "entailment":
-        return policy.to(device), tokenizer
+        return policy.to(device)
     config = policy.config
     config.num_labels = form.classes
     try:
@@ -175,7 +176,7 @@ def begin(source: Path, form: Form, device: str, seed: tuple[object, ...]) -> tu
     drawn = seeding.generator(*seed, "head of a reward model").normal(0.0, 1.0, head.weight.shape) * deviation
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(drawn))
-    return model.to(device), tokenizer
+    return model.to(device)
 
 
 def save(path: Path, model: Any, tokenizer: Any, record: Record) -> None:
