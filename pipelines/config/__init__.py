@@ -110,7 +110,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     for key, scorer in stage.reward_models_named:
         if scorer not in reward_models:
-            choice = f"choose one of {', '.join(reward_models)}{nearest(scorer, reward_models)}" if reward_models else "add a stage of kind reward_model"
+            choice = f"choose one of {', '.join(reward_models)}{nearest(scorer, reward_models)}"
+            choice = choice if reward_models else "add a stage of kind reward_model"
             yield f"{key}: {_unfit(scorer, name, stages, 'reward model')}; {choice}"
     if isinstance(stage, ExtrapolateStage) and stage.init in models and not getattr(others.get(stage.init), "keep", None):
         keeping = [other for other, each in others.items() if getattr(each, "keep", None)]

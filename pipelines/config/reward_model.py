@@ -34,18 +34,19 @@ class ScorerTrainingSettings(TrainingSettings):
 class RewardModelStage(TrainedStage, Responding):
     """A model that says what a response is worth, learnt from pairs or from verdicts and scores, measured on problems that it has not seen.
 
-    It is no policy: no stage starts from it. Stages name it to have responses judged: `overrides: {parts: [{name: reward_model, stage: NAME}]}` in RL,
-    `pairs: {judge: {stage: NAME}}`, and `judge: {stage: NAME}` for problems of verifier `judge`.
+    It is no policy: no stage starts from it. Stages name it to have responses judged: RL in `overrides.parts` by {name: reward_model, stage: NAME},
+    pairs by `pairs: {judge: {stage: NAME}}`, problems of verifier `judge` by `judge: {stage: NAME}`.
     """
 
     kind: Literal["reward_model"] = "reward_model"
     loss: Loss = "bradley_terry"
-    """`bradley_terry`: of two responses the better one has the higher score (arXiv 2203.02155). `binary`: whether a response is right. `hl_gauss`: its
-    score, as classes over bins (arXiv 2403.03950). `entailment`: whether it meets a principle that the row names, log p(Yes) - log p(No) (RLBFF)."""
+    """`bradley_terry`: of two responses the better one has the higher score (arXiv 2203.02155). `binary`: whether a response is right.
+    `hl_gauss`: its score, as classes over bins (arXiv 2403.03950). `entailment`: whether it meets a principle that the row names, by
+    log p(Yes) - log p(No) (RLBFF)."""
     pairs: PairSettings = PairSettings()
     """bradley_terry: which responses to a prompt in rollouts and in files of scored ones become pairs."""
     margin: Annotated[float, Field(ge=0.0)] = 0.0
-    """bradley_terry: by how much the scores of a pair must differ, for a difference of 1 in reward (arXiv 2307.09288). The difference of a pair from a
+    """bradley_terry: by how much the scores of a pair must differ, for a difference of 1 in reward (arXiv 2307.09288). The difference of a pair of a
     file is its row's `margin`, 1 where it has none."""
     centre: Annotated[float, Field(ge=0.0)] = 0.01
     """bradley_terry: weight of (better + worse)^2, which fixes the constant that the loss leaves free (arXiv 2312.09244)."""

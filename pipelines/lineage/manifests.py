@@ -86,8 +86,8 @@ def write_manifest(
 
     accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. origins: setting ->
     what the stage read there and came from elsewhere. installed: packages of the environment of an outside program. endpoints: who answered
-    requests of the stage, with a digest of what was said (`answered.summary`). notices: what somebody should look at. measured: what a model is worth.
-    device: where tensors were.
+    requests of the stage, with a digest of what was said (`answered.summary`). notices: what somebody should look at. measured: what its model
+    is worth. device: where tensors were.
 
     Raises:
         UserError: what the stage started from was edited while it ran.

@@ -32,7 +32,8 @@ def add_adapters(policy: Any, settings: LoraSettings, *seed: object, whole: Sequ
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seeding.key("adapters", *seed))
-            inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, exclude_modules=list(whole)), policy)
+            config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, exclude_modules=list(whole))
+            inject_adapter_in_model(config, policy)
     except ValueError as error:
         raise UserError(f"lora.targets {targets}: {str(error).splitlines()[0]}") from error
     for name, p in policy.named_parameters():

@@ -221,9 +221,9 @@ class RewardModel:
     def scores(self, asked: Sequence[tuple[Problem, str]], scale: Scale = "probability", principle: str | None = None) -> list[float]:
         """What each response to its problem is worth.
 
-        probability: in [0, 1]: of being right, or of meeting the principle; of a model of pairs, of being preferred to an average response; the
-        place in the span of a model of scores. standard: (r - mean) / spread, cut to LARGEST. raw: r. A blank response, and one that is too long to be
-        read, gets the lowest r of the problems that fitted the temperature.
+        probability: in [0, 1]: of being right, or of meeting the principle; of a model of pairs, of being preferred to an average response; of a
+        model of scores, the place in the span. standard: (r - mean) / spread, cut to LARGEST. raw: r. A blank response, and one that is too long
+        to be read, gets the lowest r of the problems that fitted the temperature.
         """
         form = self.record.form
         told = principle or form.principle

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipelines.models.reward_model import RewardModel
 from pipelines.records import Problem, Trajectory, Verdict
 from pipelines.verifiers import VerifierPool
 
@@ -12,13 +13,14 @@ from pipelines.verifiers import VerifierPool
 @dataclass(frozen=True)
 class Scoring:
     """problem: what the group answered. answers: what is judged of each, the last turn. verdicts: of the problem's own verifier, or of the
-    environment. limit: tokens that an answer may have."""
+    environment. limit: tokens that an answer may have. reward_models: those that parts name, by stage."""
 
     problem: Problem
     answers: Sequence[str]
     verdicts: Sequence[Verdict]
     pool: VerifierPool
     limit: int
+    reward_models: Mapping[str, RewardModel]
 
 
 Part = Callable[[Sequence[Trajectory], Scoring], dict[str, list[float | None]]]
