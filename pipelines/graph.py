@@ -101,7 +101,10 @@ def _reads(kind: str, settings: Any) -> list[Path]:
         "sources": lambda: [paths.EXTERNAL / "sources"],
         "curation": lambda: [paths.SOURCES],
         "base": lambda: [paths.SPLITS["base"], paths.EXTERNAL / "base"],
-        "evaluation": lambda: [paths.BENCHMARKS, *map(paths.model, settings.models), *(paths.ROLLOUTS / name for name in settings.rollouts)],
+        "evaluation": lambda: [
+            paths.BENCHMARKS, *map(paths.model, settings.models), *(paths.ROLLOUTS / name for name in settings.rollouts),
+            *([paths.model(settings.judge.stage)] if settings.judge else []),
+        ],
         "report": lambda: [paths.SOURCES, paths.CURATION, paths.EVALUATION, paths.MODELS, paths.METRICS, paths.PLOTS, paths.MANIFESTS],
     }[kind]()
 

@@ -79,12 +79,15 @@ class Params(Section):
             raise ValueError("\n".join(told))
 
         def known(key: str, names: Iterable[str], what: str, there: tuple[str, ...]) -> None:
-            told.extend(f"{key}: '{name}' is no {what}; there are {', '.join(there)}{nearest(name, there)}" for name in names if name not in there)
+            choice = ', '.join(there) or 'none'
+            told.extend(f"{key}: '{name}' is no {what}; there are {choice}{nearest(name, there)}" for name in names if name not in there)
 
         known("evaluation.gate.improve", gate.improve, "benchmark", benchmarks)
         known("evaluation.gate.retain", gate.retain, "benchmark", benchmarks)
         known("evaluation.clusters", self.evaluation.clusters, "benchmark", benchmarks)
         known("evaluation.models", self.evaluation.models or (), "model", self.models)
+        reward_models = tuple(name for name, stage in self.stages.items() if stage.kind in REWARD_MODELS)
+        known("evaluation.judge.stage", [self.evaluation.judge.stage] if self.evaluation.judge else [], "stage of kind reward_model", reward_models)
         sampled = tuple(name for name, stage in self.stages.items() if stage.leaves_rollouts and stage.kind in MODELS)
         known("evaluation.rollouts", self.evaluation.rollouts or (), "stage that leaves rollouts", sampled)
         evaluated = self.models if self.evaluation.models is None else self.evaluation.models

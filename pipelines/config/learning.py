@@ -95,7 +95,7 @@ class LearningStage(Starting):
         given = self.overrides.get("parts")
         parts = given if isinstance(given, list | tuple) else [given]
         named = [part.get("stage") for part in parts if isinstance(part, dict) and part.get("name") == "reward_model"]
-        return tuple(("overrides.parts", name) for name in named if isinstance(name, str))
+        return (*super().reward_models_named, *(("overrides.parts", name) for name in named if isinstance(name, str)))
 
     @model_validator(mode="after")
     def _processes_fit(self) -> LearningStage:

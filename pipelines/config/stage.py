@@ -125,6 +125,17 @@ class Reading(StageSettings):
         return tuple(self.data)
 
 
+class Judging(StageSettings):
+    """A stage that has responses judged."""
+
+    judge: Served | None = None
+    """The reward model that judges problems of verifier `judge`; null asks the endpoint that TOUCHSTONE_JUDGE_URL names."""
+
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return (*super().reward_models_named, *((("judge.stage", self.judge.stage),) if self.judge else ()))
+
+
 class Starting(StageSettings):
     """A stage that starts from a model."""
 

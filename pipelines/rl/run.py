@@ -40,7 +40,7 @@ from pipelines.rl.ledger import Ledger
 from pipelines.rl.objective import masked, routes, with_advantages
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.recompose import Recomposition
-from pipelines.rl.rewards import Rewards
+from pipelines.rl.rewards import Judges, Rewards
 from pipelines.rl.roles import ROLES, roles_of
 from pipelines.rl.schedule import Sampled, Schedule, Source, Stored, engine_of, schedule_of
 from pipelines.rl.score import fill
@@ -188,7 +188,7 @@ def begun(
     frozen: Mapping[str, Any],
     kept: Kept | None,
     stored: Sequence[Sequence[Trajectory]] | None,
-    reward_models: Mapping[str, RewardModel],
+    judges: Judges,
 ) -> Iterator[Run]:
     """The parts, made of the settings; at the end the engine is closed. See `train.train`."""
     wanted = settings.validation if isinstance(settings, SamplingStage) else None
@@ -207,7 +207,7 @@ def begun(
         drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
         speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
         source = functools.partial(Source, problems=by_id, draw=drawn, settings=settings, seed=key, ledger=ledger)
-        answers = _sampling(recipe, generator, source, policy, behaviour, reward_models)
+        answers = _sampling(recipe, generator, source, policy, behaviour, judges)
         steps = settings.steps
     else:
         answers = plan = Stored(stored, settings.prompts_per_step, key)
@@ -230,11 +230,13 @@ def _validation(settings: ValidationSettings | None, problems: Sequence[Problem]
 
 @contextmanager
 def _sampling(
-    recipe: Recipe, generator: Generator, source: Callable[..., Source], policy: Any, behaviour: Any, reward_models: Mapping[str, RewardModel]
+    recipe: Recipe, generator: Generator, source: Callable[..., Source], policy: Any, behaviour: Any, judges: Judges
 ) -> Iterator[Sampled]:
     """The schedule of a policy that answers. source: makes one of what answers problems that train and held-out ones."""
-    with VerifierPool() as pool, schedule_of(source(*answerers(recipe, generator, pool, reward_models)), policy, behaviour) as plan:
-        yield plan
+    with VerifierPool(judge=judges.verifier) as pool:
+        answering = source(*answerers(recipe, generator, pool, judges.reward_models))
+        with schedule_of(answering, policy, behaviour) as plan:
+            yield plan
 
 
 def tasks_of(recipe: Recipe, problems: Sequence[Problem], count: int, seed: tuple[int, str], history: History) -> Callable[[int, int], list[Problem]]:

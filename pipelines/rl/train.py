@@ -16,13 +16,13 @@ from typing import Any
 from pipelines.config.learning import LearningStage
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.kept import Kept
-from pipelines.models.reward_model import RewardModel
 from pipelines.progress import Journal
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import fresh, judged
 from pipelines.rl.journal import report, summary
 from pipelines.rl.recipe import Recipe
+from pipelines.rl.rewards import NOBODY, Judges
 from pipelines.rl.run import Run, begun
 
 
@@ -49,17 +49,17 @@ def train(
     frozen: Mapping[str, Any] | None = None,
     kept: Kept | None = None,
     stored: Sequence[Sequence[Trajectory]] | None = None,
-    reward_models: Mapping[str, RewardModel] | None = None,
+    judges: Judges = NOBODY,
 ) -> Trained:
     """Train `policy` in place, from its newest checkpoint if there is one.
 
     `frozen` holds the policies of `roles_of` that do not follow the trained one. stored: groups of responses to train on; None has the policy answer.
-    reward_models: those that parts of the reward name, by stage.
+    judges: models that say what answers are worth.
     """
     with begun(
         policy, tokenizer, problems, recipe, settings, stage=stage, seed=seed, journal=journal, checkpoints=checkpoints,
         rollout_folder=rollout_folder, frozen=frozen or {}, kept=kept, stored=stored,
-        reward_models=reward_models or {},
+        judges=judges,
     ) as run:  # fmt: skip
         step = run.resume()
         while step < run.steps and not run.over:

@@ -78,8 +78,8 @@ def _pairs(context: Context, scored: figures.Scored, examples: Sequence[Example]
 
 
 def _claimed(form: Form, out: Tensor, truth: Tensor, temperature: float) -> tuple[Floats, Floats]:
-    """The probabilities that the model states, and what came true: that its order of a pair is right, or that a response is. Of scores, their places in
-    the span."""
+    """The probabilities that the model states, and what came true: that its order of a pair is right, or that a response is. Of scores, their
+    places in the span."""
     if form.loss == "bradley_terry":
         gap = (out[::2] - out[1::2]).numpy()
         return figures.sigmoid(np.abs(gap) / temperature), (gap > 0) + 0.5 * (gap == 0)

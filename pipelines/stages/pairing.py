@@ -8,9 +8,9 @@ from pipelines import paths
 from pipelines.chat import ChatClient, Replies
 from pipelines.config.preference import PairSettings, PreferringSettings
 from pipelines.errors import UserError
-from pipelines.models import reward_model
 from pipelines.rl import preferring, stored
 from pipelines.stages import Context
+from pipelines.stages.judging import reward_model
 from pipelines.stages.responses import Responses
 from pipelines.verifiers.judge import KEY, URL
 
@@ -36,10 +36,7 @@ def paired(context: Context, found: Responses, settings: PairSettings, device: s
 
 def _judge(context: Context, settings: PreferringSettings, device: str) -> preferring.Judge:
     if served := settings.served:
-        try:
-            return preferring.reward_model(reward_model.served(context.root / paths.model(served.stage), served.bound, device), served.principle)
-        except UserError as error:
-            raise UserError(f"{context.stage}: pairs.judge: {error}") from None
+        return preferring.reward_model(reward_model(context, served, device), served.principle)
     if not (url := os.environ.get(URL)):
         raise UserError(f"{context.stage}: pairs.judge needs the address of an OpenAI-compatible endpoint in the environment variable {URL}")
     replies = Replies(context.resume / paths.REPLIES)
