@@ -23,7 +23,7 @@ RESAMPLES = 1000
 COMPARED = 2000
 """Responses of which auc compares each with each, the first ones; the time it takes grows with their square."""
 COLDEST, HOTTEST = 1e-2, 1e2
-"""Temperatures that are searched: where every answer is right the coldest is the best."""
+"""Temperatures that are searched."""
 Places = NDArray[np.int64]
 
 
@@ -105,8 +105,10 @@ def calibration(probability_S: Floats, before_S: Floats, true_S: Floats) -> dict
 
 
 def temperature_of_margins(margin_S: Floats) -> float:
-    """T with the largest likelihood where s(margin / T) is the probability of what came true."""
-    return temperature(lambda inverse: -float((margin_S * sigmoid(-inverse * margin_S)).sum()))
+    """T with the largest likelihood where s(margin / T) is the probability of what came true, which counts as (S + 1) / (S + 2) of a time (Platt 1999):
+    a model that is right on all of a few responses is not certain of others."""
+    true = (len(margin_S) + 1) / (len(margin_S) + 2)
+    return temperature(lambda inverse: float((margin_S * (sigmoid(inverse * margin_S) - true)).sum()))
 
 
 def temperature_of_classes(logits_SK: Floats, target_SK: Floats) -> float:

@@ -48,7 +48,7 @@ def test_hl_gauss_is_the_cross_entropy_to_it():
     logits = torch.tensor([[0.1, -0.2, 0.3, 0.5, -0.4]], requires_grad=True)
     loss = losses.hl_gauss(logits, losses.histogram(torch.tensor([0.33]), torch.linspace(0, 1, 6), 0.15))
     loss.sum().backward()
-    assert float(loss) == pytest.approx(1.698031, abs=2e-6)
+    assert float(loss.detach()) == pytest.approx(1.698031, abs=2e-6)
     assert logits.grad is not None and close(logits.grad[0], [0.01592, -0.347041, -0.047094, 0.259233, 0.118982])
 
 
@@ -98,12 +98,14 @@ def test_area_under_the_curve_counts_ties_as_halves():
 
 
 def test_the_temperature_is_the_one_of_the_largest_likelihood():
-    # 3 of 4 come true at a margin of 2: s(2 / T) = 3/4, so T = 2 / ln 3
-    heat = figures.temperature_of_margins(np.array([2.0, 2.0, 2.0, -2.0]))
-    assert heat == pytest.approx(2 / math.log(3), abs=1e-9)
-    assert figures.temperature_of_margins(np.array([1.0, 2.0])) == pytest.approx(figures.COLDEST)
+    # 3 of 4 come true at a margin of 2, each 5/6 of a time: 3 (5/6 - s) = 5/6 - (1 - s), so s(2 / T) = 2/3 and T = 2 / ln 2
+    assert figures.temperature_of_margins(np.array([2.0, 2.0, 2.0, -2.0])) == pytest.approx(2 / math.log(2), abs=1e-9)
+    # 2 of 2 at a margin of 1: s(1 / T) = 3/4
+    assert figures.temperature_of_margins(np.array([1.0, 1.0])) == pytest.approx(1 / math.log(3), abs=1e-9)
+    assert figures.temperature_of_margins(np.array([-1.0, -1.0])) == pytest.approx(figures.HOTTEST), "it is always wrong"
     logits, target = np.array([[2.0, 0.0]] * 4), np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
-    assert figures.temperature_of_classes(logits, target) == pytest.approx(2 / math.log(3), abs=1e-9)
+    heat = figures.temperature_of_classes(logits, target)
+    assert heat == pytest.approx(2 / math.log(3), abs=1e-9), "3 of 4 are of the class whose logit is 2 more"
     claimed, before, true = figures.sigmoid(np.full(4, 2 / heat)), figures.sigmoid(np.full(4, 2.0)), np.array([1.0, 1.0, 1.0, 0.0])
     told = figures.calibration(claimed, before, true)
     sure = 1 / (1 + math.exp(-2))
