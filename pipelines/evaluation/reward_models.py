@@ -105,8 +105,8 @@ def calibration(probability_S: Floats, before_S: Floats, true_S: Floats) -> dict
 
 
 def temperature_of_margins(margin_S: Floats) -> float:
-    """T with the largest likelihood where s(margin / T) is the probability of what came true, which counts as (S + 1) / (S + 2) of a time (Platt 1999):
-    a model that is right on all of a few responses is not certain of others."""
+    """T with the largest likelihood where s(margin / T) is the probability of what came true. That counts as (S + 1) / (S + 2) of a time (Platt
+    1999): a model that is right on all of a few responses is not certain of others."""
     true = (len(margin_S) + 1) / (len(margin_S) + 2)
     return temperature(lambda inverse: float((margin_S * (sigmoid(inverse * margin_S) - true)).sum()))
 
