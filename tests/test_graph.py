@@ -185,7 +185,7 @@ def test_the_command_is_the_flow_of_the_stage_from_the_root_of_the_project(name)
 def test_a_stage_depends_on_its_settings_and_on_the_seed_if_its_module_uses_it(name):
     module = ENTRIES[GRAPH[name].kind][0]
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    uses_seed = any(isinstance(node, ast.Attribute) and node.attr == "seed" or getattr(node, "id", "") == "paired" for node in ast.walk(tree))
+    uses_seed = any((isinstance(node, ast.Attribute) and node.attr == "seed") or getattr(node, "id", "") == "paired" for node in ast.walk(tree))
     selects = any(isinstance(node, ast.Attribute) and node.attr in ("read", "select") and getattr(node.value, "id", "") == "rows" for node in ast.walk(tree))
     own = name if name in STANDING else f"stages.{name}"
     more = ["curation", "sources.train"] if name == "more" else []

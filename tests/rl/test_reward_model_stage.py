@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
 from killing import Killed, die_after
 from loops import PROBLEMS, TOKENIZER, policy_of, response
 from safetensors.torch import load_file
@@ -107,6 +109,24 @@ def test_a_run_that_was_cut_off_leaves_the_same_bytes(root):
     assert {file.name: file.read_bytes() for file in (root / paths.model("whole")).iterdir()} == kept
     assert cut.journal.path.read_text() == (root / "work" / "whole" / "journal.jsonl").read_text()
     assert reward_model.run(again) == told, "and once more, from the last checkpoint"
+
+
+def of_two(rank: int, root: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
+    here = context(Path(root), "two", processes=2)
+    reward_model.run(replace(here, stage="one", first=not rank, journal=Journal(here.work / f"rank-{rank}.jsonl", "two")))
+    dist.destroy_process_group()
+
+
+def test_two_processes_do_what_one_does(root):
+    """`one` twice, so that both have the same randomness."""
+    processes.spawn(of_two, (str(root),), nprocs=2)
+    both = read_json(root / paths.model("one") / paths.REWARD_MODEL)
+    told = reward_model.run(context(root, "one"))
+    losses = [[json.loads(line).get("loss") for line in file.read_text().splitlines()][:-1]
+              for file in (root / "work" / "two" / "rank-0.jsonl", root / "work" / "one" / "journal.jsonl")]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 12
+    assert both["measured"]["accuracy"] == told["accuracy"] and both["calibration"]["temperature"] == pytest.approx(told["temperature"], rel=1e-2)
 
 
 @pytest.mark.parametrize("loss", ["binary", "hl_gauss", "entailment"])
