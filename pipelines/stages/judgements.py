@@ -72,7 +72,9 @@ class Reader:
         self.form, self._context, self._tokenizer, self._settings = form, context, tokenizer, context.settings
         self._principles: dict[str, str] = {}
         self._found = responses.read(context, tokenizer, form.max_tokens, functools.partial(JudgementFile, self._settings, self._principles))
-        self._sampled = {of for reference, ids in self._found.of.items() if reference.endswith(ROLLOUTS) for of in ids}
+        known = self._found.of.items()
+        self._sampled = {of for reference, ids in known if reference.endswith(ROLLOUTS) for of in ids}
+        self._of_rows = {of for reference, ids in known if not reference.endswith(ROLLOUTS) for of in ids}
         self._prompts: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         self.too_long = self._found.too_long
 
@@ -142,7 +144,7 @@ class Reader:
             return response.prompt_ids
         if key not in self._prompts:
             own = prompt_ids(self._tokenizer, self.form, problem)
-            if not problem.domain and own != response.prompt_ids:
+            if problem.problem_id not in self._of_rows and own != response.prompt_ids:
                 told = f"{self._context.stage}: what problem {problem.problem_id} says cannot be told from the prompt of its rollouts"
                 raise UserError(f"{told}: name its rows beside them in data, such as [difficulty, math{ROLLOUTS}]")
             self._prompts[key] = own
