@@ -32,7 +32,7 @@ def add_adapters(policy: Any, settings: LoraSettings, *seed: object, whole: Sequ
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seeding.key("adapters", *seed))
-            config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, exclude_modules=list(whole))
+            config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, exclude_modules=list(whole) or None)
             inject_adapter_in_model(config, policy)
     except ValueError as error:
         raise UserError(f"lora.targets {targets}: {str(error).splitlines()[0]}") from error
