@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import Count, GenerationSettings, Positive, Section
 from pipelines.config.learning import Answered, LearningStage
-from pipelines.config.stage import Reading
+from pipelines.config.stage import Judging, Reading
 
 
 class ValidationSettings(Section):
@@ -40,7 +40,7 @@ class ScheduleSettings(Section):
     """in_flight: at an update, what is under way goes on with the new weights, is finished first, or is given up."""
 
 
-class SamplingStage(LearningStage, Reading):
+class SamplingStage(LearningStage, Judging, Reading):
     """A stage that trains on what its policy answers as it trains."""
 
     recipe: str = "grpo"
