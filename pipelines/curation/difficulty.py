@@ -88,6 +88,20 @@ def bin_of(rate: float) -> str:
     return next((name for bound, name in BINS if rate < bound), "perfect")
 
 
+def hardest(problems: Sequence[Problem], share: float) -> tuple[list[Problem], list[Dropped]]:
+    """Of each domain the share, rounded up, with the lowest pass rates, in order; the others as `too_easy`. Equals go by problem id."""
+    domains: dict[str, list[Problem]] = {}
+    for problem in problems:
+        domains.setdefault(problem.domain, []).append(problem)
+    chosen = set[str]()
+    for rows in domains.values():
+        ranked = sorted(rows, key=lambda row: (row.pass_rate, row.problem_id))
+        chosen |= {row.problem_id for row in ranked[: math.ceil(share * len(rows))]}
+    kept = [problem for problem in problems if problem.problem_id in chosen]
+    easier = [problem for problem in problems if problem.problem_id not in chosen]
+    return kept, [Dropped(row, "grade", "too_easy", f"pass rate {row.pass_rate:.3f} is not among the lowest {share:g} of {row.domain}") for row in easier]
+
+
 def inside_band(problems: Sequence[Problem], band: tuple[float, float]) -> tuple[list[Problem], list[Dropped]]:
     """Problems whose pass rate lies in the closed interval; the others as `too_hard` or `too_easy`."""
     kept, dropped = [], []
