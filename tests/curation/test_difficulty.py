@@ -14,7 +14,7 @@ from pipelines import paths, verifiers
 from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import GradeStage
 from pipelines.config.training import ArchitectureSettings
-from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, wilson, within_limit
+from pipelines.curation.difficulty import bin_of, decided, graded, hardest, inside_band, wilson, within_limit
 from pipelines.errors import UserError
 from pipelines.generation import create, respond
 from pipelines.models.loading import save_policy
@@ -97,6 +97,20 @@ def test_band_is_closed() -> None:
     kept, dropped = inside_band(rows, (0.25, 0.75))
     assert [problem.pass_rate for problem in kept] == [0.25, 0.5, 0.75]
     assert [(item.reason, item.problem.pass_rate) for item in dropped] == [("too_hard", 0.0), ("too_easy", 1.0)]
+
+
+def test_the_hardest_share_shrinks_as_in_drive() -> None:
+    """Half of six is three, half of three, rounded up, is two: those with the lowest rates, in the order in which they came. By domain."""
+    rows = [row(i, pass_rate=rate, pass_n=64) for i, rate in enumerate((0.9, 0.7, 0.5, 0.2, 0.05, 0.0))]
+    first, easier = hardest(rows, 0.5)
+    assert [problem.pass_rate for problem in first] == [0.2, 0.05, 0.0]
+    assert [(item.reason, item.problem.pass_rate) for item in easier] == [("too_easy", 0.9), ("too_easy", 0.7), ("too_easy", 0.5)]
+    assert "pass rate 0.900 is not among the lowest 0.5 of math" in easier[0].detail
+    assert [problem.pass_rate for problem in hardest(first, 0.5)[0]] == [0.05, 0.0]
+    other = [row(9, "code", pass_rate=1.0, pass_n=64)]
+    assert hardest(rows + other, 0.5)[0] == first + other and hardest(rows, 1.0) == (rows, [])
+    ten = [row(i, pass_rate=0.5, pass_n=2) for i in range(10)]
+    assert [p.problem_id for p in hardest(ten, 0.7)[0]] == [p.problem_id for p in ten if p.problem_id in sorted(p.problem_id for p in ten)[:7]]
 
 
 def test_limit_takes_the_first_by_id_per_domain() -> None:
