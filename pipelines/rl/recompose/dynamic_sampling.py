@@ -10,10 +10,10 @@ from pipelines.rl.recompose.recomposition import Recomposition
 
 
 def dynamic_sampling(rollouts: list[Trajectory], at: Recomposition, *, rounds: int = 3, recover: bool = False) -> list[Trajectory]:
-    """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch.
+    """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch. recover: those for
+    which the step before had no place head it, one update old and with no correction for that (Recent Sample Recovery, arXiv 2506.18330).
 
-    A batch that stays short stays so; one without any such group is left as it is. recover: such groups for which the step before had no place head
-    the batch, one update old, with no correction for that (Recent Sample Recovery of Confucius3-Math, arXiv 2506.18330).
+    A batch that stays short stays so; one without any such group is left as it is.
     """
     first = by_group(training(rollouts))
     recovered = _without_place(at) if recover and at.step > 1 else []
