@@ -163,6 +163,19 @@ def test_stage_grades_selects_and_repeats(policy: Path) -> None:
     assert pq.read_table(policy / paths.ROWS / "difficulty" / paths.DROPPED)["reason"].to_pylist().count("not_graded") == 26
 
 
+def test_the_hardest_are_handed_on_and_the_others_accounted_for(policy: Path) -> None:
+    """Nobody has solved any of the ten; with the band all of them are alike, and 30 % are the first three by id."""
+    rows = [row(i) for i in range(10)]
+    summary = stage(policy, rows, band=[0, 1], hardest=0.3)
+    ids = sorted(problem.problem_id for problem in rows)
+    assert summary["graded"] == 10 and summary["selected"] == 3 and summary["too_easy"] == 7
+    assert [problem.problem_id for problem in read_problems(policy / paths.rows("difficulty"))] == ids[:3]
+    assert read_json(policy / paths.ROWS / "difficulty" / paths.LEDGER)["reasons"] == {"too_easy": 7}
+    assert {item.detail for item in read_dropped(policy / paths.ROWS / "difficulty" / paths.DROPPED)} == {
+        "pass rate 0.000 is not among the lowest 0.3 of math"
+    }
+
+
 def test_answers_that_are_right_count(policy: Path) -> None:
     # the same key gives the same samples; what some of them say is then made an accepted answer
     generator = create(GenerationSettings(max_new_tokens=8), policy / paths.model("sft"))
