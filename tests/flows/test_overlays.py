@@ -94,8 +94,8 @@ def test_a_published_pipeline_adds_stages_to_the_default(overlay, tmp_path):
     new = after.stages.keys() - before.stages.keys()
     assert overlay.stem in new and after.stages[overlay.stem].kind == "rl"
     assert not any(overlay.stem in after.stages[name].models_read for name in new), "it is the last one"
-    assert overlay.stem in (after.evaluation.models or ()) and after.evaluation.gate.candidate == overlay.stem
-    assert any(pair[0] == overlay.stem and pair[1] in before.stages for pair in after.evaluation.compare)
+    assert {overlay.stem, "sft", "math", "code", "merged"} <= {*(after.evaluation.models or ())}
+    assert (after.evaluation.gate.candidate, after.evaluation.gate.against) == (overlay.stem, "sft"), "the candidate is compared with each of them"
     apart = {name.partition(".")[0] for name in changed} - {"stages", "evaluation"}
     assert apart == ({"curation"} if overlay.stem == "big_math" else set()), "base and cold start are the default's, and so need not run again"
 
