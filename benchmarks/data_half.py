@@ -5,7 +5,10 @@
     guidance   problems that none of 8 answers solved: share of groups with both outcomes, and pass@1 after the same steps, where no answer of a group
                goes on from a prefix of the solution, where one of 8 does (a share of it from .05 to .95), and where half do (from .5)
     bandit     BOTS over graded problems against every problem once per epoch: share of groups with both outcomes, and pass@1
-    adaptive   rounds until a group has both outcomes, against groups of one size, at the same number of answers: likewise, and pass@1
+    adaptive   rounds until a group has both outcomes, with the baseline over those that train and over all (Reinforce-Ada), against groups of one
+               size, at the same number of answers: likewise, and pass@1
+    play       SvS against answering alone, at the same number of answers, from a cold start that has seen problems written for solutions: pass@1 and
+               pass@8, share of variants that earn something in the first and the last fifth of the steps
     schedules  answers made before, beside and across updates, with lengths that differ much: tokens a second, how old tokens are, pass@1 after the
                same updates, share of the time in which the engine has nothing to do
 
@@ -33,6 +36,7 @@ from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.config.rl import RlStage, ScheduleSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.evaluation.metrics import pass_at_k
 from pipelines.evaluation.statistics import paired_difference
 from pipelines.generation import TorchGenerator
 from pipelines.models.checkpoints import Checkpoints
@@ -42,6 +46,7 @@ from pipelines.records import Outcome, Problem, Trajectory
 from pipelines.rl import recipe
 from pipelines.rl.clock import Clock
 from pipelines.rl.environments.calls import Results
+from pipelines.rl.play.variational_synthesis import INSTRUCTION
 from pipelines.rl.run import answerers
 from pipelines.rl.train import train
 from pipelines.sft.examples import Example, chat_examples, document
@@ -51,6 +56,8 @@ from pipelines.verifiers import VerifierPool
 
 CALLS = 3
 """One cold-start solution in so many calls the calculator."""
+WRITES = 3
+"""For one cold-start solution in so many the problem is learnt too, as SvS asks for it."""
 TOOLS = {"name": "tools", "call": "function", "described": False, "turns": 3, "tokens": 96}
 ARCHITECTURE = ArchitectureSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, vocab_size=512, context=256)
 
@@ -91,17 +98,29 @@ class Testbed:
             steps_told = [read_trajectories(path) for path in sorted((Path(folder) / "rollouts").glob("*.parquet"))]
             return policy, kept.rows(), steps_told
 
+    def rl_of(self, answers: int, **changes: Any) -> Trained:
+        """As many steps as give no more answers than so many."""
+        trained = self.rl(answers // (16 * 8), **changes)
+        sampled = np.cumsum([row["answered"] for row in trained[1]])
+        steps = int(np.searchsorted(sampled, answers, side="right"))
+        return trained if steps == len(sampled) else self.rl(max(steps, 1), **changes)
+
     def answers(self, policy: Any, problems: Sequence[Problem], samples: int = 8, **overrides: Any) -> list[list[Trajectory]]:
         """Groups of answers to problems in the environment of the overrides."""
         generator = TorchGenerator(policy, self.tokenizer, GenerationSettings(max_new_tokens=48))
         with VerifierPool() as pool:
             _, examining = answerers(recipe("grpo", **overrides), generator, pool)
-            tasks = [examining.task(p, place, samples, (self.seed, "benchmark", place, p.problem_id)) for place, p in enumerate(problems)]
-            return examining.groups(tasks, 0, "benchmark", Clock())
+            tasks = [examining.task(p, place, samples, (self.seed, "benchmark")) for place, p in enumerate(problems)]
+            return examining.played(tasks, 0, "benchmark", Clock())
 
     def pass_rates(self, policy: Any, **overrides: Any) -> np.ndarray:
         """By held-out problem."""
         return rates(self.answers(policy, self.held_out, **overrides))
+
+    def pass_at(self, k: int, policy: Any) -> float:
+        """Of 16 answers to each held-out problem."""
+        right = [sum(t.outcome == Outcome.CORRECT for t in group) for group in self.answers(policy, self.held_out, 16)]
+        return float(np.mean([pass_at_k(16, count, k) for count in right]))
 
 
 def rates(groups: Sequence[Sequence[Trajectory]]) -> np.ndarray:
@@ -186,19 +205,45 @@ def adaptive(seed: int, answers: int = 5120) -> dict[str, Any]:
     bed = Testbed(stories({1: 1, 2: 1, 3: 1, 4: 1}), seed, plain, epochs=2)
     found = {}
     rounds = {"explore": {"name": "adaptive", "rounds": 4, "per_round": 4}}
-    for name, overrides in {"fixed": {}, "rounds": rounds}.items():
-        steps = answers // (16 * 8)
-        policy, rows, told = bed.rl(steps, overrides=overrides)
-        sampled = np.cumsum([row["answered"] for row in rows])
-        last = int(np.searchsorted(sampled, answers, side="right"))
-        if last < len(rows):
-            policy, rows, told = bed.rl(max(last, 1), overrides=overrides)
+    kinds = {"fixed": {}, "rounds": {"overrides": rounds}, "rounds, baseline of all": {"row": "reinforce_ada", "overrides": rounds}}
+    for name, changes in kinds.items():
+        policy, rows, told = bed.rl_of(answers, **changes)
         trained = [[t for t in step if not t.dropped] for step in told]
         found[name] = {
             "answers": int(sum(row["answered"] for row in rows)), "steps": len(rows), "mixed": float(np.mean([mixed(step) for step in trained])),
             "pass_at_1": float(bed.pass_rates(policy).mean()),
         }  # fmt: skip
     return found
+
+
+def writing(tokenizer: Any, problems: Sequence[Problem]) -> list[Example]:
+    """Worked solutions, and for one in WRITES the problem that it solves."""
+    examples = plain(tokenizer, problems)
+    for problem in problems[::WRITES]:
+        asked = replace(problem, prompt=INSTRUCTION.replace("{response}", prompting.response(problem)))
+        start = prompting.prompt_ids(tokenizer, asked)
+        written = tokenizer(problem.prompt, add_special_tokens=False)["input_ids"]
+        examples.append(Example.after([*start, *written, tokenizer.eos_token_id], len(start)))
+    return examples
+
+
+def play(seed: int, answers: int = 7680) -> dict[str, Any]:
+    bed = Testbed(stories({1: 1, 2: 1, 3: 1, 4: 1}), seed, writing, epochs=2)
+    generation = GenerationSettings(max_new_tokens=80)
+    variants = {"play": {"name": "variational_synthesis", "responses": 2, "variants": 4}}
+    found: dict[str, Any] = {"start": [bed.pass_at(k, bed.policy) for k in (1, 8)]}
+    rates_of = {}
+    for name, changes in {"answer": {"row": "grpo"}, "svs": {"row": "svs", "overrides": variants}}.items():
+        policy, rows, told = bed.rl_of(answers, generation=generation, **changes)
+        found[name] = {"answers": int(sum(row["answered"] for row in rows)), "steps": len(rows), "pass": [bed.pass_at(k, policy) for k in (1, 8)]}
+        rates_of[name] = bed.pass_rates(policy)
+        earned = [[t.reward_parts["variant"] for t in step if "variant" in t.reward_parts] for step in told]
+        if any(earned):
+            fifth = max(1, len(earned) // 5)
+            found[name]["variants"] = sum(map(len, earned))
+            found[name]["earned"] = [float(np.mean(np.concatenate(part))) for part in (earned[:fifth], earned[-fifth:])]
+    change = paired_difference(rates_of["svs"], rates_of["answer"], 10000, seeding.generator(seed, "play"))
+    return found | {"difference": [change.mean, change.low, change.high]}
 
 
 def schedules(seed: int, steps: int = 20) -> dict[str, Any]:
@@ -229,7 +274,7 @@ def stories(levels: dict[int, float]) -> ArithmeticSource:
 
 
 Part = Callable[[int], dict[str, Any]]
-PARTS: dict[str, Part] = {"tools": tools, "guidance": guidance, "bandit": bandit, "adaptive": adaptive, "schedules": schedules}
+PARTS: dict[str, Part] = {"tools": tools, "guidance": guidance, "bandit": bandit, "adaptive": adaptive, "play": play, "schedules": schedules}
 
 
 def lines(figures: Any, indent: str = "  ") -> Iterator[str]:

@@ -187,8 +187,8 @@ class Bench:
         generator = TorchGenerator(self.sft, self.tokenizer, self.settings.generation)
         with VerifierPool() as pool:
             answering, _ = answerers(RECIPES["grpo"], generator, pool)
-            tasks = [answering.task(p, slot, 8, (self.seed, "cost", "rollout", slot)) for slot, p in enumerate(self.problems[:16])]
-            made = [trajectory for group in answering.groups(tasks, 1, "cost", Clock()) for trajectory in group]
+            tasks = [answering.task(p, slot, 8, (self.seed, "cost", "rollout")) for slot, p in enumerate(self.problems[:16])]
+            made = [trajectory for of_task in answering.played(tasks, 1, "cost", Clock()) for trajectory in of_task]
         found: dict[str, dict[str, float]] = {}
         for name in names:
             pairs = [(self.cost("grpo", made), self.cost(name, made)) for _ in range(repeats)]

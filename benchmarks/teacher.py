@@ -81,27 +81,37 @@ def main() -> None:
     parser.add_argument("--teacher", default="qwen2.5-coder-1.5b-instruct", help="a known model")
     parser.add_argument("--endpoint", metavar="URL", help="where the teacher answers already; without, this starts it")
     parser.add_argument("--problems", type=int, default=50, help="problems to solve, and answers to judge")
-    parser.add_argument("--new", type=int, default=20, help="problems to write")
+    parser.add_argument("--new", type=int, default=20, help="problems to write; 0 writes none")
+    parser.add_argument("--only-synthesis", action="store_true", help="write problems, and nothing else")
     options = parser.parse_args()
     figures: dict[str, Any] = {"teacher": options.teacher}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         student = Student(folder)
-        failed = [problem for problem, _, verdicts in student.answers(pool(4 * options.problems), 1, 0.0) if not verdicts[0].correct]
-        weak = list(graded(student))
+        weak = list(graded(student)) if options.new else []
         with endpoint(options) as url:
             client = ChatClient(url, options.teacher, os.environ.get("TOUCHSTONE_TEACHER_KEY"), timeout=TIMEOUT)
-            solved, figures["solve"] = solve(failed[: options.problems], client)
-            said(f"solve: {figures['solve']}")
-            figures["student"], answered = learn(student, solved)
-            said(f"student: {figures['student']}")
-            for reference in (True, False):
-                name = f"judge {'with' if reference else 'without'} the reference"
-                figures[name] = judge(folder, url, options.teacher, balanced(answered, options.problems), reference)
-                said(f"{name}: {figures[name]}")
-            figures["synthesis"] = synthesis(weak, options.new, client, options.teacher)
-            said(f"synthesis: {figures['synthesis']}")
+            if not options.only_synthesis:
+                figures |= answered_and_judged(folder, student, client, url, options)
+            if weak:
+                figures["synthesis"] = synthesis(weak, options.new, client, options.teacher)
+                said(f"synthesis: {figures['synthesis']}")
     print(json.dumps(figures))
+
+
+def answered_and_judged(folder: Path, student: Student, client: ChatClient, url: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of `solve`, of the student that learned from it, and of `judge`."""
+    figures: dict[str, Any] = {}
+    failed = [problem for problem, _, verdicts in student.answers(pool(4 * options.problems), 1, 0.0) if not verdicts[0].correct]
+    solved, figures["solve"] = solve(failed[: options.problems], client)
+    said(f"solve: {figures['solve']}")
+    figures["student"], answered = learn(student, solved)
+    said(f"student: {figures['student']}")
+    for reference in (True, False):
+        name = f"judge {'with' if reference else 'without'} the reference"
+        figures[name] = judge(folder, url, options.teacher, balanced(answered, options.problems), reference)
+        said(f"{name}: {figures[name]}")
+    return figures
 
 
 def said(text: str) -> None:

@@ -1,8 +1,9 @@
-"""Tasks to groups of judged trajectories: what one process does with its share of a step."""
+"""Drawn problems to judged trajectories: what one process does with its share of a step."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -11,52 +12,95 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Engine, Generator, Progress
 from pipelines.records import Outcome, Problem, Segment, Trajectory, Verdict
 from pipelines.rl.clock import Clock
-from pipelines.rl.episodes import Answers, Asking, Environment, Episode, Explore, Guide, Task
+from pipelines.rl.episodes import Answers, Asking, Environment, Episode, Explore, Guide, Play, Round, Task
+from pipelines.rl.explore import samples
 from pipelines.rl.rewards import Rewards
 
 
 class Answering:
     """Answers tasks with what `generator` serves. Verifiers judge an episode from the moment it ends, while others go on."""
 
-    def __init__(self, generator: Generator, rewards: Rewards, environment: Environment, guide: Guide, explore: Explore) -> None:
-        self.generator, self.rewards, self.guide, self.explore = generator, rewards, guide, explore
+    def __init__(self, generator: Generator, rewards: Rewards, play: Play, environment: Environment, guide: Guide, explore: Explore) -> None:
+        self.generator, self.rewards, self.play, self.guide, self.explore = generator, rewards, play, guide, explore
         self.asking = Asking(environment, generator.tokenizer, generator.settings.prompt)
 
-    def task(self, problem: Problem, group_id: int, samples: int, key: tuple[Any, ...]) -> Task:
-        return Task(problem, group_id, samples, key, self.asking.prompt(problem))
+    def task(self, problem: Problem, place: int, samples: int, key: tuple[Any, ...]) -> Task:
+        """The problem at `place` of a draw, whose groups have ids from `place * play.width` on."""
+        return Task(problem, place * self.play.width, samples, (*key, place, problem.problem_id), self.asking.prompt(problem))
 
-    def groups(self, tasks: Sequence[Task], step: int, policy: str, clock: Clock, progress: Progress | None = None) -> list[list[Trajectory]]:
-        """One group a task, in order. Where the policy is sharded all processes must call this together, also with no tasks."""
+    def played(self, tasks: Sequence[Task], step: int, policy: str, clock: Clock, progress: Progress | None = None) -> list[list[Trajectory]]:
+        """What came of each task, in order. Where the policy is sharded all processes must call this together, also with no tasks."""
         engine = Engine(self.generator, progress)
-        open_groups = [Group(self, engine, task, step, policy) for task in tasks]
-        groups = engine.run([group.answer() for group in open_groups])
+        games = [Game(self, engine, task, step, policy) for task in tasks]
+        played = engine.run([game.play() for game in games])
         clock.lap("generate")
-        for group, trajectories in zip(open_groups, groups, strict=True):
-            group.judge(trajectories)
+        for game in games:
+            game.judge()
         clock.lap("verify")
-        return groups
+        return played
 
 
-class Group:
-    """The episodes of one task as they come, on one engine."""
+class Game:
+    """What one drawn problem leads to, as it comes, on one engine."""
 
     def __init__(self, answering: Answering, engine: Engine, task: Task, step: int, policy: str) -> None:
-        self.task, self.answers = task, Answers(self._answer, self._judge_between, engine.together)
-        self._answering, self._engine, self._step, self._policy = answering, engine, step, policy
+        self.task, self._answering, self._groups = task, answering, 1
+        self._group = functools.partial(_Group, answering, engine, step, policy)
+        self._round = Round(self._further, self._answer, self._judged, self._propose, engine.together)
+        self._to_judge: list[tuple[_Group, list[Trajectory]]] = []
+
+    async def play(self) -> list[Trajectory]:
+        """The trajectories of all groups, of which some may still have to be judged."""
+        return await self._answering.play(self.task, self._round)
+
+    def judge(self) -> None:
+        """Wait for the verdicts of what `play` has not had judged."""
+        for group, trajectories in self._to_judge:
+            group.judge(trajectories)
+
+    def _further(self, problem: Problem, samples: int) -> Task:
+        key = (*self.task.key[:-1], problem.problem_id)
+        task = Task(problem, self.task.group_id + self._groups, samples, key, self._answering.asking.prompt(problem))
+        self._groups += 1
+        return task
+
+    async def _answer(self, task: Task) -> list[Trajectory]:
+        group = self._group(task)
+        trajectories = await group.answer()
+        self._to_judge.append((group, trajectories))
+        return trajectories
+
+    async def _judged(self, task: Task) -> list[Trajectory]:
+        group = self._group(task)
+        trajectories = await group.answer()
+        await asyncio.to_thread(group.judge, trajectories)
+        return trajectories
+
+    async def _propose(self, task: Task) -> list[Trajectory]:
+        return await self._group(task, proposing=True).answer()
+
+
+class _Group:
+    """The episodes of one task. proposing: they are plain ones, which no verifier judges."""
+
+    def __init__(self, answering: Answering, engine: Engine, step: int, policy: str, task: Task, *, proposing: bool = False) -> None:
+        self._answering, self._engine, self._step, self._policy, self._task, self._proposing = answering, engine, step, policy, task, proposing
+        self._answers = Answers(self._answer, self._judge_between, engine.together)
         self._judged: dict[int, tuple[str, Future[Verdict]]] = {}
         """By number of the episode: its answer, and the verdict."""
 
     async def answer(self) -> list[Trajectory]:
         """All episodes of the group, which may still have to be judged."""
-        return await self._answering.explore(self.task, self.answers)
+        return await (samples if self._proposing else self._answering.explore)(self._task, self._answers)
 
     async def _answer(self, path: int) -> list[Trajectory]:
-        task = self._answering.guide(self.task, path, self._answering.asking)
+        task = self._task if self._proposing else self._answering.guide(self._task, path, self._answering.asking)
         try:
             episode = await self._answering.asking.environment.run(task, path, self._engine)
         except InfrastructureError as error:  # of a tool or an environment; the engine's own do not come up here
             episode = Episode(task.start, "infrastructure", "", "", Verdict(Outcome.INFRASTRUCTURE, 0.0, detail=str(error)))
-        self._judged[path] = episode.answer, self._verdict(episode)
+        if not self._proposing:
+            self._judged[path] = episode.answer, self._verdict(episode)
         return [
             Trajectory(
                 problem_id=task.problem.problem_id,
@@ -68,6 +112,7 @@ class Group:
                 finish_reason=episode.finish_reason,
                 trained_prompt=task.trained_prompt,
                 response=episode.text,
+                outcome=episode.verdict.outcome.value if self._proposing and episode.verdict else "",
                 reward_parts=dict(episode.figures),
                 part=part,
             )
@@ -76,7 +121,7 @@ class Group:
 
     def _verdict(self, episode: Episode) -> Future[Verdict]:
         if episode.verdict is None:
-            return self._answering.rewards.pool.submit(self.task.problem, episode.answer)
+            return self._answering.rewards.pool.submit(self._task.problem, episode.answer)
         known: Future[Verdict] = Future()
         known.set_result(episode.verdict)
         return known
@@ -87,7 +132,7 @@ class Group:
     def judge(self, trajectories: Sequence[Trajectory]) -> None:
         """Wait for the verdicts of these, and give them their rewards."""
         answers, verdicts = zip(*(self._judged[t.sample_id] for t in trajectories), strict=True)
-        self._answering.rewards(self.task.problem, trajectories, answers, [each.result() for each in verdicts])
+        self._answering.rewards(self._task.problem, trajectories, answers, [each.result() for each in verdicts])
 
 
 def trainable(segments: list[Segment]) -> list[Segment]:

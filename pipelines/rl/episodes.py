@@ -1,5 +1,6 @@
-"""From a problem to a group of trajectories: the records and protocols that guidance, exploration and environments share.
+"""From a problem to groups of trajectories: the records and protocols that play, guidance, exploration and environments share.
 
+    trajectories = await play(task, round)                slot `play`: what a drawn problem leads to, one group or several
     task = guide(task, path, asking)                      slot `guidance`: what the policy is shown or given
     episode = await environment.run(task, path, engine)   slot `environment`: turns until it ends
     group = await explore(task, answers)                  slot `explore`: how many episodes, and which
@@ -28,8 +29,9 @@ class Prompt:
 class Task:
     """A problem as the policy meets it: one group of a step.
 
-    samples: how many answers a group has where `explore` does not say otherwise. key: what every draw of the group depends on. opening: what has been
-    written for the policy at the start of its answer. trained_prompt: the prompt that training sees, where it is another.
+    samples: how many answers a group has where `explore` does not say otherwise. key: what every draw of the group depends on: the place of the
+    problem that was drawn, and last the id of this one, which is the same or one that it led to. opening: what has been written for the policy at the
+    start of its answer. trained_prompt: the prompt that training sees, where it is another.
     """
 
     problem: Problem
@@ -111,4 +113,37 @@ class Explore(Protocol):
 
     async def __call__(self, task: Task, answers: Answers) -> list[Trajectory]:
         """The trajectories of one group, those that are not to train marked (account.py)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Round:
+    """What `play` may ask for, of one problem that was drawn.
+
+    task(problem, samples): a problem that this one led to, as a group of its own; no two of a round have one id. answer(task): the group as the
+    recipe makes it, not yet judged. judged(task): the same with verdicts and rewards. propose(task): `task.samples` episodes without guidance, which
+    no verifier judges: `play` says what came of them. together: run several side by side.
+    """
+
+    task: Callable[[Problem, int], Task]
+    answer: Callable[[Task], Awaitable[list[Trajectory]]]
+    judged: Callable[[Task], Awaitable[list[Trajectory]]]
+    propose: Callable[[Task], Awaitable[list[Trajectory]]]
+    together: Callable[[Sequence[Any]], Awaitable[list[Any]]]
+
+
+class Play(Protocol):
+    """What a drawn problem leads to. The keyword-only parameters of its class are its settings; a run makes one, which remembers nothing.
+
+    width: most groups that one problem may lead to, its own among them.
+    """
+
+    width: int
+
+    async def __call__(self, task: Task, at: Round) -> list[Trajectory]:
+        """The trajectories of all groups of the problem."""
+        ...
+
+    def problems(self, trajectories: Sequence[Trajectory], known: Mapping[str, Problem]) -> dict[str, Problem]:
+        """By id the problems that trajectories of a step are of, beyond those that are known: what they were asked follows from what was said."""
         ...

@@ -6,7 +6,7 @@ Whoever keeps a state of his own builds it from here, so a run that was killed h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,10 +33,12 @@ class History:
     """By problem, over all steps."""
     rewards_by_part: list[dict[str, float]] = field(default_factory=list)
 
-    def read(self) -> None:
-        """Read back the files of a run that was interrupted."""
+    def read(self, told: Callable[[list[Trajectory]], None]) -> None:
+        """Read back the files of a run that was interrupted, and tell each step's trajectories."""
         for path in sorted(self.folder.glob("step-*.parquet")):
-            self.add(int(path.stem.removeprefix("step-")), read_trajectories(path))
+            trajectories = read_trajectories(path)
+            self.add(int(path.stem.removeprefix("step-")), trajectories)
+            told(trajectories)
 
     def add(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """What became of a step, of which what the policy answered in it counts, whether it trains or not."""

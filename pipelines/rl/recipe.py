@@ -17,6 +17,7 @@ from pipelines.rl.environments import ENVIRONMENTS
 from pipelines.rl.explore import EXPLORE
 from pipelines.rl.guidance import GUIDANCE
 from pipelines.rl.objectives import OBJECTIVES
+from pipelines.rl.play import PLAY
 from pipelines.rl.recompose import RECOMPOSE
 from pipelines.rl.rewards import COMBINE, PARTS
 from pipelines.rl.slots import SLOTS, Slot, clip
@@ -27,6 +28,7 @@ Bound = Callable[..., Any]
 
 DATA_SLOTS = {
     "tasks": Slot(TASKS, several=True),
+    "play": Slot(PLAY),
     "guidance": Slot(GUIDANCE),
     "explore": Slot(EXPLORE),
     "environment": Slot(ENVIRONMENTS),

@@ -37,6 +37,7 @@ from pipelines.rl.history import History
 from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.ledger import Ledger
 from pipelines.rl.objective import masked, routes, with_advantages
+from pipelines.rl.play import Answer
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.recompose import Recomposition
 from pipelines.rl.resets import Resets, forget, resets_of
@@ -71,7 +72,7 @@ class Run:
     seed: tuple[int, str]
     actor: Actor
     optimiser: torch.optim.Optimizer
-    problems: Mapping[str, Problem]
+    problems: dict[str, Problem]
     plan: Schedule
     history: History
     ledger: Ledger
@@ -111,7 +112,7 @@ class Run:
         if ranks.rank() == 0:
             _forget_trajectories(self.rollout_folder, step)
         ranks.most(step)  # nobody reads them before that is done
-        self.history.read()
+        self.history.read(self.plan.learn)
         return step
 
     def recompose(self, step: int, trajectories: list[Trajectory], clock: Clock) -> list[Trajectory]:
@@ -256,8 +257,8 @@ def answerers(recipe: Recipe, generator: Generator, pool: VerifierPool) -> tuple
     environment = recipe.single["environment"]()
     rewards = Rewards(pool, recipe.lists["parts"], recipe.single["combine"], generator.settings.max_new_tokens)
     return (
-        Answering(generator, rewards, environment, recipe.single["guidance"], recipe.single["explore"]),
-        Answering(generator, rewards, environment, none, samples),
+        Answering(generator, rewards, recipe.single["play"](), environment, recipe.single["guidance"], recipe.single["explore"]),
+        Answering(generator, rewards, Answer(), environment, none, samples),
     )
 
 

@@ -104,7 +104,9 @@ def test_the_history_counts_what_was_answered(tmp_path, start):
     run(tmp_path, start, row="dapo", steps=3)
     files = [read_trajectories(path) for path in sorted((tmp_path / "rollouts").glob("*.parquet"))]
     history = History(tmp_path / "rollouts")
-    history.read()
+    told = []
+    history.read(told.append)
+    assert [len(each) for each in told] == [len(each) for each in files]
     expected = Counter(r.problem_id for rollouts in files for r in rollouts)
     assert {problem: seen.judged for problem, seen in history.totals.items()} == expected
     right = sum(r.outcome == Outcome.CORRECT for rollouts in files for r in rollouts)

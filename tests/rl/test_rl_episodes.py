@@ -7,13 +7,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from batches import batch
 from loops import PROBLEMS, TOKENIZER
 from playing import PLAIN_TOOLS, groups, problem
 
 from pipelines import prompting
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import PROMPT, Outcome, Segment, Trajectory, Verdict, one_turn
-from pipelines.rl import recipe
+from pipelines.rl import advantages, recipe
 from pipelines.rl.account import counts, place, training
 from pipelines.rl.collate import tensors
 from pipelines.rl.environments import SingleTurn, Tools
@@ -38,6 +39,23 @@ def test_adaptive_rounds_stop_at_enough_of_both_outcomes():
     assert len(first) == 8 and sorted(t.outcome for t in training(first)) == ["correct"] * 2 + ["wrong"] * 2
     assert len(second) == 32 and len(training(second)) == 4
     assert {t.dropped for t in second} == {"", "spare"}
+
+
+def test_reinforce_ada():
+    """The baseline is of all that was answered: 4/8, four of which train, +.5 and -.5; 0, 0, 1, 0 of 8, +.96875 and -.03125; one right answer is
+    enough after three rounds, 1/24."""
+    row = recipe("reinforce_ada")
+
+    def worth(name: str, right: set[int], **changes) -> set[float]:
+        explore = recipe("reinforce_ada", **changes).single["explore"]
+        (made,) = groups(lambda before, number: "\\boxed{" + (name if number in right else "1") + "}", [problem(name)], explore=explore, count=4)
+        kept = training(made)
+        reward_B, pool_mean_B = (torch.tensor(column) for column in zip(*((t.reward, t.reward_parts["pool_mean"]) for t in kept), strict=True))
+        return {round(value, 5) for value in advantages(row, batch(reward_B, torch.zeros(4, dtype=torch.long), pool_mean_B=pool_mean_B))[:, 0].tolist()}
+
+    assert worth("651", {0, 1, 2, 3}) == {0.5, -0.5}
+    assert worth("652", {17}) == {0.96875, -0.03125}
+    assert worth("652", {17}, explore={"name": "adaptive", "until": "positive"}) == {round(23 / 24, 5), round(-1 / 24, 5)}
 
 
 def test_what_could_not_be_judged_is_no_second_outcome():

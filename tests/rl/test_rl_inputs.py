@@ -167,11 +167,12 @@ def test_the_expert_is_aligned_by_position():
 
 
 def test_facts_of_rollouts():
+    told = {"consistency": 0.25, "confidence": 0.5, "candidates": 3.0, "rank": 2.0, "pool_mean": 0.25}
     made = [
         rollout(0, "<think> 7 </think>\\boxed{7} <confidence>0.8</confidence>", True, 0),
         rollout(0, "<think> 6 </think>\\boxed{7} <confidence>1.8</confidence>", False, 1),
         rollout(1, "no", False, 0, outcome=Outcome.UNPARSABLE.value, extracted=None),
-        rollout(1, "<think> </think>\\boxed{7}", False, 1, reward_parts={"consistency": 0.25, "confidence": 0.5, "candidates": 3.0, "rank": 2.0}),
+        rollout(1, "<think> </think>\\boxed{7}", False, 1, reward_parts=told),
     ]
     step = step_of(made=made)
     assert facts.correct(step).tolist() == [True, False, False, False]
@@ -182,6 +183,7 @@ def test_facts_of_rollouts():
     assert facts.rank(step).tolist() == [1.0, 0.0, 0.0, 2.0]
     assert facts.level(step).tolist() == [1, 2, 3, 2]
     assert facts.baseline(step).tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert facts.pool_mean(step).tolist() == [0.5, 0.5, 0.0, 0.25]
     step.problems = [replace(problem, pass_rate=0.3) for problem in step.problems]
     assert facts.baseline(step).tolist() == pytest.approx([0.3] * 4)
 

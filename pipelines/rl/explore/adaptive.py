@@ -14,9 +14,8 @@ async def adaptive(
     task: Task, answers: Answers, *, rounds: int = 4, per_round: int = 8, above: float = 0.7, until: Literal["balanced", "positive"] = "balanced"
 ) -> list[Trajectory]:
     """Reinforce-Ada (arXiv 2510.04996): up to `rounds` rounds of `per_round` episodes, until the group has enough of both outcomes (`balanced`:
-    half of `group_size` with a reward above `above`, and half without) or one right answer (`positive`). Of all, `group_size` train.
-
-    The paper takes the baseline over all that was answered; here it is the recipe's, over those that train.
+    half of `group_size` with a reward above `above`, and half without) or one right answer (`positive`). Of all, `group_size` train; their part
+    `pool_mean` is the mean reward of all, which `center: {name: pool_mean}` takes as the baseline.
     """
     pool: list[Trajectory] = []
     for number in range(rounds):
@@ -29,6 +28,9 @@ async def adaptive(
         negative = len(judged) - positive
         if positive >= (task.samples / 2 if until == "balanced" else 1) and (until == "positive" or negative >= task.samples / 2):
             break
+    rewards = [t.reward for t in episodes(pool) if t.outcome != Outcome.INFRASTRUCTURE]
+    for trajectory in pool if rewards else ():
+        trajectory.reward_parts["pool_mean"] = sum(rewards) / len(rewards)
     chosen = {t.sample_id for t in down_sampled(episodes(pool), task.samples, above)}
     return [t if t.sample_id in chosen else drop(t, SPARE) for t in pool]
 

@@ -72,6 +72,12 @@ def baseline(step: Step) -> Tensor:
     return step.tensor([m if p.pass_rate is None else p.pass_rate for p, m in zip(step.problems, mean, strict=True)])
 
 
+def pool_mean(step: Step) -> Tensor:
+    """`pool_mean` of the reward parts, else the mean reward of the group."""
+    mean = group_mean(step.batch.reward_B, step.batch.group_B).tolist()
+    return step.tensor([r.reward_parts.get("pool_mean", m) for r, m in zip(step.rollouts, mean, strict=True)])
+
+
 def components(step: Step, *, parts: Sequence[str] = ("format", "correct")) -> Tensor:
     """The named parts of the reward, in order."""
     return step.tensor([[r.reward_parts[part] for part in parts] for r in step.rollouts])

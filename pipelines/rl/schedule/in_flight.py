@@ -15,7 +15,7 @@ from pipelines.generation import Engine, Said
 from pipelines.models import ranks
 from pipelines.models.sharding import weights
 from pipelines.records import Problem, Trajectory
-from pipelines.rl.answering import Group
+from pipelines.rl.answering import Game
 from pipelines.rl.clock import Clock
 from pipelines.rl.episodes import Task
 from pipelines.rl.schedule.one_ahead import Stopped
@@ -26,11 +26,12 @@ Running = Literal["go_on", "finish", "drop"]
 
 @dataclass
 class _Ticket:
-    """A group that was admitted. version: of the weights that its oldest token is of, or that are served while it has none. begun: it has some."""
+    """A problem that was admitted, with all groups that it leads to. version: of the weights that its oldest token is of, or that are served while it
+    has none. begun: it has some."""
 
     number: int
     version: int
-    group: Group
+    game: Game
     done: asyncio.Task[list[Trajectory]]
     begun: bool = False
 
@@ -79,7 +80,7 @@ class InFlight:
 
     def take(self, step: int, clock: Clock) -> list[Trajectory]:
         """The answers that `step` trains on. At the start of a run, and of a resumed one, they begin here."""
-        known = self.source.ledger.answered(step, 0)
+        known = self.source.answered(step, 0)
         if known is not None:
             self._restore(step + 1)
             return known
@@ -103,7 +104,7 @@ class InFlight:
         """Serve the policy as it stands, before the update of the step before `step`, and answer beside that."""
         self._behaviour.load_state_dict(weights(self._policy), strict=False)  # a value head is no part of it
         self._go_on(step)
-        if self.source.ledger.answered(step, 0) is None:
+        if self.source.answered(step, 0) is None:
             clock = Clock()
             self._beside = clock, self._threads.submit(self._answer_beside, step, clock)
 
@@ -115,6 +116,10 @@ class InFlight:
         rate = self.source.pass_rate(problems, samples, step)
         self.source.generator.push(self._behaviour, max(step - 1, 0))
         return rate
+
+    def learn(self, trajectories: Sequence[Trajectory]) -> None:
+        """See `Source.learn`."""
+        self.source.learn(trajectories)
 
     def figures(self) -> dict[str, float]:
         """What the journal tells of all processes' groups: how many were given up before this step, and how many it left under way, or waiting."""
@@ -146,8 +151,8 @@ class InFlight:
 
     def _admit(self, task: Task, number: int, version: int) -> None:
         assert self._engine is not None
-        group = Group(self.source.answering, self._engine, task, 0, self.source.seed[1])
-        self._tickets[number] = _Ticket(number, version, group, self._engine.begin(group.answer(), number // self._batch))
+        game = Game(self.source.answering, self._engine, task, 0, self.source.seed[1])
+        self._tickets[number] = _Ticket(number, version, game, self._engine.begin(game.play(), number // self._batch))
 
     def _task(self, number: int) -> Task:
         draw, place = divmod(number, self._batch)
@@ -175,8 +180,9 @@ class InFlight:
     def _consumed(self, ticket: _Ticket, place: int, step: int) -> list[Trajectory]:
         del self._tickets[ticket.number]
         trajectories = ticket.done.result()
-        ticket.group.judge(trajectories)
-        return [replace(trajectory, group_id=place, step=step) for trajectory in trajectories]
+        ticket.game.judge()
+        move = place * self.source.answering.play.width - ticket.game.task.group_id
+        return [replace(trajectory, group_id=trajectory.group_id + move, step=step) for trajectory in trajectories]
 
     def _interrupt(self) -> None:
         """What is under way stops where it is, and is remembered."""
@@ -186,7 +192,7 @@ class InFlight:
         self._engine.said.clear()
         under_way: dict[tuple[Any, ...], Said] = {}
         for ticket in self._tickets.values():
-            key = ticket.group.task.key
+            key = ticket.game.task.key[:-1]
             parts = {said.key: said for said in self._said.values() if said.key[: len(key)] == key}
             versions = [version for said in parts.values() for version in said.versions]
             ticket.version, ticket.begun = min(versions, default=ticket.version), bool(versions)
@@ -208,7 +214,7 @@ class InFlight:
             self._tickets, self._said = {}, {}
 
     def _state(self) -> dict[str, Any]:
-        tickets = [{"number": t.number, "version": t.version, "problem": t.group.task.problem.problem_id} for t in self._tickets.values()]
+        tickets = [{"number": t.number, "version": t.version, "problem": t.game.task.problem.problem_id} for t in self._tickets.values()]
         drawn = {number: [task.problem.problem_id for task in tasks] for number, tasks in self._drawn.items()}
         said = [asdict(each) for each in self._said.values()]
         return {"figures": self._figures, "next": self._next, "tickets": tickets, "drawn": drawn, "said": said}

@@ -38,7 +38,7 @@ class OneAhead:
 
     def take(self, step: int, clock: Clock) -> list[Trajectory]:
         """The answers that `step` trains on. At the start of a run, and of a resumed one, they begin here."""
-        known = self.source.ledger.answered(step, 0)
+        known = self.source.answered(step, 0)
         if known is not None:
             return known
         if self._under_way is None:
@@ -56,7 +56,7 @@ class OneAhead:
         """Begin `step` with the policy as it stands, before the update of the step before."""
         self._behaviour.load_state_dict(weights(self._policy), strict=False)  # a value head is no part of it
         self._serve(step)
-        if self.source.ledger.answered(step, 0) is None:
+        if self.source.answered(step, 0) is None:
             self._begin(step)
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
@@ -67,6 +67,10 @@ class OneAhead:
         rate = self.source.pass_rate(problems, samples, step)
         self.source.generator.push(self._behaviour, max(step - 1, 0))
         return rate
+
+    def learn(self, trajectories: Sequence[Trajectory]) -> None:
+        """See `Source.learn`."""
+        self.source.learn(trajectories)
 
     def figures(self) -> dict[str, float]:
         """What the journal tells of the schedule."""

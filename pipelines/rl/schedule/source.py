@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,15 @@ def engine_of(policy: Any, tokenizer: Any, settings: GenerationSettings, folder:
 class Source:
     """Groups of answers to drawn problems, from `answering`, or from the ledger where they have been answered before.
 
-    examining: what answers held-out problems. problems: by id. draw(step, number): the problems of a step's own draw 0, and of further ones.
-    seed: (run, stage).
+    examining: what answers held-out problems. problems: by id, to which those are added that `play` makes. draw(step, number): the problems of a
+    step's own draw 0, and of further ones. seed: (run, stage).
     """
 
     def __init__(
         self,
         answering: Answering,
         examining: Answering,
-        problems: Mapping[str, Problem],
+        problems: dict[str, Problem],
         draw: Callable[[int, int], list[Problem]],
         settings: SamplingStage,
         seed: tuple[int, str],
@@ -76,24 +76,36 @@ class Source:
 
     def task(self, step: int, number: int, slot: int, problem: Problem) -> Task:
         """The problem at place `slot` of a draw."""
-        key = (*self.seed, "rollout", step, number, slot, problem.problem_id)
-        return self.answering.task(problem, slot, self.settings.group_size, key)
+        return self.answering.task(problem, slot, self.settings.group_size, (*self.seed, "rollout", step, number))
 
     def answer(self, step: int, number: int, tasks: Sequence[Task], clock: Clock, progress: Progress | None = None) -> list[list[Trajectory]]:
-        """This process' groups."""
-        return self.answering.groups(tasks, step, self.seed[1], clock, progress)
+        """What came of this process' tasks."""
+        return self.answering.played(tasks, step, self.seed[1], clock, progress)
 
-    def gathered(self, step: int, number: int, groups: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
+    def gathered(self, step: int, number: int, played: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
         """The answers of all processes to a draw, in the order of its problems. No two draws of a step share a group's id."""
-        answers = [trajectory for group in ranks.collect(groups) for trajectory in group]
+        answers = [trajectory for of_task in ranks.collect(played) for trajectory in of_task]
         if number:
-            answers = [replace(r, group_id=number * self.settings.prompts_per_step + r.group_id) for r in answers]
+            before = number * self.settings.prompts_per_step * self.answering.play.width
+            answers = [replace(r, group_id=before + r.group_id) for r in answers]
         self.ledger.record(step, number, answers)
+        self.learn(answers)
         return answers
+
+    def answered(self, step: int, number: int) -> list[Trajectory] | None:
+        """What was answered in a draw, if a run before this one has recorded it."""
+        answers = self.ledger.answered(step, number)
+        if answers is not None:
+            self.learn(answers)
+        return answers
+
+    def learn(self, trajectories: Sequence[Trajectory]) -> None:
+        """Know the problems that `play` made in a step."""
+        self.problems.update(self.answering.play.problems(trajectories, self.problems))
 
     def further(self, step: int, clock: Clock, number: int) -> list[Trajectory]:
         """Judged answers to the problems of the step's further draw 1, 2, ..., of what is served now."""
-        known = self.ledger.answered(step, number)
+        known = self.answered(step, number)
         return self.gathered(step, number, self.answer(step, number, self.tasks(step, number), clock)) if known is None else known
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
@@ -103,8 +115,8 @@ class Source:
             InfrastructureError: none could.
         """
         key = (*self.seed, "validation", step, 0)
-        tasks = [self.examining.task(problems[slot], slot, samples, (*key, slot, problems[slot].problem_id)) for slot in self.share(len(problems))]
-        groups = self.examining.groups(tasks, step, self.seed[1], Clock())
+        tasks = [self.examining.task(problems[slot], slot, samples, key) for slot in self.share(len(problems))]
+        groups = self.examining.played(tasks, step, self.seed[1], Clock())
         outcomes = [r.outcome for group in groups for r in episodes(group) if r.outcome != Outcome.INFRASTRUCTURE]
         figures = ranks.total({"right": outcomes.count(Outcome.CORRECT), "all": len(outcomes)})
         if not figures["all"]:

@@ -49,6 +49,9 @@ class Stored:
     def ahead(self, step: int) -> None:
         """Nothing is answered beside an update."""
 
+    def learn(self, trajectories: Sequence[Trajectory]) -> None:
+        """Stored responses make no problems."""
+
     def figures(self) -> dict[str, float]:
         """What the journal tells of the schedule."""
         return {}

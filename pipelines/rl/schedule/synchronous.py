@@ -26,7 +26,7 @@ class Synchronous:
     def take(self, step: int, clock: Clock) -> list[Trajectory]:
         """The answers that `step` trains on."""
         self.source.generator.push(self._policy, step - 1)
-        known = self.source.ledger.answered(step, 0)
+        known = self.source.answered(step, 0)
         return self.source.further(step, clock, 0) if known is None else known
 
     def ahead(self, step: int) -> None:
@@ -36,6 +36,10 @@ class Synchronous:
         """See `Source.pass_rate`."""
         self.source.generator.push(self._policy, step)
         return self.source.pass_rate(problems, samples, step)
+
+    def learn(self, trajectories: Sequence[Trajectory]) -> None:
+        """See `Source.learn`."""
+        self.source.learn(trajectories)
 
     def figures(self) -> dict[str, float]:
         """What the journal tells of the schedule."""

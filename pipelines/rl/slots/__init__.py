@@ -36,6 +36,7 @@ SLOTS: dict[str, Slot] = {
             "group_mean": advantage.center_group_mean,
             "leave_one_out": advantage.center_leave_one_out,
             "critic": advantage.center_critic,
+            "pool_mean": advantage.center_pool_mean,
         },
         early=True,
     ),

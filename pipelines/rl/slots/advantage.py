@@ -55,6 +55,11 @@ def center_critic(shaped_B: Tensor, baseline_B: Tensor) -> Tensor:
     return shaped_B - baseline_B
 
 
+def center_pool_mean(shaped_B: Tensor, pool_mean_B: Tensor) -> Tensor:
+    """R - mean reward of all that the group was answered, of which only some trains (Reinforce-Ada, arXiv 2510.04996)."""
+    return shaped_B - pool_mean_B
+
+
 def scale_none(centred_B: Tensor) -> Tensor:
     """No division (Dr.GRPO, arXiv 2503.20783)."""
     return centred_B
