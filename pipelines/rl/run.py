@@ -41,6 +41,7 @@ from pipelines.rl.objective import masked, routes, with_advantages
 from pipelines.rl.play import Answer
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.recompose import Recomposition
+from pipelines.rl.resets import Resets, forget, resets_of
 from pipelines.rl.rewards import Judges, Rewards
 from pipelines.rl.roles import ROLES, roles_of
 from pipelines.rl.schedule import Sampled, Schedule, Source, Stored, engine_of, schedule_of
@@ -78,6 +79,7 @@ class Run:
     ledger: Ledger
     speaking: Mapping[str, Generator]
     validation: Validation | None
+    resets: Resets | None
     checkpoints: Checkpoints
     journal: Journal
     rollout_folder: Path
@@ -147,12 +149,21 @@ class Run:
         )
         self._hold({name: figures[declared.held_of] for name, declared in TENSORS.items() if declared.held_of in figures})
         follow(self.actor, self.recipe, "updated")
-        if step in settings.reset_reference and "ref" in self.actor.frozen:
-            self.actor.frozen["ref"].load_state_dict(plain_weights(self.actor.policy, everywhere=True))
         if settings.kl_control:
             figures["kl_scale"] = self.held.get("kl_scale", 1.0)
             self.held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
         return figures | {"lr": share * settings.optimiser.lr}
+
+    def reset(self, step: int, figures: Mapping[str, float]) -> dict[str, float]:
+        """At the steps that params name the reference becomes the policy; where the stage's `reset` calls for it, the optimiser forgets its moments
+        too. Returns what to log: whether it did."""
+        why = self.resets.why(figures) if self.resets else ""
+        if why:
+            forget(self.optimiser)
+            self.journal.say(f"reference and optimiser are reset after step {step}: {why}")
+        if (why or step in self.settings.reset_reference) and "ref" in self.actor.frozen:
+            self.actor.frozen["ref"].load_state_dict(plain_weights(self.actor.policy, everywhere=True))
+        return {"reset": float(bool(why))} if self.resets else {}
 
     def keep(self, step: int, trajectories: list[Trajectory]) -> None:
         """Write what was answered, and what became of it, where later steps and other stages find it, if it is a stage that leaves rollouts."""
@@ -214,14 +225,15 @@ def begun(
         answers = plan = Stored(stored, settings.prompts_per_step, key)
         speaking = dict[str, Generator]()
         steps = settings.steps or plan.one_pass
-    moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and settings.reset_reference)]
+    resets = resets_of(settings, recipe, held)
+    moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and (settings.reset_reference or resets))]
     validation = _validation(wanted, held_out, checkpoints, held)
     pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
     with deterministic(policy.device), answers as plan:
         state = {"held": held, **{role: actor.frozen[role] for role in moving}, **plan.state()}
         yield Run(
-            recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, checkpoints, journal, rollout_folder,
-            held, state, pace, kept,
+            recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, resets, checkpoints, journal,
+            rollout_folder, held, state, pace, kept,
         )  # fmt: skip
 
 

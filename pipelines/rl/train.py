@@ -78,6 +78,7 @@ def train(
             if run.validation:
                 figures |= run.validation.measure(step, run.steps, run.plan, policy)
                 clock.lap("validate")
+            figures |= run.reset(step, figures)
             run.keep(step, trajectories)
             clock.lap("other")
             report(journal, step, run.steps, trajectories, scored.batch, figures, clock)

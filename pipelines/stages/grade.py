@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines import paths, verifiers
 from pipelines.config.curation import GradeStage
-from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, pooled, within_limit
+from pipelines.curation.difficulty import bin_of, decided, graded, hardest, inside_band, pooled, within_limit
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import Dropped, Outcome, Problem
 from pipelines.stages import Context, rows
@@ -56,6 +56,8 @@ def run(context: Context) -> dict[str, float]:
             selected, outside = _by_both(selected, by_strong, strong.band, strong.model)
             dropped += too_long + unjudged + outside
             policies.append(second)
+        selected, easier = hardest(selected, settings.hardest)
+        dropped += easier
     reasons = Counter(row.reason for row in dropped)
     if not selected:
         raise UserError(

@@ -118,6 +118,7 @@ RECIPES = [
     ({"overrides": {"tasks": [{"name": "drop_high"}]}}, "overrides.tasks: tasks: there is no 'drop_high'; did you mean 'drop_high_pass'?"),
     ({"overrides": {"inputs": {"lw_BT": {}}}}, "overrides.inputs: inputs: there is no 'lw_BT'; did you mean 'low_BT'?"),
     ({"kl_control": {"target": 0.1}}, "kl_control: it steers KL terms to the reference, and recipe 'grpo' has none"),
+    ({"reset": {"kl": 0.1}}, "reset.kl: it is of the KL to the reference, which recipe 'grpo' does not read"),
 ]
 MERGES = [
     ({"method": "tise"}, ".method: there is no 'tise'; did you mean 'ties'?"),

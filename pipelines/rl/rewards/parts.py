@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -33,6 +34,31 @@ def length(group: Sequence[Trajectory], at: Scoring, *, among: Literal["limit", 
         return {"length": [1 - count / at.limit for count in written]}
     low, high = min(written), max(written)
     return {"length": [1 - (count - low) / (high - low) if high > low else 0.5 for count in written]}
+
+
+def cosine(
+    group: Sequence[Trajectory], at: Scoring, *, right: tuple[float, float] = (1.0, 0.5), wrong: tuple[float, float] = (-1.0, -0.5)
+) -> Values:
+    """`cosine`: what a right and what a wrong answer is worth by how much the policy wrote of what it may write, from the first value for no token
+    to the second for all, along half a cosine (arXiv 2502.03373; by default with the constants of open-rs, arXiv 2503.16219)."""
+
+    def worth(outcome: Outcome, written: int) -> float | None:
+        if outcome is Outcome.INFRASTRUCTURE:
+            return None
+        first, last = right if outcome is Outcome.CORRECT else wrong
+        return last + 0.5 * (first - last) * (1 + math.cos(math.pi * min(written / at.limit, 1.0)))
+
+    return {"cosine": [worth(each.outcome, t.written) for each, t in zip(at.verdicts, group, strict=True)]}
+
+
+def repetition(group: Sequence[Trajectory], at: Scoring, *, n: int = 4) -> Values:
+    """`repetition`: of the runs of `n` tokens that the policy wrote, the share that it had written before."""
+
+    def repeated(written: Sequence[int]) -> float:
+        runs = [tuple(written[place : place + n]) for place in range(len(written) - n + 1)]
+        return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+    return {"repetition": [repeated([token for s in t.turns if s.versions for token in s.ids]) for t in group]}
 
 
 def verifier(
@@ -68,4 +94,12 @@ def _score(said: Verdict) -> float | None:
     return None if said.outcome is Outcome.INFRASTRUCTURE else said.score
 
 
-PARTS = {"verdict": verdict, "format": form, "length": length, "verifier": verifier, "reward_model": reward_model}
+PARTS = {
+    "verdict": verdict,
+    "format": form,
+    "length": length,
+    "cosine": cosine,
+    "repetition": repetition,
+    "verifier": verifier,
+    "reward_model": reward_model,
+}
