@@ -121,6 +121,8 @@ def _recipe(question: Question) -> Faults:
             yield f"{key}.recipe", sentence
     if question["kl_control"] and not refused and "kl_scale" not in recipe(name, **overrides).read:
         yield f"{key}.kl_control", f"it steers KL terms to the reference, and recipe '{name}' has none: add one, or leave kl_control out"
+    if question.get("kl_reset") and not refused and "logp_ref_BT" not in recipe(name, **overrides).needs:
+        yield f"{key}.reset.kl", f"it is of the KL to the reference, which recipe '{name}' does not read: add a KL term, or leave it out"
 
 
 def _merge(question: Question) -> Faults:

@@ -23,6 +23,7 @@ from pipelines.config.checking import examine
 from pipelines.config.distil import DistilStage
 from pipelines.config.learning import LearningStage
 from pipelines.config.preference import PreferenceStage
+from pipelines.config.rl import SamplingStage
 from pipelines.errors import UserError
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine
@@ -98,6 +99,8 @@ def questions(params: Params) -> list[tables.Question]:
         key = f"stages.{name}"
         if isinstance(stage, LearningStage):
             more: dict[str, Any] = {"kl_control": stage.kl_control is not None, "taught": ""}
+            if isinstance(stage, SamplingStage):
+                more["kl_reset"] = stage.reset is not None and stage.reset.kl is not None
             if isinstance(stage, PreferenceStage):
                 more["lacking"] = names.lacking(stage)
             if isinstance(stage, DistilStage):

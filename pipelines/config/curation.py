@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pipelines.config.checking import nearest
 from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights, canonical
 from pipelines.config.sources import Source
-from pipelines.config.stage import Reading, Starting
+from pipelines.config.stage import Judging, Reading, Starting
 
 
 @functools.cache
@@ -265,7 +265,7 @@ class StrongSettings(Section):
     """Null: that of the stage."""
 
 
-class GradeStage(Starting, Reading, Preset):
+class GradeStage(Starting, Judging, Reading, Preset):
     """Pass rates by a policy, and the band that later stages see."""
 
     kind: Literal["grade"] = "grade"
@@ -282,6 +282,9 @@ class GradeStage(Starting, Reading, Preset):
     """Responses per problem between two looks, where it may stop."""
     band: Span[Share] = (0.05, 0.95)
     """Problems whose pass rate lies in this closed interval are the rows that the stage makes; the rest are kept aside with their reason."""
+    hardest: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Of each domain's problems in the band this share, rounded up, is handed on: those with the lowest pass rates. The others are kept aside as
+    `too_easy` (as DRIVE, arXiv 2511.06307, goes on with the hardest that remain)."""
     limit: dict[str, Positive] = {}
     """Domain -> at most this many problems are graded (the first by problem id); the rest are kept aside as `not graded`."""
     generation: GenerationSettings = GenerationSettings()

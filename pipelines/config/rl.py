@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, GenerationSettings, Positive, Section
+from pipelines.config.common import Count, GenerationSettings, Positive, Rate, Section
 from pipelines.config.learning import Answered, LearningStage
-from pipelines.config.stage import Reading
+from pipelines.config.stage import Judging, Reading
 
 
 class ValidationSettings(Section):
@@ -40,7 +40,23 @@ class ScheduleSettings(Section):
     """in_flight: at an update, what is under way goes on with the new weights, is finished first, or is given up."""
 
 
-class SamplingStage(LearningStage, Reading):
+class ResetSettings(Section):
+    """When a training begins anew from where it is (ProRL, arXiv 2505.24864): the reference becomes the policy, and the optimiser forgets its
+    moments. The learning rate does not warm up again."""
+
+    stalled: Positive | None = None
+    """After so many measurements of `validation` without a new best, counted from the last reset; null never."""
+    kl: Rate | None = None
+    """After a step in which the KL to the reference was above this: nats per token, estimator k3, before the update; null never."""
+
+    @model_validator(mode="after")
+    def _ever(self) -> ResetSettings:
+        if self.stalled is None and self.kl is None:
+            raise ValueError("give `stalled` or `kl`; without either nothing is ever reset")
+        return self
+
+
+class SamplingStage(LearningStage, Judging, Reading):
     """A stage that trains on what its policy answers as it trains."""
 
     recipe: str = "grpo"
@@ -56,6 +72,8 @@ class SamplingStage(LearningStage, Reading):
     """What becomes of older ones: the response is left out, or its tokens are masked and keep their part in the group's statistics."""
     validation: ValidationSettings | None = None
     """Null measures nothing and keeps the last weights."""
+    reset: ResetSettings | None = None
+    """Null never resets anything of itself; `reset_reference` names steps at which the reference alone is reset."""
     generation: GenerationSettings = GenerationSettings()
     """Engines other than torch run in the first of several processes and answer for all."""
     task_sampler: Literal["shuffle"] = "shuffle"
@@ -87,6 +105,8 @@ class SamplingStage(LearningStage, Reading):
             )
         if self.schedule.kind != "synchronous" and self.max_staleness == 0:
             raise ValueError(f"max_staleness 0 leaves nothing to train on: with schedule {self.schedule.kind} answers are one update old")
+        if self.reset and self.reset.stalled and not self.validation:
+            raise ValueError("reset.stalled counts measurements of `validation`, and there is none; add it, or leave `stalled` out")
         if self.processes > 1 and self.generation.engine == "scripted":
             raise ValueError("generation.engine scripted answers one process; set processes 1")
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Literal
 
 from pipelines.records import Dropped, Outcome, Problem, Verdict
@@ -86,6 +87,25 @@ def bin_of(rate: float) -> str:
     if rate <= 0:
         return "impossible"
     return next((name for bound, name in BINS if rate < bound), "perfect")
+
+
+def hardest(problems: Sequence[Problem], share: float) -> tuple[list[Problem], list[Dropped]]:
+    """Of each domain the share, rounded up, with the lowest pass rates, in order; the others as `too_easy`. Equals go by problem id."""
+    domains: dict[str, list[Problem]] = {}
+    for problem in problems:
+        domains.setdefault(problem.domain, []).append(problem)
+    chosen = set[str]()
+    for rows in domains.values():
+        ranked = sorted(rows, key=lambda row: (row.pass_rate, row.problem_id))
+        chosen |= {row.problem_id for row in ranked[: math.ceil(Fraction(str(share)) * len(rows))]}
+    kept, dropped = [], []
+    for problem in problems:
+        if problem.problem_id in chosen:
+            kept.append(problem)
+        else:
+            detail = f"pass rate {problem.pass_rate:.3f} is not among the lowest {share:g} of {problem.domain}"
+            dropped.append(Dropped(problem, "grade", "too_easy", detail))
+    return kept, dropped
 
 
 def inside_band(problems: Sequence[Problem], band: tuple[float, float]) -> tuple[list[Problem], list[Dropped]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines import paths, verifiers
 from pipelines.config.curation import GradeStage
-from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, pooled, within_limit
+from pipelines.curation.difficulty import bin_of, decided, graded, hardest, inside_band, pooled, within_limit
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import Dropped, Outcome, Problem
 from pipelines.stages import Context, rows
@@ -35,9 +35,10 @@ def run(context: Context) -> dict[str, float]:
     settings: GradeStage = context.settings
     problems, aside = within_limit(rows.read(context, settings), settings.limit)
     verifiers.require_sandbox_for(problems)
-    work = identity(context, __name__, problems=map(paths.rows, settings.rows_read), models=map(paths.model, settings.models_read))
+    models = (*settings.models_read, *settings.reward_models_read)
+    work = identity(context, __name__, problems=map(paths.rows, settings.rows_read), models=map(paths.model, models))
     with ExitStack() as stack:
-        weak = stack.enter_context(Policy(context, settings.init, settings.generation, problems, work))
+        weak = stack.enter_context(Policy(context, settings.init, settings.generation, problems, work, settings.judge))
         problems, too_long = weak.fitting(problems)
         if not problems:
             raise UserError(
@@ -49,12 +50,14 @@ def run(context: Context) -> dict[str, float]:
         by_strong: list[Problem] = []
         policies = [weak]
         if (strong := settings.strong) and selected:
-            second = stack.enter_context(Policy(context, strong.model, strong.generation or settings.generation, problems, work))
+            second = stack.enter_context(Policy(context, strong.model, strong.generation or settings.generation, problems, work, settings.judge))
             asked, too_long = second.fitting(selected)
             by_strong, unjudged = _grade(second, asked, strong.samples, strong.band, context)
             selected, outside = _by_both(selected, by_strong, strong.band, strong.model)
             dropped += too_long + unjudged + outside
             policies.append(second)
+        selected, easier = hardest(selected, settings.hardest)
+        dropped += easier
     reasons = Counter(row.reason for row in dropped)
     if not selected:
         raise UserError(

@@ -14,7 +14,7 @@ from pipelines import paths, verifiers
 from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import GradeStage
 from pipelines.config.training import ArchitectureSettings
-from pipelines.curation.difficulty import bin_of, decided, graded, inside_band, wilson, within_limit
+from pipelines.curation.difficulty import bin_of, decided, graded, hardest, inside_band, wilson, within_limit
 from pipelines.errors import UserError
 from pipelines.generation import create, respond
 from pipelines.models.loading import save_policy
@@ -99,6 +99,20 @@ def test_band_is_closed() -> None:
     assert [(item.reason, item.problem.pass_rate) for item in dropped] == [("too_hard", 0.0), ("too_easy", 1.0)]
 
 
+def test_the_hardest_share_shrinks_as_in_drive() -> None:
+    """Half of six is three, half of three, rounded up, is two: those with the lowest rates, in the order in which they came. By domain."""
+    rows = [row(i, pass_rate=rate, pass_n=64) for i, rate in enumerate((0.9, 0.7, 0.5, 0.2, 0.05, 0.0))]
+    first, easier = hardest(rows, 0.5)
+    assert [problem.pass_rate for problem in first] == [0.2, 0.05, 0.0]
+    assert [(item.reason, item.problem.pass_rate) for item in easier] == [("too_easy", 0.9), ("too_easy", 0.7), ("too_easy", 0.5)]
+    assert "pass rate 0.900 is not among the lowest 0.5 of math" in easier[0].detail
+    assert [problem.pass_rate for problem in hardest(first, 0.5)[0]] == [0.05, 0.0]
+    other = [row(9, "code", pass_rate=1.0, pass_n=64)]
+    assert hardest(rows + other, 0.5)[0] == first + other and hardest(rows, 1.0) == (rows, [])
+    ten = [row(i, pass_rate=0.5, pass_n=2) for i in range(10)]
+    assert [p.problem_id for p in hardest(ten, 0.7)[0]] == [p.problem_id for p in ten if p.problem_id in sorted(p.problem_id for p in ten)[:7]]
+
+
 def test_limit_takes_the_first_by_id_per_domain() -> None:
     rows = [row(i, "math" if i % 2 else "code") for i in range(20)]
     kept, dropped = within_limit(rows[::-1], {"math": 3})
@@ -147,6 +161,19 @@ def test_stage_grades_selects_and_repeats(policy: Path) -> None:
     stage(policy, rows, band=[0, 1], limit={"math": 5})
     assert len(read_problems(policy / paths.rows("difficulty"))) == 5
     assert pq.read_table(policy / paths.ROWS / "difficulty" / paths.DROPPED)["reason"].to_pylist().count("not_graded") == 26
+
+
+def test_the_hardest_are_handed_on_and_the_others_accounted_for(policy: Path) -> None:
+    """Nobody has solved any of the ten; with the band all of them are alike, and 30 % are the first three by id."""
+    rows = [row(i) for i in range(10)]
+    summary = stage(policy, rows, band=[0, 1], hardest=0.3)
+    ids = sorted(problem.problem_id for problem in rows)
+    assert summary["graded"] == 10 and summary["selected"] == 3 and summary["too_easy"] == 7
+    assert [problem.problem_id for problem in read_problems(policy / paths.rows("difficulty"))] == ids[:3]
+    assert read_json(policy / paths.ROWS / "difficulty" / paths.LEDGER)["reasons"] == {"too_easy": 7}
+    assert {item.detail for item in read_dropped(policy / paths.ROWS / "difficulty" / paths.DROPPED)} == {
+        "pass rate 0.000 is not among the lowest 0.3 of math"
+    }
 
 
 def test_answers_that_are_right_count(policy: Path) -> None:

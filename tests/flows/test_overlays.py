@@ -1,5 +1,6 @@
 """`touchstone configure`: an overlay merged into params.yaml, comments kept, nothing written when the result does not hold."""
 
+import re
 from pathlib import Path
 
 import mini_project
@@ -76,6 +77,37 @@ def test_a_bad_overlay_changes_nothing(params, text, message):
         apply(params, text)
     assert params.read_text() == TEXT
     assert [file.name for file in params.parent.iterdir() if file.name.startswith(".")] == []
+
+
+PUBLISHED = sorted((mini_project.REPOSITORY / "overlays/published").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("overlay", PUBLISHED, ids=lambda file: file.stem)
+def test_a_published_pipeline_adds_stages_to_the_default(overlay, tmp_path):
+    """The paper's last stage is called as its overlay, is evaluated against the default's, and what the default had stays."""
+    params = tmp_path / "params.yaml"
+    params.write_text((mini_project.REPOSITORY / "params.yaml").read_text())
+    before = load(params)
+    changed = {name for name, _, _ in overlays.apply(params, overlay, mini_project.REPOSITORY)}
+    after = load(params)
+    assert {name: after.stages[name] for name in before.stages} == dict(before.stages)
+    new = after.stages.keys() - before.stages.keys()
+    assert overlay.stem in new and after.stages[overlay.stem].kind == "rl"
+    assert not any(overlay.stem in after.stages[name].models_read for name in new), "it is the last one"
+    assert {overlay.stem, "sft", "math", "code", "merged"} <= {*(after.evaluation.models or ())}
+    assert (after.evaluation.gate.candidate, after.evaluation.gate.against) == (overlay.stem, "sft"), "the candidate is compared with each of them"
+    apart = {name.partition(".")[0] for name in changed} - {"stages", "evaluation"}
+    assert apart == ({"curation"} if overlay.stem == "big_math" else set()), "base and cold start are the default's, and so need not run again"
+
+
+def test_brorl_starts_from_the_stage_of_prorl():
+    one, other = (read_yaml(mini_project.REPOSITORY / f"overlays/published/{name}.yaml")["stages"]["prorl_8k"] for name in ("prorl", "brorl"))
+    assert one == other
+
+
+def test_the_page_lists_every_published_pipeline():
+    page = (mini_project.REPOSITORY / "docs" / "PUBLISHED.md").read_text()
+    assert sorted(re.findall(r"\(\.\./overlays/published/(\w+)\.yaml\)", page)) == [file.stem for file in PUBLISHED]
 
 
 @pytest.mark.skipif(not (mini_project.REPOSITORY.parent / "shared/data/tasks").is_dir(), reason="the rows that overlays name are not there")

@@ -107,14 +107,14 @@ def shaken(start, by: float, seed: int):
     return policy
 
 
-def beside(row: str, weights):
+def beside(row: str, weights, **overrides):
     """What a recipe needs beside the policy that starts from `weights`."""
     given = {"teachers": Teachers({"*": Teacher(shaken(weights, 0.02, 1))}), "stored": Outputs({})}
-    return {name: given.get(name) or policy_of(weights) for name, role in roles_of(recipe(row)).items() if role.source != "copy"}
+    return {name: given.get(name) or policy_of(weights) for name, role in roles_of(recipe(row, **overrides)).items() if role.source != "copy"}
 
 
 def run(folder: Path, weights, stop_at: int | None = None, row: str = "grpo", **changes):
     """Weights, journal and rollout files of a run that starts from `weights`."""
     model = policy_of(weights)
-    _, rows = trained(folder, model, stop_at, row, beside(row, weights), **changes)
+    _, rows = trained(folder, model, stop_at, row, beside(row, weights, **changes.get("overrides", {})), **changes)
     return model.state_dict(), rows, {p.name: p.read_bytes() for p in sorted((folder / "rollouts").iterdir())}

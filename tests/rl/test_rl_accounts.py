@@ -14,6 +14,7 @@ from pipelines.store import read_trajectories
 
 RUNS = {
     "dapo": {"overrides": {"tasks": [{"name": "drop_high_pass", "at_least": 0.4}]}},
+    "recover": {"row": "pshw", "prompts_per_step": 3, "overrides": {"recompose": [{"name": "dynamic_sampling", "rounds": 3, "recover": True}]}},
     "remix": {},
     "npo": {},
     "psr": {},
@@ -82,6 +83,20 @@ def test_each_way_out_of_a_batch_is_taken_and_told(ran):
     assert {("policy", "replaced"), ("guide", ""), ("guide", "spare")} <= seen["npo"]
     assert seen["psr"] == {("policy", ""), ("policy", "routing only_correct")}
     assert ("replay", "stale") in seen["stale"] and ("replay", "stale") in seen["masked"] and ("replay", "") not in seen["masked"]
+
+
+def test_groups_without_a_place_head_the_next_batch(ran):
+    """Recent Sample Recovery: what a step of three groups had too many of trains in the next one, and nowhere else."""
+    rows, files, _ = ran("recover")
+    full = [[r for r in rollouts if r.dropped == "full"] for rollouts in files]
+    back = [[r for r in rollouts if r.origin == "replay"] for rollouts in files]
+    assert any(full[:-1]) and not back[0]
+    for left, again, rollouts, row in zip(full, back[1:], files[1:], rows[1:], strict=False):
+        assert [(r.step, r.problem_id, r.sample_id, r.response_ids) for r in again] == [(r.step, r.problem_id, r.sample_id, r.response_ids) for r in left]
+        assert not any(r.dropped for r in again)
+        groups = {r.group_id for r in rollouts if not r.dropped}
+        assert len(groups) <= 3 and sorted(groups)[: len({r.group_id for r in again})] == sorted({r.group_id for r in again})
+        assert row["staleness_max"] == (1.0 if again else 0.0)
 
 
 def test_the_history_counts_what_was_answered(tmp_path, start):

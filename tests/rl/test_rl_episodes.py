@@ -13,7 +13,7 @@ from playing import PLAIN_TOOLS, groups, problem
 
 from pipelines import prompting
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.records import PROMPT, Segment
+from pipelines.records import PROMPT, Outcome, Segment, Trajectory, Verdict, one_turn
 from pipelines.rl import advantages, recipe
 from pipelines.rl.account import counts, place, training
 from pipelines.rl.collate import tensors
@@ -22,8 +22,8 @@ from pipelines.rl.episodes import Episode, Prompt
 from pipelines.rl.explore import adaptive
 from pipelines.rl.explore.adaptive import down_sampled
 from pipelines.rl.history import History, Tally
-from pipelines.rl.rewards import weighted
-from pipelines.rl.rewards.parts import form, length, verdict, verifier
+from pipelines.rl.rewards import Scoring, weighted
+from pipelines.rl.rewards.parts import cosine, form, length, repetition, verdict, verifier
 from pipelines.rl.tasks import Bots, Draw, draw
 from pipelines.store import read_trajectories, write_trajectories
 
@@ -188,6 +188,33 @@ def test_the_reward_is_made_of_parts():
     assert [t.reward for t in made(vetoes={"sixes": 0.5}, vetoed=-2.0)] == [-2.0, 0.0, 0.0, -2.0]
     with pytest.raises(UserError, match="names part 'corect'"):
         made(weights={"corect": 1.0})
+
+
+def written(count: int) -> Trajectory:
+    """An answer of so many tokens, all different."""
+    return Trajectory("p", 0, 0, 1, "t", one_turn([1], list(range(count)), [0.0] * count, [0] * count), "stop")
+
+
+def test_the_cosine_of_open_rs():
+    """Worked numbers of 1000 tokens: right 1, .75, .5; wrong -1, -.75, -.5; longer is as long as may be."""
+    group = [written(count) for count in (0, 500, 1000, 1200)]
+
+    def at(outcome: Outcome) -> Scoring:
+        return Scoring(problem(), [""] * 4, [Verdict(outcome, 0.0)] * 4, None, 1000)  # type: ignore[arg-type]  # no verifier is asked
+
+    assert cosine(group, at(Outcome.CORRECT))["cosine"] == pytest.approx([1.0, 0.75, 0.5, 0.5])
+    assert cosine(group, at(Outcome.UNPARSABLE))["cosine"] == pytest.approx([-1.0, -0.75, -0.5, -0.5])
+    assert cosine(group, at(Outcome.WRONG), wrong=(0.0, -10.0))["cosine"] == pytest.approx([0.0, -5.0, -10.0, -10.0])
+    assert cosine(group, at(Outcome.INFRASTRUCTURE))["cosine"] == [None] * 4
+
+
+def test_repetition_is_the_share_of_runs_that_were_there_before():
+    """1 2 1 2 1 2: of the five pairs (1 2)(2 1)(1 2)(2 1)(1 2) three are repeated, of the three runs of four one. What a tool says is not counted."""
+    turns = [Segment("policy", [1, 2, 1], [0.0] * 3, [0] * 3, True), Segment("tool", [7, 7, 7, 7]), Segment("policy", [2, 1, 2], [0.0] * 3, [0] * 3, True)]
+    group = [Trajectory("p", 0, 0, 1, "t", [Segment(PROMPT, [1]), *turns], "stop"), written(6), written(3)]
+    at = Scoring(problem(), [""] * 3, [Verdict(Outcome.CORRECT, 1.0)] * 3, None, 64)  # type: ignore[arg-type]
+    assert repetition(group, at, n=2)["repetition"] == pytest.approx([0.6, 0.0, 0.0])
+    assert repetition(group, at)["repetition"] == pytest.approx([1 / 3, 0.0, 0.0])
 
 
 def test_a_part_that_cannot_be_had_is_infrastructure():

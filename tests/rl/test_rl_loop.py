@@ -9,7 +9,7 @@ import torch
 from killing import Killed
 from loops import PROBLEMS, run
 
-from pipelines.config.common import GenerationSettings
+from pipelines.config.common import GenerationSettings, OptimiserSettings
 from pipelines.errors import InfrastructureError
 from pipelines.records import Outcome, Problem, Trajectory, one_turn
 from pipelines.rl import RECIPES
@@ -26,16 +26,29 @@ STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl"
 
 @pytest.mark.parametrize("row", STATEFUL)
 def test_a_killed_run_resumes_to_the_same_weights_log_and_rollouts(tmp_path, start, row):
-    weights, rows, files = run(tmp_path / "whole", start, row=row)
+    run_and_cut(tmp_path, start, row=row)
+
+
+def test_a_killed_run_recovers_the_same_groups(tmp_path, start):
+    """Of dynamic sampling that hands its surplus to the next step; the step after the checkpoint gets that of the step before."""
+    recover = {"recompose": [{"name": "dynamic_sampling", "rounds": 3, "recover": True}]}
+    rows = run_and_cut(tmp_path, start, row="pshw", prompts_per_step=6, optimiser=OptimiserSettings(lr=1e-5), overrides=recover)
+    assert rows[4]["replayed"] > 0
+
+
+def run_and_cut(tmp_path, start, row, **changes):
+    """The journal of a run that was left alone, which a run that was killed has too."""
+    weights, rows, files = run(tmp_path / "whole", start, row=row, **changes)
     assert not any("value_head" in name for name in weights)
     assert any(not torch.equal(weights[name], start[name]) for name in start)  # there was something to learn from
     assert len(rows) == 6 and len(files) == 6
     with pytest.raises(Killed):
-        run(tmp_path / "cut", start, stop_at=5, row=row)  # the last checkpoint is of step 4: step 5 is done again
-    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start, row=row)
+        run(tmp_path / "cut", start, stop_at=5, row=row, **changes)  # the last checkpoint is of step 4: step 5 is done again
+    resumed, resumed_rows, resumed_files = run(tmp_path / "cut", start, row=row, **changes)
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
     assert resumed_rows == rows
     assert resumed_files == files
+    return rows
 
 
 def test_rollouts_hold_what_was_sampled_and_judged(tmp_path, start):

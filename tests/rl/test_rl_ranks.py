@@ -13,7 +13,7 @@ from killing import Killed, die_after
 from loops import GROUPS, ONE_AHEAD, PROBLEMS, TOKENIZER, beside, policy_of, settings
 
 from pipelines.config.common import GenerationSettings
-from pipelines.config.rl import ScheduleSettings, ValidationSettings
+from pipelines.config.rl import ResetSettings, ScheduleSettings, ValidationSettings
 from pipelines.errors import UserError
 from pipelines.generation import torch_engine
 from pipelines.models.checkpoints import Checkpoints
@@ -114,9 +114,10 @@ LOOPS = {
     "stored": {"row": "kto", "stored": GROUPS},
     "taught": {"row": "topk_distillation"},
     "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
+    "reset": {"row": "grpo_kl", "reset": ResetSettings(kl=1e-7)},
 }
 """Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, answers made
-beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks."""
+beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks, a reset."""
 
 
 def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, stored=None, **changes) -> dict:
@@ -216,6 +217,8 @@ def test_the_loop_on_two_ranks_does_what_one_process_does(ranks, tmp_path, start
             torch.testing.assert_close(first[name]["weights"][tensor], value, rtol=0, atol=1e-4)
         assert first[name]["guide"] + second[name]["guide"] == alone["guide"]  # shared out, not done twice
     assert first["npo"]["guide"] and second["npo"]["guide"]
+    moments = torch.load(folder / "reset" / "checkpoints" / "step-00000002.pt")["optimiser"]["state"].values()
+    assert moments and not any(value.any() for one in moments for value in one.values()), "the reset after the last step cleared the shards"
 
 
 def gather_to_save(rank: int, start) -> None:

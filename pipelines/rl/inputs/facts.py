@@ -96,7 +96,7 @@ def shared_prefix(step: Step) -> Tensor:
     ids: dict[tuple[int, int], int] = {}
     rows = []
     for r in step.rollouts:
-        node, row = -1 - r.group_id, []
+        node, row = ids.setdefault((-1, r.group_id), len(ids)), []
         for token in r.response_ids:
             node = ids.setdefault((node, token), len(ids))
             row.append(node)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from pipelines.records import Trajectory
+from dataclasses import replace
+
+from pipelines.records import REPLAY, Trajectory
 from pipelines.rl.account import FULL, UNIFORM, by_group, drop, mixed, training
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
-def dynamic_sampling(rollouts: list[Trajectory], at: Recomposition, *, rounds: int = 3) -> list[Trajectory]:
-    """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch.
+def dynamic_sampling(rollouts: list[Trajectory], at: Recomposition, *, rounds: int = 3, recover: bool = False) -> list[Trajectory]:
+    """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch. recover: those for
+    which the step before had no place head it, one update old and with no correction for that (Recent Sample Recovery, arXiv 2506.18330).
 
     A batch that stays short stays so; one without any such group is left as it is.
     """
     first = by_group(training(rollouts))
-    out, informative = list(rollouts), mixed(first)
+    recovered = _without_place(at) if recover and at.step > 1 else []
+    out, informative = [*recovered, *rollouts], [*by_group(recovered), *mixed(first)]
     for number in range(1, rounds + 1):
         if len(informative) >= len(first):
             break
@@ -22,3 +26,11 @@ def dynamic_sampling(rollouts: list[Trajectory], at: Recomposition, *, rounds: i
         informative += mixed(by_group(further))
     trained = set(informative[: len(first)] or first)
     return [r if r.group_id in trained else drop(r, FULL if r.group_id in informative else UNIFORM) for r in out]
+
+
+def _without_place(at: Recomposition) -> list[Trajectory]:
+    """The groups that the step before had too many of, with ids below those of this step's own."""
+    groups = by_group(r for r in at.history.step(at.step - 1) if r.dropped == FULL)
+    return [
+        replace(old, group_id=place - len(groups), origin=REPLAY, dropped="") for place, group in enumerate(groups.values()) for old in group
+    ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from pipelines.config.stage import BOUND
+from pipelines.models.reward_model import Scale
 from pipelines.records import Outcome, Trajectory, Verdict
 from pipelines.rl.rewards.scoring import Scoring
 
@@ -33,6 +36,31 @@ def length(group: Sequence[Trajectory], at: Scoring, *, among: Literal["limit", 
     return {"length": [1 - (count - low) / (high - low) if high > low else 0.5 for count in written]}
 
 
+def cosine(
+    group: Sequence[Trajectory], at: Scoring, *, right: tuple[float, float] = (1.0, 0.5), wrong: tuple[float, float] = (-1.0, -0.5)
+) -> Values:
+    """`cosine`: what a right and what a wrong answer is worth by how much the policy wrote of what it may write, from the first value for no token
+    to the second for all, along half a cosine (arXiv 2502.03373; by default with the constants of open-rs, arXiv 2503.16219)."""
+
+    def worth(outcome: Outcome, written: int) -> float | None:
+        if outcome is Outcome.INFRASTRUCTURE:
+            return None
+        first, last = right if outcome is Outcome.CORRECT else wrong
+        return last + 0.5 * (first - last) * (1 + math.cos(math.pi * min(written / at.limit, 1.0)))
+
+    return {"cosine": [worth(each.outcome, t.written) for each, t in zip(at.verdicts, group, strict=True)]}
+
+
+def repetition(group: Sequence[Trajectory], at: Scoring, *, n: int = 4) -> Values:
+    """`repetition`: of the runs of `n` tokens that the policy wrote, the share that it had written before."""
+
+    def repeated(written: Sequence[int]) -> float:
+        runs = [tuple(written[place : place + n]) for place in range(len(written) - n + 1)]
+        return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+    return {"repetition": [repeated([token for s in t.turns if s.versions for token in s.ids]) for t in group]}
+
+
 def verifier(
     group: Sequence[Trajectory], at: Scoring, *, part: str, verifier: str, answer: str | None = None, args: Mapping[str, Any] | None = None
 ) -> Values:
@@ -44,8 +72,34 @@ def verifier(
     return {part: [_score(each.result()) for each in said]}
 
 
+def reward_model(
+    group: Sequence[Trajectory],
+    at: Scoring,
+    *,
+    stage: str,
+    part: str = "reward_model",
+    scale: Scale = "probability",
+    bound: float = BOUND,
+    principle: str | None = None,
+) -> Values:
+    """`part`: what the reward model that stage `stage` has made holds of all of a response, read as text in its own chat template. scale: in [0, 1]
+    (`probability`), in standard deviations between -5 and 5 (`standard`), or as it is (`raw`). bound: it is refused where the interval of its
+    held-out accuracy begins below. principle: of one with loss entailment; none: its own."""
+    model = at.reward_models[stage]
+    model.require(bound)
+    return {part: [*model.scores([(at.problem, t.response) for t in group], scale, principle)]}
+
+
 def _score(said: Verdict) -> float | None:
     return None if said.outcome is Outcome.INFRASTRUCTURE else said.score
 
 
-PARTS = {"verdict": verdict, "format": form, "length": length, "verifier": verifier}
+PARTS = {
+    "verdict": verdict,
+    "format": form,
+    "length": length,
+    "cosine": cosine,
+    "repetition": repetition,
+    "verifier": verifier,
+    "reward_model": reward_model,
+}
