@@ -99,7 +99,7 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
         else:
             write_plot(root / path, journal.rows())
     told = {"accepted": context.accepted, "origins": context.origins, "endpoints": answers.summary(), "notices": context.notices, "device": device}
-    write_manifest(beginning, outputs=makes, installed=context.installed, **told)
+    write_manifest(beginning, outputs=makes, installed=context.installed, measured=context.measured, **told)
     if not keep_work:
         discard(context.resume)
     return summary

@@ -11,13 +11,15 @@ from pipelines import paths
 from pipelines.config import MODELS, ROWS, STANDING, Params, order, resolve
 from pipelines.config.common import Section
 
-LEARNING = ("base", "sft", "pretrain", "rl", "preference", "distil", "command")
+LEARNING = ("base", "sft", "pretrain", "rl", "preference", "distil", "reward_model", "command")
 """Kinds that learn step by step: their journal becomes a plot."""
-LOADING = ("base", "sft", "pretrain", "grade", "sample", "rl", "preference", "distil", "merge", "extrapolate", "command", "evaluation")
+LOADING = (
+    "base", "sft", "pretrain", "grade", "sample", "rl", "preference", "distil", "reward_model", "merge", "extrapolate", "command", "evaluation",
+)  # fmt: skip
 """Kinds that load a model, and so torch and transformers."""
 SEEDLESS = ("curation", "report")
 """Kinds that draw nothing at random."""
-SELECTING = ("sft", "pretrain", "grade", "sample", "synthesise", "rl", "preference", "distil", "command")
+SELECTING = ("sft", "pretrain", "grade", "sample", "synthesise", "rl", "preference", "distil", "reward_model", "command")
 """Kinds that write down which rows they have read."""
 CURATING = ("sources", "curation", "grade", "sample", "synthesise")
 """Kinds that keep and drop rows, with a ledger."""
@@ -85,7 +87,7 @@ def upstream(stages: Graph, names: set[str]) -> list[str]:
 
 def _reads(kind: str, settings: Any) -> list[Path]:
     if kind in ROWS or kind in MODELS:
-        read = [*map(paths.model, settings.models_read), *map(paths.rows, settings.rows_read)]
+        read = [*map(paths.model, (*settings.models_read, *settings.reward_models_read)), *map(paths.rows, settings.rows_read)]
         if kind == "extrapolate":
             read = [paths.KEPT / settings.init, paths.model(settings.start)]
         if kind == "synthesise":
@@ -99,7 +101,10 @@ def _reads(kind: str, settings: Any) -> list[Path]:
         "sources": lambda: [paths.EXTERNAL / "sources"],
         "curation": lambda: [paths.SOURCES],
         "base": lambda: [paths.SPLITS["base"], paths.EXTERNAL / "base"],
-        "evaluation": lambda: [paths.BENCHMARKS, *map(paths.model, settings.models), *(paths.ROLLOUTS / name for name in settings.rollouts)],
+        "evaluation": lambda: [
+            paths.BENCHMARKS, *map(paths.model, settings.models), *(paths.ROLLOUTS / name for name in settings.rollouts),
+            *([paths.model(settings.judge.stage)] if settings.judge else []),
+        ],
         "report": lambda: [paths.SOURCES, paths.CURATION, paths.EVALUATION, paths.MODELS, paths.METRICS, paths.PLOTS, paths.MANIFESTS],
     }[kind]()
 

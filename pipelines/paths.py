@@ -26,6 +26,9 @@ BASE = MODELS / "base"
 SEARCH = "search.json"
 """Name of what a search for the best merge tried, in the folder of its model."""
 
+REWARD_MODEL = "reward_model.json"
+"""Name of what makes a folder a reward model: how it reads responses, what was fitted and measured."""
+
 EXTRAPOLATION = "extrapolation.json"
 """Name of what an extrapolation found of every tensor, in the folder of its model."""
 

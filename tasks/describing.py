@@ -163,10 +163,16 @@ def _preference(given: Any) -> Iterator[str]:
     yield f"from {given.init}, reference {given.reference or given.init}; {_data(given)}"
     yield _recipe(given)
     made = "as they were scored" if given.pairs is None else f"{given.pairs.per_problem} pairs a prompt, {given.pairs.choose}"
-    judge = f" as {given.pairs.judge.model} judges" if given.pairs and given.pairs.judge else ""
+    judge = f" as {given.pairs.judge.stage or given.pairs.judge.model} judges" if given.pairs and given.pairs.judge else ""
     steps = "one pass" if given.steps is None else f"{given.steps} steps"
     yield f"responses {made}{judge}; {steps} of {given.prompts_per_step}, {given.optimiser.name} at {given.optimiser.lr:g}"
     yield f"{given.precision}, {_processes(given)}"
+
+
+def _reward_model(given: Any) -> Iterator[str]:
+    yield f"from {given.init}; {_data(given)}; loss {given.loss}" + (f", {given.pairs.per_problem} pairs a prompt" if given.paired else "")
+    yield f"measured on {given.held_out:g} of the problems, calibrated on {given.calibration:g}; {_processes(given)}"
+    yield from _training(given)
 
 
 def _recipe(given: Any) -> str:
@@ -230,6 +236,6 @@ def _listed(value: Any) -> str:
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "pretrain": _pretrain, "grade": _grade, "sample": _sample,
     "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge, "extrapolate": _extrapolate,
-    "command": _command, "evaluation": _evaluation, "report": _report,
+    "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

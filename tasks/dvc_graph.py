@@ -18,7 +18,7 @@ from pipelines.store import replacing
 CODE = "code-identity"
 """DVC's stage that writes what decides the results of the others."""
 HEAD = "# Written by Touchstone from params.yaml: change that file, not this one. Commit it with data/dvc.lock, as every file of DVC's.\n"
-SHOWN = {"base": "loss", "sft": "loss", "pretrain": "loss", "rl": "reward", "preference": "loss", "distil": "loss"}
+SHOWN = {"base": "loss", "sft": "loss", "pretrain": "loss", "rl": "reward", "preference": "loss", "distil": "loss", "reward_model": "loss"}
 """Kind that learns -> the column of its plot that DVC draws; a command says it itself."""
 
 

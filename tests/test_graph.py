@@ -25,6 +25,11 @@ STAGES = {
     "both": {"kind": "grade", "init": "first", "data": "said", "strong": {"model": "code"}},
     "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own", "keep": {"every": 10}},
     "liked": {"kind": "preference", "init": "late", "reference": "first", "data": ["code/rollouts", "who", "rows/pairs.jsonl"]},
+    "scorer": {"kind": "reward_model", "init": "first", "data": ["code/rollouts", "rows/pairs.jsonl"]},
+    "pleasing": {
+        "kind": "rl", "init": "first", "data": "who", "judge": {"stage": "scorer"},
+        "overrides": {"parts": [{"name": "verdict"}, {"name": "reward_model", "stage": "scorer"}]},
+    },
     "taught": {"kind": "distil", "init": "first", "data": "who", "teachers": {"code": "code", "*": "late"}},
     "later": {"kind": "extrapolate", "init": "late", "target": 100},
     "wide": {"kind": "pretrain", "init": "base", "data": ["curation/base", "notes/all.txt"], "keep": {"every": 10}},
@@ -76,7 +81,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "sought", "taught", "wide", *STANDING[3:]] == NAMES
+    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 
@@ -101,14 +106,16 @@ DEPS = {
     "later": ["data/kept/late", "data/models/code"],
     "wide": ["data/models/base", "data/curation/base.parquet", "notes/all.txt"],
     "liked": ["data/models/late", "data/models/first", "data/rollouts/code", "rows/pairs.jsonl", "data/rows/who/problems.parquet"],
+    "scorer": ["data/models/first", "data/rollouts/code", "rows/pairs.jsonl"],
+    "pleasing": ["data/models/first", "data/models/scorer", "data/rows/who/problems.parquet"],
     "taught": ["data/models/first", "data/models/late", "data/models/code", "data/rows/who/problems.parquet"],
     "plain": ["data/models/first", "data/models/late", "data/models/code"],
     "sought": ["data/models/first", "data/models/late", "data/models/code", "data/rows/who/ungraded.parquet", "data/sources/benchmarks"],
     "theirs": ["data/models/first", "data/rows/who/problems.parquet", "mine.py", "lib", "data/identity/environments/_venv-trl.json"],
     "plainly": ["data/models/theirs", "data/curation/sft.parquet", "mine.py"],
     "evaluation": [
-        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "later", "liked", "plain", "theirs", "plainly", "sought", "taught", "wide")),
-        "data/rollouts/code", "data/rollouts/late", "data/rollouts/theirs", "data/rollouts/taught",
+        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "later", "liked", "plain", "theirs", "plainly", "pleasing", "sought", "taught", "wide")),
+        "data/rollouts/code", "data/rollouts/late", "data/rollouts/theirs", "data/rollouts/pleasing", "data/rollouts/taught",
     ],
     "report": [f"data/{name}" for name in ("sources", "curation", "evaluation", "models", "metrics", "plots", "manifests")],
 }  # fmt: skip
@@ -146,6 +153,7 @@ OUTS = {
     "later": ["data/models/later"],
     "wide": ["data/models/wide", "data/kept/wide", "data/seen/wide.parquet"],
     "plain": ["data/models/plain"],
+    "scorer": ["data/models/scorer", "data/seen/scorer.parquet"],
     "theirs": ["data/models/theirs", "data/rollouts/theirs", "data/seen/theirs.parquet"],
     "plainly": ["data/models/plainly", "data/seen/plainly.parquet"],
     "evaluation": ["data/evaluation"],
@@ -158,7 +166,7 @@ def test_outputs_metrics_and_plots(name):
     stage, kind = DOCUMENT[name], GRAPH[name].kind
     assert stage["outs"] == OUTS[name] + ([] if name == "report" else [f"data/manifests/{name}.json"])
     assert list(entries(stage, "metrics")) == ([] if name == "report" else [f"data/metrics/{name}.json"])
-    assert list(entries(stage, "plots")) == ([f"data/plots/{name}.csv"] if kind in ("base", "sft", "pretrain", "rl", "command") else [])
+    assert list(entries(stage, "plots")) == ([f"data/plots/{name}.csv"] if kind in ("base", "sft", "pretrain", "rl", "reward_model", "command") else [])
     records = {**entries(stage, "metrics"), **entries(stage, "plots")}
     assert [Path(record) for record in records] == list(GRAPH[name].records)
     assert all(options["cache"] is False for options in records.values())
@@ -168,7 +176,7 @@ def test_outputs_metrics_and_plots(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_is_the_flow_of_the_stage_from_the_root_of_the_project(name):
-    models = " base first code late later liked plain theirs plainly sought taught wide" if name == "evaluation" else ""
+    models = " base first code late later liked plain theirs plainly pleasing sought taught wide" if name == "evaluation" else ""
     assert (DOCUMENT[name]["cmd"], DOCUMENT[name]["wdir"]) == (f"python -m flows.stage {name}{models}", "..")
     assert DOCUMENT[name]["desc"]
 
@@ -177,7 +185,7 @@ def test_the_command_is_the_flow_of_the_stage_from_the_root_of_the_project(name)
 def test_a_stage_depends_on_its_settings_and_on_the_seed_if_its_module_uses_it(name):
     module = ENTRIES[GRAPH[name].kind][0]
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    uses_seed = any(isinstance(node, ast.Attribute) and node.attr == "seed" for node in ast.walk(tree))
+    uses_seed = any((isinstance(node, ast.Attribute) and node.attr == "seed") or getattr(node, "id", "") == "paired" for node in ast.walk(tree))
     selects = any(isinstance(node, ast.Attribute) and node.attr in ("read", "select") and getattr(node.value, "id", "") == "rows" for node in ast.walk(tree))
     own = name if name in STANDING else f"stages.{name}"
     more = ["curation", "sources.train"] if name == "more" else []
@@ -193,7 +201,7 @@ def test_paths_that_stages_write_do_not_collide():
 
 
 def test_order_of_stages():
-    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "sought", "taught", "wide"]
+    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide"]
     other = {"a": {"kind": "rl", "init": "b", "reference": "c", "data": "z"}, "b": {"kind": "sft", "init": "base", "data": "curation/sft"}}
     other |= {"c": {"kind": "merge", "init": "b", "models": ["b"]}, "z": {"kind": "grade", "init": "c", "data": "curation/rl"}}
     found = graph.graph(params(stages=other, evaluation={"gate": {"candidate": "a", "against": "b"}}))

@@ -13,10 +13,11 @@ from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.evaluation import MergeStage
 from pipelines.config.preference import PreferenceStage
+from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import SamplingStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import FileSource
-from pipelines.config.stage import FILES, ROLLOUTS, Reading
+from pipelines.config.stage import FILES, ROLLOUTS, Judging, Reading
 from pipelines.config.training import SupervisedStage
 from pipelines.curation.judging import refuse_without_endpoint
 from pipelines.endpoint import GENERATION_URL, Endpoint
@@ -109,10 +110,16 @@ def endpoints(params: Params) -> Faults:
         if stage.method == "teacher" and stage.budget:
             needed[f"stages.{name}.method"] = "teacher", TEACHER_URL
     for name, stage in of_kind(params, PreferenceStage):
-        if stage.pairs and stage.pairs.judge:
+        if stage.pairs and stage.pairs.judge and not stage.pairs.judge.stage:
             needed[f"stages.{name}.pairs.judge"] = "judge", JUDGE_URL
-    judged = (key for key, source in sources(params).items() if isinstance(source, FileSource) and source.verifier == "judge")
-    needed |= {f"{key}.verifier": ("judge", JUDGE_URL) for key in judged}
+    for name, stage in of_kind(params, RewardModelStage):
+        if stage.paired and stage.pairs.judge and not stage.pairs.judge.stage:
+            needed[f"stages.{name}.pairs.judge"] = "judge", JUDGE_URL
+    judging = [stage.judge for _, stage in of_kind(params, Judging)]
+    asking = {"train": not judging or None in judging, "benchmarks": params.evaluation.judge is None}
+    for key, source in sources(params).items():
+        if isinstance(source, FileSource) and source.verifier == "judge" and asking[key.split(".")[1]]:
+            needed[f"{key}.verifier"] = "judge", JUDGE_URL
     for key, generation in generations(params).items():
         if generation.engine == "server":
             needed[f"{key}.engine"] = "server", GENERATION_URL

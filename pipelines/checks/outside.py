@@ -22,7 +22,7 @@ from pipelines.config.evaluation import MergeStage
 from pipelines.config.learning import LearningStage
 from pipelines.config.sources import FileSource
 from pipelines.config.stage import FILES, TEXT
-from pipelines.config.training import SupervisedStage
+from pipelines.config.training import TrainedStage
 from pipelines.curation.judging import ASKING
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.models import packaged
@@ -202,7 +202,7 @@ def _devices(params: Params, device: str) -> names.Faults:
         asked["TOUCHSTONE_DEVICE"] = "float32", 1
     others = {key: generation.precision for key, generation in names.generations(params).items()}
     others |= {"base.train": params.base.train.precision}
-    others |= {f"stages.{name}.train": stage.train.precision for name, stage in names.of_kind(params, SupervisedStage)}
+    others |= {f"stages.{name}.train": stage.train.precision for name, stage in names.of_kind(params, TrainedStage)}
     asked |= {key: (precision, 1) for key, precision in others.items() if precision == "bfloat16"}
     code, home = [sys.executable, "-c", _DEVICE, device], Path(__file__).parents[2]
     for precision, processes in dict.fromkeys(asked.values()):

@@ -20,6 +20,7 @@ from pipelines.config.distil import DistilStage
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
 from pipelines.config.extrapolation import ExtrapolateStage
 from pipelines.config.preference import PreferenceStage
+from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import RlStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import SourcesSettings
@@ -30,16 +31,20 @@ from pipelines.errors import UserError
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | MergeStage
+    SftStage | PretrainStage | GradeStage | SampleStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage | MergeStage
     | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")
 ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "synthesise": ("problems",)}
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
-MODELS = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
+POLICIES = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
+"""Kinds that make a policy: a model that answers, and that others start from."""
+REWARD_MODELS = ("reward_model",)
+"""Kinds that make a model which says what a response is worth."""
+MODELS = (*POLICIES, *REWARD_MODELS)
 """Kinds that make a model."""
-TRAINING_ON_ROLLOUTS = ("sft", "preference")
+TRAINING_ON_ROLLOUTS = ("sft", "preference", "reward_model")
 """Kinds that read the rollouts of others."""
 
 
@@ -58,8 +63,8 @@ class Params(Section):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models that the stages make, in the order of the stages."""
-        return ("base", *(name for name in order(self.stages) if self.stages[name].kind in MODELS))
+        """Names of all policies that the stages make, in the order of the stages."""
+        return ("base", *(name for name in order(self.stages) if self.stages[name].kind in POLICIES))
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
@@ -74,12 +79,15 @@ class Params(Section):
             raise ValueError("\n".join(told))
 
         def known(key: str, names: Iterable[str], what: str, there: tuple[str, ...]) -> None:
-            told.extend(f"{key}: '{name}' is no {what}; there are {', '.join(there)}{nearest(name, there)}" for name in names if name not in there)
+            choice = ', '.join(there) or 'none'
+            told.extend(f"{key}: '{name}' is no {what}; there are {choice}{nearest(name, there)}" for name in names if name not in there)
 
         known("evaluation.gate.improve", gate.improve, "benchmark", benchmarks)
         known("evaluation.gate.retain", gate.retain, "benchmark", benchmarks)
         known("evaluation.clusters", self.evaluation.clusters, "benchmark", benchmarks)
         known("evaluation.models", self.evaluation.models or (), "model", self.models)
+        reward_models = tuple(name for name, stage in self.stages.items() if stage.kind in REWARD_MODELS)
+        known("evaluation.judge.stage", [self.evaluation.judge.stage] if self.evaluation.judge else [], "stage of kind reward_model", reward_models)
         sampled = tuple(name for name, stage in self.stages.items() if stage.leaves_rollouts and stage.kind in MODELS)
         known("evaluation.rollouts", self.evaluation.rollouts or (), "stage that leaves rollouts", sampled)
         evaluated = self.models if self.evaluation.models is None else self.evaluation.models
@@ -96,12 +104,18 @@ class Params(Section):
 def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterator[str]:
     """What is wrong with the names that a stage gives."""
     others = {other: each for other, each in stages.items() if other != name}
-    models = ["base", *(other for other, each in others.items() if each.kind in MODELS)]
+    models = ["base", *(other for other, each in others.items() if each.kind in POLICIES)]
+    reward_models = [other for other, each in others.items() if each.kind in REWARD_MODELS]
     for model in stage.models_read:
         if model not in models:
             keys = ("init", "start", "reference", "models", "teachers")
             key = next((key for key in keys if model in _names(getattr(stage, key, None))), "strong.model")
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
+    for key, scorer in stage.reward_models_named:
+        if scorer not in reward_models:
+            choice = f"choose one of {', '.join(reward_models)}{nearest(scorer, reward_models)}"
+            choice = choice if reward_models else "add a stage of kind reward_model"
+            yield f"{key}: {_unfit(scorer, name, stages, 'reward model')}; {choice}"
     if isinstance(stage, ExtrapolateStage) and stage.init in models and not getattr(others.get(stage.init), "keep", None):
         keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
         yield f"init: '{stage.init}' keeps no weights along its training; {_choice(keeping)}"
@@ -127,14 +141,16 @@ def _rollouts(stage: Stage, others: Mapping[str, Stage]) -> list[str]:
 
 
 def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> str:
-    """Why a name is none of what is wanted: `model` or `rows`."""
+    """Why a name is none of what is wanted: `model`, `reward model` or `rows`."""
     if named == name:
         return f"'{named}' is the stage itself"
     if named not in stages:
         return f"'{named}' names no {wanted}"
     kind = stages[named].kind
-    made, asked = ("a model", "rows are wanted") if kind in MODELS else ("rows", "a model is wanted")
-    return f"stage '{named}' of kind {kind} makes {made}, and {asked}"
+    if kind in REWARD_MODELS and wanted == "model":
+        return f"stage '{named}' of kind {kind} makes a model that scores responses, and a policy is wanted"
+    asked = "rows are wanted" if wanted == "rows" else f"a {wanted} is wanted"
+    return f"stage '{named}' of kind {kind} makes {'a model' if kind in MODELS else 'rows'}, and {asked}"
 
 
 def _names(given: str | tuple[str, ...] | Mapping[str, str] | None) -> tuple[str, ...]:
@@ -146,7 +162,7 @@ def _names(given: str | tuple[str, ...] | Mapping[str, str] | None) -> tuple[str
 
 def _sources(stage: Stage) -> list[str]:
     """Names of the stages that a stage reads."""
-    return [*stage.models_read, *(reference.partition("/")[0] for reference in stage.rows_read)]
+    return [*stage.models_read, *stage.reward_models_read, *(reference.partition("/")[0] for reference in stage.rows_read)]
 
 
 def order(stages: Mapping[str, Stage]) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pipelines.config.checking import nearest
 from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights, canonical
 from pipelines.config.sources import Source
-from pipelines.config.stage import Reading, Starting
+from pipelines.config.stage import Judging, Reading, Starting
 
 
 @functools.cache
@@ -265,7 +265,7 @@ class StrongSettings(Section):
     """Null: that of the stage."""
 
 
-class GradeStage(Starting, Reading, Preset):
+class GradeStage(Starting, Judging, Reading, Preset):
     """Pass rates by a policy, and the band that later stages see."""
 
     kind: Literal["grade"] = "grade"

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, Positive, Section, Share
 from pipelines.config.diagnostics import DiagnosticsSettings
-from pipelines.config.stage import Reading, Starting
+from pipelines.config.stage import Reading, Served, Starting
 
 
 class TokenizerPolicy(Section):
@@ -51,6 +51,8 @@ class SearchSettings(Reading):
     samples: Positive = 4
     """Responses per problem; the score of a problem is the share of correct ones (pass@1)."""
     generation: GenerationSettings = GenerationSettings()
+    judge: Served | None = None
+    """The reward model that judges benchmarks of verifier `judge`; null asks the endpoint that TOUCHSTONE_JUDGE_URL names."""
     bootstrap: Positive = 10000
     """Resamples of problems for intervals."""
 
@@ -125,6 +127,8 @@ class EvaluationSettings(Section):
     limit: Annotated[int, Field(ge=1)] | None = None
     """First problems of each benchmark only."""
     generation: GenerationSettings = GenerationSettings()
+    judge: Served | None = None
+    """The reward model that judges benchmarks of verifier `judge`; null asks the endpoint that TOUCHSTONE_JUDGE_URL names."""
     bootstrap: Positive = 10000
     """Resamples of problems for intervals, and sign flips for p-values, none of which is below 1 / (resamples + 1)."""
     gate: GateSettings = GateSettings()

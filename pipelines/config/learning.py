@@ -90,6 +90,13 @@ class LearningStage(Starting):
     def models_read(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.init, self.reference or self.init]))
 
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        given = self.overrides.get("parts")
+        parts = given if isinstance(given, list | tuple) else [given]
+        named = [part.get("stage") for part in parts if isinstance(part, dict) and part.get("name") == "reward_model"]
+        return (*super().reward_models_named, *(("overrides.parts", name) for name in named if isinstance(name, str)))
+
     @model_validator(mode="after")
     def _processes_fit(self) -> LearningStage:
         if self.processes > 1 and self.optimiser.name == "muon":

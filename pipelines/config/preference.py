@@ -1,20 +1,26 @@
-"""params.yaml: stages of kind preference."""
+"""params.yaml: stages of kind preference, and what they share with others that read stored responses."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, OptimiserSettings, Positive, PromptSettings, Rate, Section
+from pipelines.config.common import Count, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
 from pipelines.config.learning import Answered, LearningStage
-from pipelines.config.stage import ROLLOUTS, Reading
+from pipelines.config.stage import BOUND, ROLLOUTS, Reading, Served, Starting
 
 
 class PreferringSettings(Section):
-    """An OpenAI-compatible endpoint that says which of two responses is the better one. Its address and key come from TOUCHSTONE_JUDGE_URL and
-    TOUCHSTONE_JUDGE_KEY."""
+    """Who says which of two responses is the better one: a stage of kind reward_model, or an OpenAI-compatible endpoint, whose address and key come
+    from TOUCHSTONE_JUDGE_URL and TOUCHSTONE_JUDGE_KEY."""
 
+    stage: str | None = None
+    """The stage of kind reward_model. Null asks the endpoint."""
+    bound: Share = BOUND
+    """Of the stage: as `judge.bound` of other kinds."""
+    principle: str | None = None
+    """Of the stage: as `judge.principle` of other kinds."""
     model: str = "default"
     """Model name sent with each request."""
     criterion: str = "The better response solves the problem correctly; of two that do, or of two that do not, it is the clearer one."
@@ -25,6 +31,19 @@ class PreferringSettings(Section):
     """Seconds for one request."""
     retries: Count = 3
     """Further tries after a failed request."""
+
+    @property
+    def served(self) -> Served | None:
+        """The reward model that judges, if one does."""
+        return Served(stage=self.stage, bound=self.bound, principle=self.principle) if self.stage else None
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> PreferringSettings:
+        fields = type(self).model_fields
+        asked = [name for name in ("model", "criterion", "max_tokens", "timeout", "retries") if getattr(self, name) != fields[name].default]
+        if self.stage and asked:
+            raise ValueError(f"{asked[0]}: it is of an endpoint, and stage {self.stage} judges; leave one of them out")
+        return self
 
 
 class PairSettings(Section):
@@ -39,8 +58,27 @@ class PairSettings(Section):
     """Null: the response with the higher reward is the better one. Otherwise a judge says which, asked in both orders; where it does not say the
     same twice there is no pair."""
 
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        """The stage of kind reward_model that judges, if one does."""
+        return (("pairs.judge.stage", self.judge.stage),) if self.judge and self.judge.stage else ()
 
-class PreferenceStage(LearningStage, Reading):
+
+class Responding(Starting, Reading):
+    """A stage that reads stored responses: of rollouts, and of files of pairs or scored ones."""
+
+    answers: Positive = 64
+    """At most so many different responses to a prompt are read of rollouts and of scored ones, by hash."""
+    prompt: PromptSettings = PromptSettings()
+    """What stands around a prompt in files; rollouts keep the prompt that they were trained in."""
+
+    @property
+    def rollouts_read(self) -> tuple[str, ...]:
+        """References to rollouts."""
+        return tuple(name for name in self.data if name.endswith(ROLLOUTS))
+
+
+class PreferenceStage(LearningStage, Responding):
     """Training on stored responses: pairs, or responses with a score, from files, from the rollouts of other stages, or as a judge prefers."""
 
     kind: Literal["preference"] = "preference"
@@ -52,13 +90,9 @@ class PreferenceStage(LearningStage, Reading):
     pairs: PairSettings | None = PairSettings()
     """What is made of the responses to a prompt in rollouts and in files of scored ones. Null makes no pairs: they stay together with their rewards,
     as recipes for scored responses (kto, a_lol, topr, direct_advantage) want them. Files of pairs are pairs either way."""
-    answers: Positive = 64
-    """At most so many different responses to a prompt are read of rollouts and of scored ones, by hash."""
     behaviour: Literal["reference"] | None = None
     """Log-probabilities under the policy that answered, where the data lack them, as files do: those under the reference, computed once. Null refuses
     recipes that read them."""
-    prompt: PromptSettings = PromptSettings()
-    """What stands around a prompt in files; rollouts keep the prompt that they were trained in."""
     max_tokens: Positive = 512
     """Longer prompts with their response are left out and counted."""
     temperature: Rate = 1.0
@@ -70,6 +104,5 @@ class PreferenceStage(LearningStage, Reading):
         return Answered(self.prompt, self.temperature, self.max_tokens, earlier=True)
 
     @property
-    def rollouts_read(self) -> tuple[str, ...]:
-        """References to rollouts."""
-        return tuple(name for name in self.data if name.endswith(ROLLOUTS))
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return (*super().reward_models_named, *(self.pairs.reward_models_named if self.pairs else ()))

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import Count, GenerationSettings, Positive, Rate, Section
 from pipelines.config.learning import Answered, LearningStage
-from pipelines.config.stage import Reading
+from pipelines.config.stage import Judging, Reading
 
 
 class ValidationSettings(Section):
@@ -56,7 +56,7 @@ class ResetSettings(Section):
         return self
 
 
-class SamplingStage(LearningStage, Reading):
+class SamplingStage(LearningStage, Judging, Reading):
     """A stage that trains on what its policy answers as it trains."""
 
     recipe: str = "grpo"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from pipelines.config.common import GenerationSettings, Positive
-from pipelines.config.stage import Reading, Starting
+from pipelines.config.stage import Judging, Reading, Starting
 
 
-class SampleStage(Starting, Reading):
+class SampleStage(Starting, Judging, Reading):
     """Answers of a model or an endpoint to rows, judged: rows with right answers as their solutions, and all answers as rollouts."""
 
     kind: Literal["sample"] = "sample"

@@ -16,6 +16,21 @@ ROLLOUTS = "/rollouts"
 """Ending of a reference to what a stage has sampled, of kind rl or a command with rollouts; kind sft reads it."""
 
 
+BOUND = 0.55
+"""Least lower end of the interval of a reward model's held-out accuracy, where nobody says otherwise."""
+
+
+class Served(Section):
+    """A stage of kind reward_model, at work in another stage."""
+
+    stage: str
+    """Its name."""
+    bound: Share = BOUND
+    """It is refused where the 95 % interval of its held-out accuracy begins below this; 0.5 is what guessing has."""
+    principle: str | None = None
+    """Of one with loss entailment: what responses are held to; null: the stage's own `principle`."""
+
+
 class Where(Section):
     """Conditions on rows; all that are given must hold."""
 
@@ -66,6 +81,16 @@ class StageSettings(Section):
         return ()
 
     @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        """Key, and the reward model that it names there."""
+        return ()
+
+    @property
+    def reward_models_read(self) -> tuple[str, ...]:
+        """Names of the reward models that it asks, each once."""
+        return tuple(dict.fromkeys(name for _, name in self.reward_models_named))
+
+    @property
     def rows_read(self) -> tuple[str, ...]:
         """References to the rows that it reads, each once."""
         return ()
@@ -98,6 +123,17 @@ class Reading(StageSettings):
     @property
     def rows_read(self) -> tuple[str, ...]:
         return tuple(self.data)
+
+
+class Judging(StageSettings):
+    """A stage that has responses judged."""
+
+    judge: Served | None = None
+    """The reward model that judges problems of verifier `judge`; null asks the endpoint that TOUCHSTONE_JUDGE_URL names."""
+
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return (*super().reward_models_named, *((("judge.stage", self.judge.stage),) if self.judge else ()))
 
 
 class Starting(StageSettings):

@@ -67,13 +67,11 @@ class HeldOutSettings(Section):
     """Which weights become the model."""
 
 
-class LanguageModellingSettings(Section):
-    """Next-token training over shuffled examples. They run packed, without padding, and attention stays inside each."""
+class TrainingSettings(Section):
+    """Supervised training over shuffled examples. They run packed, without padding, and attention stays inside each."""
 
     epochs: Rate = 1.0
     """Passes over the examples, of each round where there is a goal; a fraction stops early."""
-    goal: GoalSettings | None = None
-    """Null trains once for `epochs` and measures nothing."""
     held_out: HeldOutSettings | None = None
     """Null measures no loss but that of training."""
     batch_size: Positive = 128
@@ -93,6 +91,13 @@ class LanguageModellingSettings(Section):
     checkpoint_minutes: Rate = 3.0
     """Minutes after which one is made though fewer steps have passed."""
     optimiser: OptimiserSettings = OptimiserSettings()
+
+
+class LanguageModellingSettings(TrainingSettings):
+    """Next-token training."""
+
+    goal: GoalSettings | None = None
+    """Null trains once for `epochs` and measures nothing."""
 
 
 class BaseSettings(Section):
@@ -132,24 +137,30 @@ class Duplicate(Section):
 Role = Literal["assistant", "tool", "user", "system"]
 
 
-class SupervisedStage(Starting, Reading):
-    """A stage that trains a model to predict the next token of examples."""
+class TrainedStage(Starting, Reading):
+    """A stage that trains a model on examples, by the loop of pipelines/sft."""
 
     lora: LoraSettings | None = None
     """Train low-rank adapters; they are merged into the stage's model. Null trains all weights."""
     processes: Positive = 1
     """Data-parallel processes (torchrun): each has its share of every batch; weights and optimiser state are sharded (FSDP2)."""
-    train: LanguageModellingSettings = LanguageModellingSettings()
-    keep: KeepSettings | None = None
-    """Null keeps the last weights alone."""
+    train: TrainingSettings
 
     @model_validator(mode="after")
-    def _processes_fit(self) -> SupervisedStage:
+    def _processes_fit(self) -> TrainedStage:
         if self.processes > 1 and self.train.optimiser.name == "muon":
             raise ValueError("train.optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
         if self.train.batch_size < self.processes:
             raise ValueError(f"train.batch_size {self.train.batch_size} must be at least processes ({self.processes})")
         return self
+
+
+class SupervisedStage(TrainedStage):
+    """A stage that trains a model to predict the next token of examples."""
+
+    train: LanguageModellingSettings = LanguageModellingSettings()
+    keep: KeepSettings | None = None
+    """Null keeps the last weights alone."""
 
 
 class SftStage(SupervisedStage):

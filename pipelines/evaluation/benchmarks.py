@@ -31,10 +31,12 @@ PART = 2048
 PURPOSE = "evaluation"
 
 
-def parts_of(cache: Path, model: str, problems: Sequence[Problem], samples: int, generation: GenerationSettings, seed: int, device: str) -> Path:
+def parts_of(
+    cache: Path, model: str, problems: Sequence[Problem], samples: int, generation: GenerationSettings, seed: int, device: str, judge: str = ""
+) -> Path:
     """The folder below `cache` for the parts of one piece of work: its name covers all that responses and verdicts depend on.
 
-    model: digest of its files, or a hub id.
+    model: digest of its files, or a hub id. judge: of a reward model that judges, and how.
     """
     named = {
         "code": _code(),
@@ -42,6 +44,7 @@ def parts_of(cache: Path, model: str, problems: Sequence[Problem], samples: int,
         "model": model,
         "problems": combine({problem.problem_id: repr(problem) for problem in problems}),
         "run": f"{seed} {device} {PART}",
+        "judge": judge,
     }
     return cache / combine(named)
 

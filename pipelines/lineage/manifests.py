@@ -79,13 +79,15 @@ def write_manifest(
     installed: Mapping[str, str] | None = None,
     endpoints: Sequence[dict[str, Any]] = (),
     notices: Sequence[str] = (),
+    measured: Mapping[str, float] | None = None,
     device: str = "cpu",
 ) -> None:
     """Write the statement of a stage that has run.
 
     accepted: changes on the way that the user accepted; without them all of it was made by one code from one input. origins: setting ->
     what the stage read there and came from elsewhere. installed: packages of the environment of an outside program. endpoints: who answered
-    requests of the stage, with a digest of what was said (`answered.summary`). notices: what somebody should look at. device: where tensors were.
+    requests of the stage, with a digest of what was said (`answered.summary`). notices: what somebody should look at. measured: what its model
+    is worth. device: where tensors were.
 
     Raises:
         UserError: what the stage started from was edited while it ran.
@@ -111,7 +113,9 @@ def write_manifest(
             },
             "runDetails": {
                 "builder": {"id": "touchstone", "version": {"python": platform.python_version()}},
-                "metadata": _machine(device) | ({"notices": list(notices)} if notices else {}),
+                "metadata": _machine(device)
+                | ({"notices": list(notices)} if notices else {})
+                | ({"measured": dict(measured)} if measured else {}),
             },
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ VALUE_HEAD = "value_head."
 """What the names of a value head's weights begin with: it trains with the policy, and is no part of the model."""
 
 
-def add_adapters(policy: Any, settings: LoraSettings, *seed: object) -> None:
-    """Put adapters into `policy`, in place; only they require gradients. They start at no change, in directions that the seed draws.
+def add_adapters(policy: Any, settings: LoraSettings, *seed: object, whole: Sequence[str] = ()) -> None:
+    """Put adapters into `policy`, in place; only they require gradients, and the modules `whole`, which get none. They start at no change, in
+    directions that the seed draws.
 
     Raises:
         UserError: no module has such a name.
@@ -30,11 +32,12 @@ def add_adapters(policy: Any, settings: LoraSettings, *seed: object) -> None:
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seeding.key("adapters", *seed))
-            inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), policy)
+            config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, exclude_modules=list(whole) or None)
+            inject_adapter_in_model(config, policy)
     except ValueError as error:
         raise UserError(f"lora.targets {targets}: {str(error).splitlines()[0]}") from error
     for name, p in policy.named_parameters():
-        p.requires_grad_("lora_" in name)
+        p.requires_grad_("lora_" in name or name.startswith(tuple(f"{module}." for module in whole)))
 
 
 def plain_weights(policy: Any, *, everywhere: bool = False) -> dict[str, Tensor]:

@@ -30,8 +30,10 @@ def load_policy(
     Training needs float32: at the rates of RL most updates are smaller than a step of bfloat16 and would vanish.
 
     Raises:
-        UserError: not a model, no chat template, or the hub cannot be reached.
+        UserError: not a model, a reward model, no chat template, or the hub cannot be reached.
     """
+    if (Path(source) / paths.REWARD_MODEL).is_file():
+        raise UserError(f"{source}: is a reward model, which says what a response is worth and is no policy")
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:

@@ -73,7 +73,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def make_optimiser(model: Any, settings: OptimiserSettings) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101), or Muon for hidden matrices with AdamW for the rest. Weight decay acts on matrices only."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    outer = {id(p) for module in (model.get_input_embeddings(), model.get_output_embeddings()) for p in module.parameters()}
+    head = model.get_output_embeddings() or model.score  # of a reward model
+    outer = {id(p) for module in (model.get_input_embeddings(), head) for p in module.parameters()}
     hidden = [p for _, p in trained if settings.name == "muon" and p.ndim == 2 and id(p) not in outer]
     taken = {id(p) for p in hidden}
     groups: list[dict[str, Any]] = [

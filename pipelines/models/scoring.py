@@ -99,7 +99,7 @@ def _token_scores(
     scores = dict(zip(wanted, columns, strict=True)) | {name: function(hidden_NE) for name, function in on_hidden.items()}
     made = {name: _scatter(value, score_BT) for name, value in scores.items()}
     if after and ends_BE is not None:
-        made[after[0]] = torch.log_softmax(_logits(head, ends_BE), -1)[:, after[1]]
+        made[after[0]] = torch.log_softmax(logits(head, ends_BE), -1)[:, after[1]]
     return made
 
 
@@ -127,11 +127,11 @@ def token_logp(model: Any, ids_BT: Tensor, score_BT: Tensor) -> Tensor:
 def _score(hidden_NE: Tensor, at: Mapping[str, Tensor], head: Any, functions: Sequence[Score]) -> tuple[Tensor, ...]:
     if not functions:
         return ()
-    logp_NV = torch.log_softmax(_logits(head, hidden_NE) / at["temperature"], -1)
+    logp_NV = torch.log_softmax(logits(head, hidden_NE) / at["temperature"], -1)
     return tuple(function(logp_NV, at) for function in functions)
 
 
-def _logits(head: Any, hidden_NE: Tensor) -> Tensor:
+def logits(head: Any, hidden_NE: Tensor) -> Tensor:
     """Float32 logits (N, V), computed in the precision of the head's weights whatever the body computes in."""
     with torch.autocast(hidden_NE.device.type, enabled=False):
         return head(hidden_NE.to(head.weight.dtype)).float()

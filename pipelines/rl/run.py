@@ -22,6 +22,7 @@ from pipelines.models.checkpoints import Best, Checkpoints, Numbers, Pace, State
 from pipelines.models.exactness import deterministic
 from pipelines.models.kept import Kept
 from pipelines.models.optimisation import make_optimiser, schedule
+from pipelines.models.reward_model import RewardModel
 from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
 from pipelines.records import Problem, Trajectory
@@ -41,7 +42,7 @@ from pipelines.rl.play import Answer
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.recompose import Recomposition
 from pipelines.rl.resets import Resets, forget, resets_of
-from pipelines.rl.rewards import Rewards
+from pipelines.rl.rewards import Judges, Rewards
 from pipelines.rl.roles import ROLES, roles_of
 from pipelines.rl.schedule import Sampled, Schedule, Source, Stored, engine_of, schedule_of
 from pipelines.rl.score import fill
@@ -199,6 +200,7 @@ def begun(
     frozen: Mapping[str, Any],
     kept: Kept | None,
     stored: Sequence[Sequence[Trajectory]] | None,
+    judges: Judges,
 ) -> Iterator[Run]:
     """The parts, made of the settings; at the end the engine is closed. See `train.train`."""
     wanted = settings.validation if isinstance(settings, SamplingStage) else None
@@ -217,7 +219,7 @@ def begun(
         drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
         speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
         source = functools.partial(Source, problems=by_id, draw=drawn, settings=settings, seed=key, ledger=ledger)
-        answers = _sampling(recipe, generator, source, policy, behaviour)
+        answers = _sampling(recipe, generator, source, policy, behaviour, judges)
         steps = settings.steps
     else:
         answers = plan = Stored(stored, settings.prompts_per_step, key)
@@ -240,10 +242,14 @@ def _validation(settings: ValidationSettings | None, problems: Sequence[Problem]
 
 
 @contextmanager
-def _sampling(recipe: Recipe, generator: Generator, source: Callable[..., Source], policy: Any, behaviour: Any) -> Iterator[Sampled]:
+def _sampling(
+    recipe: Recipe, generator: Generator, source: Callable[..., Source], policy: Any, behaviour: Any, judges: Judges
+) -> Iterator[Sampled]:
     """The schedule of a policy that answers. source: makes one of what answers problems that train and held-out ones."""
-    with VerifierPool() as pool, schedule_of(source(*answerers(recipe, generator, pool)), policy, behaviour) as plan:
-        yield plan
+    with VerifierPool(judge=judges.verifier) as pool:
+        answering = source(*answerers(recipe, generator, pool, judges.reward_models))
+        with schedule_of(answering, policy, behaviour) as plan:
+            yield plan
 
 
 def tasks_of(recipe: Recipe, problems: Sequence[Problem], count: int, seed: tuple[int, str], history: History) -> Callable[[int, int], list[Problem]]:
@@ -252,10 +258,12 @@ def tasks_of(recipe: Recipe, problems: Sequence[Problem], count: int, seed: tupl
     return lambda step, number: draw(problems, samplers, Draw(count, seed, step, number, history))
 
 
-def answerers(recipe: Recipe, generator: Generator, pool: VerifierPool) -> tuple[Answering, Answering]:
+def answerers(
+    recipe: Recipe, generator: Generator, pool: VerifierPool, reward_models: Mapping[str, RewardModel] | None = None
+) -> tuple[Answering, Answering]:
     """What answers the problems that train, and what answers held-out ones: in the same environment, without help, so many times as asked."""
     environment = recipe.single["environment"]()
-    rewards = Rewards(pool, recipe.lists["parts"], recipe.single["combine"], generator.settings.max_new_tokens)
+    rewards = Rewards(pool, recipe.lists["parts"], recipe.single["combine"], generator.settings.max_new_tokens, reward_models)
     return (
         Answering(generator, rewards, recipe.single["play"](), environment, recipe.single["guidance"], recipe.single["explore"]),
         Answering(generator, rewards, Answer(), environment, none, samples),

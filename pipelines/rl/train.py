@@ -22,6 +22,7 @@ from pipelines.rl.clock import Clock
 from pipelines.rl.collate import fresh, judged
 from pipelines.rl.journal import report, summary
 from pipelines.rl.recipe import Recipe
+from pipelines.rl.rewards import NOBODY, Judges
 from pipelines.rl.run import Run, begun
 
 
@@ -48,14 +49,17 @@ def train(
     frozen: Mapping[str, Any] | None = None,
     kept: Kept | None = None,
     stored: Sequence[Sequence[Trajectory]] | None = None,
+    judges: Judges = NOBODY,
 ) -> Trained:
     """Train `policy` in place, from its newest checkpoint if there is one.
 
     `frozen` holds the policies of `roles_of` that do not follow the trained one. stored: groups of responses to train on; None has the policy answer.
+    judges: models that say what answers are worth.
     """
     with begun(
         policy, tokenizer, problems, recipe, settings, stage=stage, seed=seed, journal=journal, checkpoints=checkpoints,
         rollout_folder=rollout_folder, frozen=frozen or {}, kept=kept, stored=stored,
+        judges=judges,
     ) as run:  # fmt: skip
         step = run.resume()
         while step < run.steps and not run.over:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from pipelines import prompting, seeding
 from pipelines.config.common import PromptSettings
@@ -14,6 +14,23 @@ from pipelines.records import POLICY, Outcome, Problem, Trajectory
 
 Span = tuple[int, int, float]
 """Tokens [begin, end), and the weight of each in the loss."""
+
+
+class Trains(Protocol):
+    """What the loop trains on: a dataclass of plain values. of: the problem that it is of, which is held out whole. tokens: how many run. scored: how
+    much the loss is of, and weight: what that weighs together."""
+
+    @property
+    def of(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def scored(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
+
+E = TypeVar("E", bound=Trains)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +46,11 @@ class Example:
     def after(cls, ids: list[int], start: int, of: str = "") -> Example:
         """The loss on ids[start:]."""
         return cls(ids, ((start, len(ids), 1.0),), of)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens run."""
+        return len(self.ids)
 
     @property
     def scored(self) -> int:
@@ -120,7 +142,7 @@ def _of_rollout(trajectory: Trajectory) -> Example:
     return Example(ids, tuple(spans), trajectory.problem_id)
 
 
-def hold_out(examples: Sequence[Example], settings: HeldOutSettings | None, *seed: object) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[E], settings: HeldOutSettings | None, *seed: object) -> tuple[list[E], list[E]]:
     """(examples to train on, examples to measure on): all those of so many problems, drawn by `seed`.
 
     Raises:
@@ -135,9 +157,9 @@ def hold_out(examples: Sequence[Example], settings: HeldOutSettings | None, *see
     return [e for e in examples if e.of not in held], [e for e in examples if e.of in held]
 
 
-def batches(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, epoch: int) -> Iterator[list[Example]]:
+def batches(examples: Sequence[E], batch_size: int, seed: int, purpose: str, epoch: int) -> Iterator[list[E]]:
     """One epoch in an order keyed by (seed, purpose, epoch), long and short examples mixed: batches of like length train worse (figures in
     docs/STAGES.md). Inside a batch they stand by length, so that a micro-batch pads little. The last may be short."""
     order = seeding.generator(seed, purpose, "epoch", epoch).permutation(len(examples))
     for start in range(0, len(order), batch_size):
-        yield sorted((examples[i] for i in order[start : start + batch_size]), key=lambda example: len(example.ids))
+        yield sorted((examples[i] for i in order[start : start + batch_size]), key=lambda example: example.tokens)

@@ -1,19 +1,23 @@
-"""THE LOOP of supervised training: batches -> loss -> update -> journal -> checkpoint, for the base model and for SFT.
+"""THE LOOP of supervised training: batches -> loss -> update -> journal -> checkpoint, for the base model, for SFT and for reward models.
 
-The loss is the mean negative log-likelihood of the batch's scored tokens by their weights, in nats. With a goal, training goes on by rounds until
-held-out problems show that it is reached, or the rounds are used up. Several processes run the same loop, each on its share of every batch.
+What is learnt is an `Objective`: the loss of a batch is the mean of its examples' by their weights. That of next tokens is their negative
+log-likelihood, in nats; those of reward models are in pipelines/reward_model. With a goal, training goes on by rounds until held-out problems
+show that it is reached, or the rounds are used up. Several processes run the same loop, each on its share of every batch.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic
 
 import torch
+from torch import Tensor
 
-from pipelines.config.training import LanguageModellingSettings
+from pipelines.config.training import TrainingSettings
 from pipelines.models import ranks
 from pipelines.models.checkpoints import Best, Checkpoints, Numbers, Pace
 from pipelines.models.exactness import deterministic
@@ -23,30 +27,54 @@ from pipelines.models.precision import autocast
 from pipelines.models.scoring import pad, token_logp
 from pipelines.models.sharding import gathered, shard, spread
 from pipelines.progress import Journal
-from pipelines.sft.examples import Example, batches
+from pipelines.sft.examples import E, Example, batches
 from pipelines.sft.goal import Goal
 
+
+@dataclass(frozen=True)
+class Objective(Generic[E]):
+    """What is learnt. loss(model, examples): the sum of their losses by their weights. idle: what a process runs, to no effect, where another has one
+    more micro-batch: sharded weights need every process at every pass. scored: the journal's name of what the loss is of."""
+
+    loss: Callable[[Any, Sequence[E]], Tensor]
+    idle: E
+    scored: str
+
+
+def _next_tokens(model: Any, examples: Sequence[Example]) -> Tensor:
+    ids = pad([example.ids for example in examples], device=model.device)
+    weights = torch.zeros(ids.shape, device=ids.device)
+    for row, example in enumerate(examples):
+        for begin, end, of in example.spans:
+            weights[row, begin:end] = of
+    score = weights > 0
+    if examples[0] is IDLE:
+        score[0, 1] = True
+    return -(token_logp(model, ids, score) * weights).sum()
+
+
 IDLE = Example([0, 0], ((1, 2, 0.0),))
-"""What a process runs, to no effect, where another has one more micro-batch: sharded weights need every process at every pass."""
+NEXT_TOKENS = Objective(_next_tokens, IDLE, "scored_tokens")
 
 
 def train(
     model: Any,
-    examples: Sequence[Example],
-    settings: LanguageModellingSettings,
+    examples: Sequence[E],
+    settings: TrainingSettings,
     *,
     seed: int,
     purpose: str,
     journal: Journal,
     checkpoints: Checkpoints,
+    objective: Objective[Any] = NEXT_TOKENS,
     goal: Goal | None = None,
-    held_out: Sequence[Example] = (),
+    held_out: Sequence[E] = (),
     kept: Kept | None = None,
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
     """Train `model` in place, from its newest checkpoint if there is one. Returns the summary of the run, with what the goal last measured, and the
     weights that were the best on `held_out`, where that is measured."""
     per_epoch = -(-len(examples) // settings.batch_size)
-    measures = _Measures(settings, checkpoints, max(1, round(per_epoch * settings.epochs)), goal, held_out)
+    measures = _Measures(settings, checkpoints, max(1, round(per_epoch * settings.epochs)), goal, objective, held_out)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if ranks.world() > 1:
@@ -66,16 +94,15 @@ def train(
             began = time.monotonic()
             step, batch = step + 1, next(remaining)
             share = schedule(settings.optimiser, (step - 1) % measures.per_round + 1, measures.per_round)
-            loss = gradients(model, batch, settings)
-            rows = {part: [getattr(example, part) for example in batch] for part in ("ids", "spans", "of")}
-            keep = functools.partial(keep_batch, checkpoints.folder / f"not-finite-{step:08d}.pt", rows)
+            loss = gradients(model, batch, settings, objective)
+            keep = functools.partial(_keep, checkpoints.folder / f"not-finite-{step:08d}.pt", batch)
             norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
-            speed = sum(len(e.ids) for e in batch) / (time.monotonic() - began)
+            speed = sum(example.tokens for example in batch) / (time.monotonic() - began)
             figures = measures.take(step, model)
             journal.log(
                 step, measures.end_of_round(step), f"loss {loss:.3f}  {speed:,.0f} tokens/s",
                 clock={"tokens_per_second": speed}, loss=loss, lr=share * settings.optimiser.lr, grad_norm=norm,
-                scored_tokens=float(sum(example.scored for example in batch)), **figures,
+                **{objective.scored: float(sum(example.scored for example in batch))}, **figures,
             )  # fmt: skip
             if kept:
                 kept.add(step, model)
@@ -94,9 +121,9 @@ class _Measures:
     steps of a round. most: of all rounds. state: numbers that a checkpoint keeps."""
 
     def __init__(
-        self, settings: LanguageModellingSettings, checkpoints: Checkpoints, per_round: int, goal: Goal | None, held_out: Sequence[Example]
+        self, settings: TrainingSettings, checkpoints: Checkpoints, per_round: int, goal: Goal | None, objective: Objective[E], held_out: Sequence[E]
     ) -> None:
-        self._settings, self._goal, self._held_out = settings, goal, held_out
+        self._settings, self._goal, self._objective, self._held_out = settings, goal, objective, held_out
         self._measured, held = Numbers(), Numbers()
         self.best = Best(checkpoints, held, settings.held_out.patience) if settings.held_out else None
         self.per_round, self.most = per_round, per_round * (goal.settings.rounds if goal else 1)
@@ -107,7 +134,7 @@ class _Measures:
         figures: dict[str, float] = {}
         ended, held = step % self.per_round == 0, self._settings.held_out
         if self.best and held and (ended or step % held.every == 0):
-            figures["held_out_loss"] = mean_loss(model, self._held_out, self._settings)
+            figures["held_out_loss"] = mean_loss(model, self._held_out, self._settings, self._objective)
             self.best.offer(step, -figures["held_out_loss"], model)
         if self._goal and ended:
             with gathered(model):
@@ -134,59 +161,55 @@ class _Measures:
         return {**self._measured, **best}
 
 
-def gradients(model: Any, batch: Sequence[Example], settings: LanguageModellingSettings) -> float:
+def _keep(path: Path, batch: Sequence[Any]) -> Path:
+    return keep_batch(path, {part.name: [asdict(example)[part.name] for example in batch] for part in fields(batch[0])})
+
+
+def gradients(model: Any, batch: Sequence[E], settings: TrainingSettings, objective: Objective[Any] = NEXT_TOKENS) -> float:
     """Add the gradient of the batch's mean loss; returns that loss, of all processes."""
-    loss = _mean(model, batch, settings)
+    loss = _mean(model, batch, settings, objective)
     spread(model)
     return loss
 
 
-def mean_loss(model: Any, examples: Sequence[Example], settings: LanguageModellingSettings) -> float:
+def mean_loss(model: Any, examples: Sequence[E], settings: TrainingSettings, objective: Objective[Any] = NEXT_TOKENS) -> float:
     """The mean loss of all examples under the model as it stands, of all processes."""
     training = model.training
     model.eval()
     with torch.no_grad(), gathered(model):
-        loss = _mean(model, examples, settings)
+        loss = _mean(model, examples, settings, objective)
     model.train(training)
     return loss
 
 
-def _mean(model: Any, examples: Sequence[Example], settings: LanguageModellingSettings) -> float:
+def _mean(model: Any, examples: Sequence[E], settings: TrainingSettings, objective: Objective[E]) -> float:
     """The loss, with its gradient where one is wanted; this process runs its share of the examples."""
     weight = sum(example.weight for example in examples)
     micros = micro_batches(examples[ranks.rank() :: ranks.world()], settings)
     total = 0.0
-    for micro in [*micros, *[[IDLE]] * (ranks.most(len(micros)) - len(micros))]:
-        ids = pad([example.ids for example in micro], device=model.device)
-        weights = torch.zeros(ids.shape, device=ids.device)
-        for row, example in enumerate(micro):
-            for begin, end, of in example.spans:
-                weights[row, begin:end] = of
-        score = weights > 0
-        if micro[0] is IDLE:
-            score[0, 1] = True
+    for micro in [*micros, *[[objective.idle]] * (ranks.most(len(micros)) - len(micros))]:
         with autocast(model.device, settings.precision):
-            loss = -(token_logp(model, ids, score) * weights).sum() / weight
+            loss = objective.loss(model, micro) / weight
         if torch.is_grad_enabled():
             loss.backward()
         total += float(loss.detach())
     return ranks.total({"loss": total})["loss"]
 
 
-def micro_batches(examples: Sequence[Example], settings: LanguageModellingSettings) -> list[list[Example]]:
+def micro_batches(examples: Sequence[E], settings: TrainingSettings) -> list[list[E]]:
     """Examples in order, cut where another would be one too many, or its tokens too many."""
-    found: list[list[Example]] = []
+    found: list[list[E]] = []
     room = 0.0
     for example in examples:
-        if not found or len(found[-1]) == settings.micro_batch or len(example.ids) > room:
+        if not found or len(found[-1]) == settings.micro_batch or example.tokens > room:
             found.append([])
             room = settings.micro_tokens or float("inf")
         found[-1].append(example)
-        room -= len(example.ids)
+        room -= example.tokens
     return found
 
 
-def _from(examples: Sequence[Example], batch_size: int, seed: int, purpose: str, per_epoch: int, step: int, total: int) -> Iterator[list[Example]]:
+def _from(examples: Sequence[E], batch_size: int, seed: int, purpose: str, per_epoch: int, step: int, total: int) -> Iterator[list[E]]:
     """The batches of steps step + 1 .. total."""
     while step < total:
         epoch, inside = divmod(step, per_epoch)

@@ -27,6 +27,7 @@ ENTRIES = {
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
     "preference": ("pipelines.stages.preference", "pipelines.config.preference", "PreferenceStage"),
     "distil": ("pipelines.stages.distil", "pipelines.config.distil", "DistilStage"),
+    "reward_model": ("pipelines.stages.reward_model", "pipelines.config.reward_model", "RewardModelStage"),
     "command": ("pipelines.stages.command", "pipelines.config.command", "CommandStage"),
     "merge": ("pipelines.stages.merge", "pipelines.config.evaluation", "MergeStage"),
     "extrapolate": ("pipelines.stages.extrapolate", "pipelines.config.extrapolation", "ExtrapolateStage"),
@@ -51,8 +52,8 @@ class Context:
     section of params, resolved. work: folder of the stage outside its outputs: journal, caches. device: cpu, cuda, ... on_change: what
     becomes of interrupted work that was made otherwise: refuse, accept, discard. accepted: such changes, for the manifest. origins:
     dotted key in the settings -> what the stage read there and came from elsewhere (a hub, an index), for the manifest. installed: packages of
-    a virtual environment that a program of the stage runs in, by version, for the manifest. notices: what somebody should look at. first: this
-    process writes for all that the stage has.
+    a virtual environment that a program of the stage runs in, by version, for the manifest. notices: what somebody should look at. measured: what
+    its model is worth, for the manifest. first: this process writes for all that the stage has.
     """
 
     stage: str
@@ -67,6 +68,7 @@ class Context:
     origins: dict[str, Origin] = field(default_factory=dict)
     installed: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
     first: bool = True
 
     def notice(self, text: str) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipelines import paths, prompting, verifiers
 from pipelines.config.common import GenerationSettings
+from pipelines.config.stage import Served
 from pipelines.generation import Generator, create, respond
 from pipelines.lineage.code import code_sha256
 from pipelines.lineage.digests import combine, file_sha256, tree_sha256
@@ -28,6 +29,7 @@ from pipelines.models.loading import load_tokenizer
 from pipelines.records import Dropped, Outcome, Problem, Verdict
 from pipelines.stages import Context
 from pipelines.stages.identity import folder_of
+from pipelines.stages.judging import judge_of
 from pipelines.store import forget_torn, read_json, write_table
 
 FOLDER = "answers"
@@ -75,8 +77,11 @@ def all_of_them(_: Sequence[Answer], left: int) -> bool:
 class Policy:
     """One policy that a stage asks. A context manager: at its end the engine is closed."""
 
-    def __init__(self, context: Context, model: str, generation: GenerationSettings, problems: Iterable[Problem], work: dict[str, object]) -> None:
-        """work: identity of this run of the stage, for what must not outlive it. problems: those that will be asked."""
+    def __init__(
+        self, context: Context, model: str, generation: GenerationSettings, problems: Iterable[Problem], work: dict[str, object], judge: Served | None
+    ) -> None:
+        """work: identity of this run of the stage, for what must not outlive it. problems: those that will be asked. judge: of those whose
+        verifier is `judge`."""
         self.generation, self._context = generation, context
         self._model = context.root / paths.model(model)
         self.tokenizer = load_tokenizer(self._model, chat=False)
@@ -87,15 +92,17 @@ class Policy:
                 "sampling": generation.model_dump_json(exclude={"batch_size"}),  # which changes memory and speed alone
                 "script": file_sha256(Path(generation.script)) if generation.script else "",
                 "run": f"{context.seed} {context.stage} {context.device}",
+                "judge": judge.model_dump_json() + tree_sha256(context.root / paths.model(judge.stage)) if judge else "",
             }
         )
         self.folder = context.work / FOLDER / key
-        endpoint = generation.engine == "server" or any(problem.verifier == "judge" for problem in problems)
+        endpoint = generation.engine == "server" or (judge is None and any(problem.verifier == "judge" for problem in problems))
         self._kept = _Kept(folder_of(context, work) / key if endpoint else self.folder)
         self._engine: Generator | None = None
+        self._judge = judge_of(context, judge, context.device)
 
     def __enter__(self) -> Policy:
-        self._pool = verifiers.VerifierPool().__enter__()
+        self._pool = verifiers.VerifierPool(judge=self._judge).__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:

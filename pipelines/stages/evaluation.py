@@ -20,6 +20,7 @@ from pipelines.evaluation.scores import comparisons, judge_together, score_bench
 from pipelines.lineage.digests import tree_sha256
 from pipelines.records import Problem
 from pipelines.stages import Context
+from pipelines.stages.judging import judge_of
 from pipelines.store import read_problems, replacing_folder, write_json, write_table
 from pipelines.verifiers import VerifierPool, require_sandbox_for
 
@@ -111,13 +112,15 @@ def _all_samples(context: Context, benchmarks: Mapping[str, list[Problem]]) -> d
     settings, cache = context.settings, context.work / "samples"
     tables: dict[tuple[str, str], pa.Table] = {}
     used: set[Path] = set()
-    with VerifierPool() as pool:
+    judge = settings.judge
+    judged = judge.model_dump_json() + tree_sha256(context.root / paths.model(judge.stage)) if judge else ""
+    with VerifierPool(judge=judge_of(context, judge, context.device)) as pool:
         for model in settings.models:
             folder = context.root / paths.model(model)
             weights = tree_sha256(folder)
             generator = functools.cache(functools.partial(generation.create, settings.generation, folder, context.device))
             for name, problems in benchmarks.items():
-                parts = parts_of(cache, weights, problems, settings.samples, settings.generation, context.seed, context.device)
+                parts = parts_of(cache, weights, problems, settings.samples, settings.generation, context.seed, context.device, judged)
                 used.add(parts)
                 show = functools.partial(_show, context, model, name)
                 tables[model, name] = collect(generator, problems, settings.samples, context.seed, pool, parts, show)

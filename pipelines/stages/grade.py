@@ -35,9 +35,10 @@ def run(context: Context) -> dict[str, float]:
     settings: GradeStage = context.settings
     problems, aside = within_limit(rows.read(context, settings), settings.limit)
     verifiers.require_sandbox_for(problems)
-    work = identity(context, __name__, problems=map(paths.rows, settings.rows_read), models=map(paths.model, settings.models_read))
+    models = (*settings.models_read, *settings.reward_models_read)
+    work = identity(context, __name__, problems=map(paths.rows, settings.rows_read), models=map(paths.model, models))
     with ExitStack() as stack:
-        weak = stack.enter_context(Policy(context, settings.init, settings.generation, problems, work))
+        weak = stack.enter_context(Policy(context, settings.init, settings.generation, problems, work, settings.judge))
         problems, too_long = weak.fitting(problems)
         if not problems:
             raise UserError(
@@ -49,7 +50,7 @@ def run(context: Context) -> dict[str, float]:
         by_strong: list[Problem] = []
         policies = [weak]
         if (strong := settings.strong) and selected:
-            second = stack.enter_context(Policy(context, strong.model, strong.generation or settings.generation, problems, work))
+            second = stack.enter_context(Policy(context, strong.model, strong.generation or settings.generation, problems, work, settings.judge))
             asked, too_long = second.fitting(selected)
             by_strong, unjudged = _grade(second, asked, strong.samples, strong.band, context)
             selected, outside = _by_both(selected, by_strong, strong.band, strong.model)

@@ -10,15 +10,19 @@ from typing import Any
 from pipelines import paths
 from pipelines.config.learning import LearningStage
 from pipelines.config.rl import SamplingStage
+from pipelines.config.stage import BOUND, Served
 from pipelines.errors import UserError
 from pipelines.models.adapters import add_adapters
 from pipelines.models.loading import load_policy, write_vocabulary
+from pipelines.models.reward_model import RewardModel
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe
+from pipelines.rl.rewards import Judges
 from pipelines.rl.roles import roles_of
 from pipelines.rl.train import train
 from pipelines.stages import Context
+from pipelines.stages.judging import judge_of, reward_model
 from pipelines.stages.trained import along, hand_over, opened, save
 from pipelines.store import replacing_folder
 
@@ -51,11 +55,13 @@ def learn(
         if role.source in sources_of:
             what = f"{context.stage}: the policy '{name}' of recipe '{chosen.name}'"
             frozen[name] = beside_policy(sources_of[role.source], tokenizer, device, what)
-    checkpoints = opened(context, module, problems=reads, models=map(paths.model, settings.models_read))
+    judges = Judges(_reward_models(context, chosen, device), judge_of(context, getattr(settings, "judge", None), device))
+    models = (*settings.models_read, *settings.reward_models_read)
+    checkpoints = opened(context, module, problems=reads, models=map(paths.model, models))
     rollouts, kept = context.resume / "rollouts", along(context, init)
     trained = train(
         policy, tokenizer, problems, chosen, settings, stage=key, seed=context.seed, journal=context.journal, checkpoints=checkpoints,
-        rollout_folder=rollouts, frozen=frozen, kept=kept, stored=stored,
+        rollout_folder=rollouts, frozen=frozen, kept=kept, stored=stored, judges=judges,
     )  # fmt: skip
     validation = settings.validation if isinstance(settings, SamplingStage) else None
     save(context, init, policy, tokenizer, trained.best, validation.keep if validation else "last")
@@ -70,6 +76,21 @@ def learn(
     for text in notices(context.journal.rows()):
         context.notice(text)
     return trained.summary | hand_over(context, kept)
+
+
+def _reward_models(context: Context, chosen: Recipe, device: str) -> dict[str, RewardModel]:
+    """Those that parts of the reward name, by stage.
+
+    Raises:
+        UserError: one is not good enough.
+    """
+    found: dict[str, RewardModel] = {}
+    for part in chosen.slots["parts"]:
+        if part["name"] == "reward_model":
+            given = Served(stage=part["stage"], bound=part.get("bound", BOUND))
+            found[given.stage] = found.get(given.stage) or reward_model(context, given, device)
+            found[given.stage].require(given.bound)
+    return found
 
 
 def beside_policy(source: Path, tokenizer: Any, device: str, what: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 
 from pipelines import paths
-from pipelines.chat import ChatClient, Replies
 from pipelines.config.preference import PreferenceStage
 from pipelines.errors import UserError
 from pipelines.models import ranks
@@ -20,13 +18,12 @@ from pipelines.records import Trajectory
 from pipelines.rl import stored
 from pipelines.rl.collate import tensors
 from pipelines.rl.inputs.step import scored
-from pipelines.rl.preferring import judged
 from pipelines.rl.recipe import recipe
 from pipelines.rl.tensors import Asks
 from pipelines.stages import Context, responses, rows
 from pipelines.stages.learning import beside_policy, learn
+from pipelines.stages.pairing import paired
 from pipelines.stages.responses import Responses
-from pipelines.verifiers.judge import KEY, URL
 
 Groups = list[Sequence[Trajectory]]
 
@@ -47,7 +44,7 @@ def run(context: Context) -> dict[str, float]:
         if settings.behaviour == "reference":
             found.lacking.discard(Asks.BEHAVIOUR)
         stored.refuse(chosen, found.lacking)
-        groups = _groups(context, found)
+        groups = _groups(context, found, device)
         rows.see(context, responses.used(found, groups))
         if settings.behaviour == "reference":
             reference = context.root / paths.model(settings.reference or settings.init)
@@ -60,46 +57,22 @@ def run(context: Context) -> dict[str, float]:
     return made | {name: float(count) for name, count in counted.items()}
 
 
-def _groups(context: Context, found: Responses) -> Groups:
+def _groups(context: Context, found: Responses, device: str) -> Groups:
     """What trains together: pairs, or all responses to a prompt.
 
     Raises:
         UserError: there is none.
     """
     settings: PreferenceStage = context.settings
-    total = sum(map(len, found.by_prompt.values()))
-    groups: Groups = list(found.pairs)
     if settings.pairs is None:
-        groups += [list(kept.values()) for kept in found.by_prompt.values()]
+        groups: Groups = [*found.pairs, *(list(kept.values()) for kept in found.by_prompt.values())]
     else:
-        pairs = [
-            pair
-            for key, kept in found.by_prompt.items()
-            for pair in stored.pairs_of(list(kept.values()), settings.pairs, (context.seed, context.stage, *key))
-        ]
-        groups += _judged(context, found, pairs) if settings.pairs.judge else pairs
-    told = f"{total} responses to {len(found.by_prompt)} prompts and {len(found.pairs)} pairs of files; {found.too_long} were too long"
-    told += f", {found.several} of several parts" if found.several else ""
+        groups = [*paired(context, found, settings.pairs, device)]
+    told = responses.told(found)
     if not groups:
         raise UserError(f"{context.stage}: no group to train on: there were {told}" + ("; a pair needs two rewards" if settings.pairs else ""))
     context.journal.say(f"{len(groups)} {'groups' if settings.pairs is None else 'pairs'}, of {told}")
     return groups
-
-
-def _judged(context: Context, found: Responses, pairs: list[stored.Pair]) -> list[stored.Pair]:
-    """The pairs as a judge orders them."""
-    settings: PreferenceStage = context.settings
-    assert settings.pairs and settings.pairs.judge
-    asked, url = settings.pairs.judge, os.environ.get(URL)
-    if not url:
-        raise UserError(f"{context.stage}: pairs.judge needs the address of an OpenAI-compatible endpoint in the environment variable {URL}")
-    client = ChatClient(
-        url, asked.model, os.environ.get(KEY), asked.timeout, asked.retries, replies=Replies(context.resume / paths.REPLIES), role="judge"
-    )  # fmt: skip
-    said = judged(pairs, [found.problems[pair[0].problem_id].prompt for pair in pairs], client, asked)
-    if left := {reason: count for reason, count in said.left_out.items() if count}:
-        context.journal.say(f"the judge left out {', '.join(f'{count} {reason}' for reason, count in left.items())} of {len(pairs)} pairs")
-    return said.pairs
 
 
 @torch.no_grad()

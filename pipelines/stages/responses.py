@@ -3,7 +3,7 @@
     pair    {prompt | messages | problem_id, chosen, rejected}           texts, or messages whose last is the assistant's
     scored  {prompt | messages | problem_id, response, score | label}    a number (also called reward), or true and false
 
-A scored row may say `baseline`, the reward that is expected of its prompt.
+A scored row may say `baseline`, the reward that is expected of its prompt; a pair `margin`, by how much the better one's reward is larger, 1 without.
 
 Rows without a prompt whose chosen and rejected are messages take the turns that both begin with.
 """
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines import paths, prompting, row_files, seeding
 from pipelines.config.common import PromptSettings
-from pipelines.config.preference import PreferenceStage
+from pipelines.config.preference import Responding
 from pipelines.config.stage import FILES, ROLLOUTS
 from pipelines.errors import UserError
 from pipelines.models.loading import same_vocabulary
@@ -49,13 +49,13 @@ class Responses:
     several: int = 0
 
 
-def read(context: Context, tokenizer: Any, longest: int) -> Responses:
-    """All responses that the references of a stage give, `longest` tokens at most with their prompt.
+def read(context: Context, tokenizer: Any, longest: int, file: Callable[..., ResponseFile] | None = None) -> Responses:
+    """All responses that the references of a stage give, `longest` tokens at most with their prompt. file: what reads a file; none: `ScoredFile`.
 
     Raises:
         UserError: a reference cannot be read, was sampled with another tokenizer, or has a row that is wrong; a condition without rows.
     """
-    settings: PreferenceStage = context.settings
+    settings: Responding = context.settings
     files = [name for name in settings.data if name.endswith(FILES) and _holds_responses(context.root / name)]
     beside = {name: given for name, given in settings.data.items() if name not in files and not name.endswith(ROLLOUTS)}
     if not files and not settings.rollouts_read:
@@ -74,14 +74,14 @@ def read(context: Context, tokenizer: Any, longest: int) -> Responses:
     for name in files:
         if settings.data[name].share is not None or settings.data[name].where.model_dump(exclude_none=True):
             raise UserError(f"{context.stage}: data: {name} holds responses and takes neither where nor share")
-        _Scored(context.root, name, found, tokenizer, settings.prompt, longest).read()
+        (file or ScoredFile)(context.root, name, found, tokenizer, settings.prompt, longest).read()
     for kept in found.by_prompt.values():
         _prune(kept, settings.answers, (context.seed, context.stage))
     return found
 
 
 def _read_rollouts(context: Context, found: Responses, reference: str, tokenizer: Any, longest: int, known: set[str] | None) -> None:
-    settings: PreferenceStage = context.settings
+    settings: Responding = context.settings
     if not same_vocabulary(context.root / paths.rows(reference), tokenizer):
         raise UserError(f"{context.stage}: {reference} was sampled with another tokenizer than that of {settings.init}")
     for path in sorted((context.root / paths.rows(reference)).glob("*.parquet")):
@@ -192,7 +192,7 @@ class ResponseFile(ABC):
         self._found.of.setdefault(self._name, set()).add(problem.problem_id)
 
 
-class _Scored(ResponseFile):
+class ScoredFile(ResponseFile):
     """Pairs and scored responses."""
 
     def _read(self, row: Mapping[str, Any]) -> None:
@@ -202,8 +202,11 @@ class _Scored(ResponseFile):
             better, worse = (self._response(problem, prompt, text_of(row, name)) for name in (CHOSEN, REJECTED))
             if better.response_ids == worse.response_ids:
                 raise Malformed("chosen and rejected are the same")
+            margin = _number(row, "margin") if "margin" in row else 1.0
+            if margin <= 0:
+                raise Malformed(f"margin: expected a number above 0, got {margin:g}")
             if self._fits(better) and self._fits(worse):
-                self._found.pairs.append((replace(better, reward=1.0), replace(worse, reward=0.0)))
+                self._found.pairs.append((replace(better, reward=margin), replace(worse, reward=0.0)))
                 self._saw(problem)
             self._found.lacking.add(Asks.VERDICT)
             return
@@ -267,3 +270,10 @@ def used(found: Responses, groups: Sequence[Sequence[Trajectory]]) -> dict[str, 
     """Reference -> ids of the problems of these groups, for the record of what the stage has seen."""
     there = {trajectory.problem_id for group in groups for trajectory in group}
     return {reference: sorted(ids & there) for reference, ids in found.of.items()}
+
+
+def told(found: Responses) -> str:
+    """How much was read, and what was left out."""
+    total = sum(map(len, found.by_prompt.values()))
+    text = f"{total} responses to {len(found.by_prompt)} prompts and {len(found.pairs)} pairs of files; {found.too_long} were too long"
+    return text + (f", {found.several} of several parts" if found.several else "")

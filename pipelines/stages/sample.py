@@ -52,10 +52,11 @@ def run(context: Context) -> dict[str, float]:
     settings: SampleStage = context.settings
     problems = sorted(rows.read(context, settings), key=lambda problem: problem.problem_id)
     verifiers.require_sandbox_for(problems)
-    work = identity(context, __name__, problems=map(paths.rows, settings.rows_read), models=map(paths.model, settings.models_read))
+    models = (*settings.models_read, *settings.reward_models_read)
+    work = identity(context, __name__, problems=map(paths.rows, settings.rows_read), models=map(paths.model, models))
     account = Account()
     with ExitStack() as stack:
-        policy = stack.enter_context(Policy(context, settings.init, settings.generation, problems, work))
+        policy = stack.enter_context(Policy(context, settings.init, settings.generation, problems, work, settings.judge))
         problems, account.dropped = policy.fitting(problems)
         if not problems:
             raise UserError(f"{context.stage}: there is nothing to ask: the prompts of {len(account.dropped)} rows exceed the model's context")

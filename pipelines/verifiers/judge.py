@@ -2,7 +2,8 @@
 
 verifier_args {"rubric": [{"name": "...", "description": "...", "weight": 2.0, "veto": false}, ...], "threshold": 0.5}. The judge gives
 each component a number from 0 to 10; the score is their weighted mean over 10, and 0 when a component with `veto` gets 0. Correct means
-at least the threshold. "model" names the judge; address and key come from TOUCHSTONE_JUDGE_URL and TOUCHSTONE_JUDGE_KEY.
+at least the threshold. "model" names the judge; address and key come from TOUCHSTONE_JUDGE_URL and TOUCHSTONE_JUDGE_KEY. A stage may name a reward
+model in its place (`judge: {stage: NAME}`), whose probability is the score (stages/judging.py).
 
 The response is fenced by a mark it cannot hold and the judge is told that it is data; what a judge says is still an opinion that can
 be talked round, so prefer a verifier where one exists. No answer, or none that can be read, is `infrastructure`: it says nothing of
@@ -69,16 +70,25 @@ def verify_judge(problem: Problem, text: str) -> Verdict | Job:
     Raises:
         InfrastructureError: no address of a judge is set, so nothing can be judged.
     """
-    try:
-        settings = Rubric.model_validate({name: value for name, value in problem.args.items() if name != ROW})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    settings = rubric(problem)
     if not text.strip() or len(text) > MAX_LENGTH:
         return failed(Outcome.UNPARSABLE, f"the response has {len(text.strip())} characters; 1 to {MAX_LENGTH} are read")
     if not (url := os.environ.get(URL)):
         raise InfrastructureError(f"verifier 'judge' asks the OpenAI-compatible endpoint that {URL} names, which is not set")
     return Job(f"{problem.prompt}\0{text}", lambda _: _ask(problem, settings, text, url))
+
+
+def rubric(problem: Problem) -> Rubric:
+    """What the problem says of how it is judged.
+
+    Raises:
+        ValueError: it is no rubric.
+    """
+    try:
+        return Rubric.model_validate({name: value for name, value in problem.args.items() if name != ROW})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _ask(problem: Problem, settings: Rubric, text: str, url: str) -> Verdict:

@@ -96,12 +96,15 @@ def cache_key(problem: Problem, subject: str) -> bytes:
     return blake2b("\0".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def begin(problem: Problem, response: str) -> Verdict | Job:
-    """What the problem's verifier says of the final text, or of all of the response where its settings ask for it."""
+def begin(problem: Problem, response: str, judge: Verifier | None = None) -> Verdict | Job:
+    """What the problem's verifier says of the final text, or of all of the response where its settings ask for it. judge: what stands in for
+    verifier `judge`, and reads all of the response."""
     verifier = VERIFIERS.get(problem.verifier)
     if verifier is None:
         return failed(Outcome.INFRASTRUCTURE, f"problem {problem.problem_id}: unknown verifier {problem.verifier!r}, known are {sorted(VERIFIERS)}")
     try:
+        if judge and problem.verifier == "judge":
+            return judge(problem, response)
         text = response if whole_output(problem) else final_text(response)
         if text is None:
             return failed(Outcome.UNPARSABLE, "<think> is never closed: there is no final text")
@@ -116,9 +119,17 @@ def _timed(job: Job, workers: Workers) -> Verdict:
 
 
 class VerifierPool:
-    """Worker processes, verdict cache and `counts` of outcomes; a context manager. Safe to share between threads."""
+    """Worker processes, verdict cache and `counts` of outcomes; a context manager. Safe to share between threads. judge: see `begin`."""
 
-    def __init__(self, workers: int = DEFAULT_WORKERS, *, limits: Limits | None = None, cache: VerdictCache | None = None) -> None:
+    def __init__(
+        self,
+        workers: int = DEFAULT_WORKERS,
+        *,
+        limits: Limits | None = None,
+        cache: VerdictCache | None = None,
+        judge: Verifier | None = None,
+    ) -> None:
+        self._judge = judge
         self.limits, self.counts, self.cache = limits or Limits(), Counter[str](), cache or VerdictCache()
         self._workers = Workers(workers, self.limits)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verifier")
@@ -129,7 +140,7 @@ class VerifierPool:
 
     def submit(self, problem: Problem, response: str) -> Future[Verdict]:
         """The verdict when it is there, while the caller does something else."""
-        first = begin(problem, response)
+        first = begin(problem, response, self._judge)
         if isinstance(first, Verdict):
             verdict: Future[Verdict] = Future()
             verdict.set_result(first)
@@ -150,7 +161,7 @@ class VerifierPool:
         verdicts: list[Verdict | Future[Verdict]] = []
         running: dict[bytes, Future[Verdict]] = {}
         for problem, response in pairs:
-            first = begin(problem, response)
+            first = begin(problem, response, self._judge)
             if isinstance(first, Verdict):
                 verdicts.append(first)
                 continue

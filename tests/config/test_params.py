@@ -93,8 +93,8 @@ ROWS_THERE = "curation/base, curation/sft, curation/rl, difficulty, difficulty/g
         (put("stages", "math", "data", value=[]), "stages.math.data: value should have at least 1 item"),
         (put("stages", "math", "data", value=[{"difficulty": {}}]), "stages.math.data: expected names of rows, got {'difficulty': {}}; what is read of each"),
         (put("stages", "math", "data", value={"difficulty": {"share": 1}, "synthesis": {}}), "stages.math.data: synthesis has no share, and the others have one"),
-        (put("stages", "math", "kind", value="rll"), "stages.math.kind: 'rll' is none of sft, pretrain, grade, sample, synthesise, rl, preference, distil, merge, extrapolate, command; did you mean 'rl'?"),
-        (put("stages", "math", value={"init": "sft", "data": "difficulty"}), "key 'stages.math.kind' is missing; choose one of sft, pretrain, grade, sample, synthesise, rl, preference, distil, merge, extrapolate, command"),
+        (put("stages", "math", "kind", value="rll"), "stages.math.kind: 'rll' is none of sft, pretrain, grade, sample, synthesise, rl, preference, distil, reward_model, merge, extrapolate, command; did you mean 'rl'?"),
+        (put("stages", "math", value={"init": "sft", "data": "difficulty"}), "key 'stages.math.kind' is missing; choose one of sft, pretrain, grade, sample, synthesise, rl, preference, distil, reward_model, merge, extrapolate, command"),
         (put("stages", "math", value={"kind": "rl", "data": "difficulty"}), "key 'stages.math.init' is missing"),
         (put("stages", "math", value={"kind": "rl", "init": "sft"}), "key 'stages.math.data' is missing"),
         (put("stages", "merged", value={"kind": "merge", "init": "sft"}), "key 'stages.merged.models' is missing"),
@@ -114,6 +114,34 @@ def test_what_a_stage_names_wrongly_is_told_with_what_there_is(tmp_path, change,
     assert "\n" not in message
 
 
+SCORER = {"kind": "reward_model", "init": "sft", "data": "math/rollouts"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "sentence"),
+    [
+        ("code", {"init": "scorer"}, "init: stage 'scorer' of kind reward_model makes a model that scores responses, and a policy is wanted; choose one of base"),
+        ("merged", {"models": ["code", "scorer"]}, "models: stage 'scorer' of kind reward_model makes a model that scores responses, and a policy is wanted"),
+        ("code", {"overrides": {"parts": [{"name": "reward_model", "stage": "sft"}]}}, "overrides.parts: stage 'sft' of kind sft makes a model, and a reward model is wanted; choose one of scorer"),
+        ("code", {"overrides": {"parts": {"name": "reward_model", "stage": "scorr"}}}, "overrides.parts: 'scorr' names no reward model; choose one of scorer; did you mean 'scorer'?"),
+        ("code", {"judge": {"stage": "difficulty"}}, "judge.stage: stage 'difficulty' of kind grade makes rows, and a reward model is wanted"),
+        ("code", {"judge": {"stage": "scorer", "bond": 1}}, "unknown key 'stages.code.judge.bond'; did you mean 'bound'?"),
+        ("scorer", {"pairs": {"judge": {"stage": "scorer"}}}, "pairs.judge.stage: 'scorer' is the stage itself"),
+        ("scorer", {"pairs": {"judge": {"stage": "other", "model": "m"}}}, "pairs.judge.model: it is of an endpoint, and stage other judges; leave one of them out"),
+        ("scorer", {"held_out": 0.6, "calibration": 0.4}, "held_out 0.6 and calibration 0.4 leave no problem to train on"),
+        ("scorer", {"span": [1, 1]}, "span [1.0, 1.0] holds one score, and there is nothing to tell apart"),
+        ("scorer", {"question": "{problem} {response}"}, "question: must hold {principle}"),
+        ("scorer", {"train": {"goal": {}}}, "unknown key 'stages.scorer.train.goal'"),
+    ],
+)  # fmt: skip
+def test_a_reward_model_is_named_where_one_is_wanted_and_nowhere_else(tmp_path, stage, change, sentence):
+    def changed(content):
+        content["stages"]["scorer"] = dict(SCORER)
+        content["stages"][stage] |= change
+
+    assert told(tmp_path, changed).removeprefix(f"stages.{stage}: ").removeprefix(f"stages.{stage}.").startswith(sentence)
+
+
 def test_a_name_that_is_part_of_another_is_said_of_the_right_key(tmp_path):
     """`s` stands in `sft`, and is no model of `models`."""
 
@@ -130,6 +158,7 @@ def test_a_name_that_is_part_of_another_is_said_of_the_right_key(tmp_path):
         ({"math": {"reference": "merged"}}, "math -> merged -> math"),
         ({"difficulty": {"data": "synthesis"}}, "difficulty -> synthesis -> difficulty"),
         ({"sft": {"data": "synthesis"}}, "sft -> synthesis -> difficulty -> sft"),
+        ({"sft": {"data": "judged"}, "judged": {"kind": "grade", "init": "base", "data": "curation/rl", "judge": {"stage": "scorer"}}, "scorer": SCORER}, "sft -> judged -> scorer -> sft"),
         ({"merged": {"search": {"data": "late"}}, "late": {"kind": "grade", "init": "merged", "data": "curation/rl"}}, "late -> merged -> late"),
     ],
 )

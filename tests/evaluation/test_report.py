@@ -33,6 +33,7 @@ RESULTS = (
     "scores",
     "differences",
     "calibration",
+    "rewards",
     "entropy",
     "boundary",
     "scaling",
@@ -41,6 +42,10 @@ RESULTS = (
     "samples",
 )
 SECTIONS = (*RESULTS, "curation", "difficulty", "synthesis", "lineage")
+JUDGED = {
+    "accuracy": 0.731, "accuracy_low": 0.622, "accuracy_high": 0.818, "pairs": 120.0, "pairs_better_shorter": 60.0, "accuracy_better_shorter": 0.512,
+    "pairs_better_longer": 0.0, "ece": 0.031, "ece_before": 0.092, "brier": 0.188, "temperature": 1.64,
+}  # fmt: skip
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
@@ -69,12 +74,15 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_plot(root / paths.PLOTS / "sft.csv", [{"step": i, "loss": 2 / i, "lr": 0.1} for i in range(1, 30)])
     write_plot(root / paths.PLOTS / "sums.csv", [{"step": i, "reward": i / 50, "length": 9.0 + i % 3, "kl": 0.1 * i} for i in range(1, 50)])
     write_json(root / paths.METRICS / "base.json", {"parameters": 12345})
+    write_json(root / paths.METRICS / "judge.json", JUDGED)
+    write_plot(root / paths.PLOTS / "judge.csv", [{"step": i, "loss": 0.7 - i / 50} for i in range(1, 10)])
     for stage, kind, inputs, outputs in (
         ("sources", "sources", [], [paths.SOURCES]),
         ("curation", "curation", [paths.SOURCES], [paths.CURATION]),
         ("sft", "sft", [paths.CURATION], [paths.model("sft")]),
         ("difficulty", "grade", [paths.model("sft")], [paths.ROWS / "difficulty"]),
         ("synthesis", "synthesise", [paths.rows("difficulty/graded")], [paths.ROWS / "synthesis"]),
+        ("judge", "reward_model", [paths.model("sft")], [paths.METRICS / "judge.json"]),
         ("sums", "rl", [paths.model("sft"), paths.ROWS], [paths.model("sums")]),
         ("evaluation", "evaluation", [paths.BENCHMARKS, paths.model("sft"), paths.model("sums")], [paths.EVALUATION]),
     ):
@@ -142,6 +150,9 @@ def test_every_section_is_there_and_full(page: str) -> None:
         "weak",
         "sums",
         "12,345",
+        "0.512 of 60",
+        "0.031, 0.092",
+        "Loss (nats per pair or response)",
         "level 2",
     ):
         assert expected in text, expected
@@ -227,7 +238,7 @@ def test_a_missing_part_leaves_a_sentence(tmp_path: Path, evaluated: Path) -> No
     assert tuple(Reader(empty).ids) == SECTIONS and empty.count('class="absent"') == len(SECTIONS)
     shutil.copytree(evaluated / paths.EVALUATION, tmp_path / paths.EVALUATION)
     run(tmp_path, "report", ReportSettings(), report)
-    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 5  # training, curation, difficulty, synthesis, lineage
+    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 6  # training, reward models, curation, difficulty, synthesis, lineage
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:

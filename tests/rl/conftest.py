@@ -13,8 +13,8 @@ class WarmPool(VerifierPool):
 
     _warm = None
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **given) -> None:
+        super().__init__(**given)
         WarmPool._warm = self._workers = WarmPool._warm or self._workers
 
     def close(self) -> None:

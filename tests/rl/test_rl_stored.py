@@ -21,6 +21,7 @@ from pipelines.rl.collate import make_step
 from pipelines.rl.history import History
 from pipelines.rl.inputs.scores import mismatched
 from pipelines.rl.inputs.step import Actor
+from pipelines.rl.preferring import endpoint as asked
 from pipelines.rl.preferring import judged
 from pipelines.rl.roles import roles_of
 from pipelines.rl.schedule import Stored
@@ -102,12 +103,12 @@ def test_a_judge_is_asked_in_both_orders_and_must_say_the_same():
     texts = [("bad", "good"), ("good", "bad"), ("biased", "good"), ("silent", "good")]
     pairs = [tuple(response(PROBLEMS[0], text, 0.3) for text in pair) for pair in texts]
     with serve(answer) as endpoint:
-        said = judged(pairs, ["What is 1 + 1?"] * 4, ChatClient(endpoint.url, "m"), PreferringSettings())
+        said = judged(pairs, PROBLEMS[:1] * 4, asked(ChatClient(endpoint.url, "m"), PreferringSettings()))
     assert [[r.response for r in pair] for pair in said.pairs] == [["good", "bad"]] * 2
     assert told(said.pairs) == [(1.0, 0.0)] * 2
     assert said.left_out == {"undecided": 1, "no verdict": 1, "too long": 0} and len(endpoint.requests) == 8
     with serve(lambda prompt, number: Answer("", 404)) as endpoint, pytest.raises(UserError, match="the judge answered none of 2 requests.*HTTP 404"):
-        judged(pairs[:1], [""], ChatClient(endpoint.url, "m"), PreferringSettings())
+        judged(pairs[:1], PROBLEMS[:1], asked(ChatClient(endpoint.url, "m"), PreferringSettings()))
 
 
 def stage(**changes) -> PreferenceStage:

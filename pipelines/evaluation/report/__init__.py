@@ -1,7 +1,7 @@
 """The report: one HTML page that stands alone. No script, no request: its content security policy forbids both.
 
 results.py   did RL help, curves, scores       training.py    learning curves      rows.py     waterfall, difficulty, synthesis
-diagnostics.py  boundary, scaling, weights
+diagnostics.py  boundary, scaling, weights                reward_models.py  what each is worth
 samples.py   before and after RL               provenance.py  graph, settings      charts.py   SVG; html.py escaping
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.evaluation.report import diagnostics, provenance, results, rows, samples, training
+from pipelines.evaluation.report import diagnostics, provenance, results, reward_models, rows, samples, training
 from pipelines.evaluation.report.html import Html, el, join, number
 from pipelines.evaluation.report.inputs import Graded, Inputs, StageNode, colours, gate_of, models_of
 
@@ -44,6 +44,7 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
     pairs = {name: pair for name, pair in samples.compared(scores).items() if all((m, name) in inputs.samples for m in pair)} if scores else {}
     against, candidate = gate_of(scores) if scores else ("", "")
     shade = colours(list(dict.fromkeys([*(models_of(scores) if scores else []), *inputs.curves])), against, candidate)
+    judges = {name: inputs.metrics[name] for name, kind in inputs.kinds.items() if kind == "reward_model" and name in inputs.metrics}
     by_topic = [el("h3", "By topic"), results.topics(scores)] if scores else []
     none = "No scores: stage `evaluation` has not run."
     found: list[tuple[str, str, Html | None, str]] = [
@@ -58,6 +59,7 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("scores", "Scores", join([results.table(scores), by_topic]) if scores else None, none),
         ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
         ("calibration", "Calibration", results.calibration(scores) if scores else None, none),
+        ("rewards", "Reward models", reward_models.table(judges) if judges else None, "No stage of kind reward_model."),
         ("entropy", "Entropy", results.entropy(scores) if scores else None, none),
         *diagnostics.sections(inputs.diagnostics, shade),
         ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),

@@ -24,6 +24,8 @@ PANELS = {
 """Columns of the journals of RL, and of programs that report a reward, that have a chart of their own, in this order; others stand below, folded."""
 STORED = {"loss": "Loss", "pair_accuracy": "Share of pairs ranked right", "pair_margin": "Margin of pairs (nats)", "entropy": PANELS["entropy"]}
 """Likewise, of stages that train on stored responses."""
+SCORERS = {"loss": "Loss (nats per pair or response)", "held_out_loss": "Loss on what is held out"}
+"""Likewise, of reward models."""
 POINTS = 160
 """Most points of a drawn line; more are averaged."""
 
@@ -33,11 +35,14 @@ def curves(stages: Mapping[str, Rows], kinds: Mapping[str, str], shade: Mapping[
     rl = {name: rows for name, rows in stages.items() if rows and (kinds[name] == "rl" or _has(rows, "reward"))}
     others = {name: rows for name, rows in stages.items() if name not in rl and rows}
     stored = {name: rows for name, rows in others.items() if kinds[name] in ("preference", "distil")}
+    scorers = {name: rows for name, rows in others.items() if kinds[name] == "reward_model"}
     parts: list[Html] = []
-    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in others.items() if stage not in stored and _has(rows, "loss")]:
+    supervised = {name: rows for name, rows in others.items() if name not in {*stored, *scorers} and _has(rows, "loss")}
+    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in supervised.items()]:
         charts = [line_chart(f"{series.name}: loss (nats per token)", [series], "step") for series in pretraining]
         parts += [el("h3", "Supervised training"), el("div", charts, class_="grid-charts")]
-    for heading, stepping, panels in (("Reinforcement learning", rl, PANELS), ("Stored responses", stored, STORED)):
+    charted = (("Reinforcement learning", rl, PANELS), ("Stored responses", stored, STORED), ("Reward models", scorers, SCORERS))
+    for heading, stepping, panels in charted:
         if stepping:
             names = _names(stepping)
             parts += [el("h3", heading), legend([(name, shade[name]) for name in stepping])]

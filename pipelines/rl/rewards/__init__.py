@@ -3,6 +3,6 @@
 from pipelines.rl.rewards.combine import COMBINE, weighted
 from pipelines.rl.rewards.parts import PARTS
 from pipelines.rl.rewards.reward import Rewards
-from pipelines.rl.rewards.scoring import Part, Scoring
+from pipelines.rl.rewards.scoring import NOBODY, Judges, Part, Scoring
 
-__all__ = ["COMBINE", "PARTS", "Part", "Rewards", "Scoring", "weighted"]
+__all__ = ["COMBINE", "NOBODY", "PARTS", "Judges", "Part", "Rewards", "Scoring", "weighted"]

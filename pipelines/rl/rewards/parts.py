@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from pipelines.config.stage import BOUND
+from pipelines.models.reward_model import Scale
 from pipelines.records import Outcome, Trajectory, Verdict
 from pipelines.rl.rewards.scoring import Scoring
 
@@ -70,8 +72,29 @@ def verifier(
     return {part: [_score(each.result()) for each in said]}
 
 
+def reward_model(
+    group: Sequence[Trajectory],
+    at: Scoring,
+    *,
+    stage: str,
+    part: str = "reward_model",
+    scale: Scale = "probability",
+    bound: float = BOUND,
+    principle: str | None = None,
+) -> Values:
+    """`part`: what the reward model that stage `stage` has made holds of all of a response, read as text in its own chat template. scale: in [0, 1]
+    (`probability`), in standard deviations between -5 and 5 (`standard`), or as it is (`raw`). bound: it is refused where the interval of its
+    held-out accuracy begins below. principle: of one with loss entailment; none: its own."""
+    model = at.reward_models[stage]
+    model.require(bound)
+    return {part: [*model.scores([(at.problem, t.response) for t in group], scale, principle)]}
+
+
 def _score(said: Verdict) -> float | None:
     return None if said.outcome is Outcome.INFRASTRUCTURE else said.score
 
 
-PARTS = {"verdict": verdict, "format": form, "length": length, "cosine": cosine, "repetition": repetition, "verifier": verifier}
+PARTS = {
+    "verdict": verdict, "format": form, "length": length, "cosine": cosine, "repetition": repetition, "verifier": verifier,
+    "reward_model": reward_model,
+}  # fmt: skip

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.errors import UserError
+from pipelines.models.reward_model import RewardModel
 from pipelines.records import Outcome, Problem, Trajectory, Verdict
 from pipelines.rl.rewards.scoring import Part, Scoring
 from pipelines.verifiers import VerifierPool
 
 
 class Rewards:
-    """The recipe's slots `parts` and `combine` at work. pool: of verifiers. limit: tokens that an answer may have."""
+    """The recipe's slots `parts` and `combine` at work. pool: of verifiers. limit: tokens that an answer may have. reward_models: those that parts
+    name, by stage."""
 
-    def __init__(self, pool: VerifierPool, parts: Sequence[Part], combine: Callable[[dict[str, float]], float], limit: int) -> None:
+    def __init__(
+        self,
+        pool: VerifierPool,
+        parts: Sequence[Part],
+        combine: Callable[[dict[str, float]], float],
+        limit: int,
+        reward_models: Mapping[str, RewardModel] | None = None,
+    ) -> None:
         self.pool = pool
-        self._parts, self._combine, self._limit = parts, combine, limit
+        self._parts, self._combine, self._limit, self._reward_models = parts, combine, limit, reward_models or {}
 
     def __call__(self, problem: Problem, group: Sequence[Trajectory], answers: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         """Write outcome, parts and reward into the trajectories. What has a part that cannot be had is `infrastructure`: it never trains.
@@ -23,7 +32,7 @@ class Rewards:
         Raises:
             UserError: `combine` names a part that there is not.
         """
-        at = Scoring(problem, answers, verdicts, self.pool, self._limit)
+        at = Scoring(problem, answers, verdicts, self.pool, self._limit, self._reward_models)
         values: dict[str, list[float | None]] = {}
         for part in self._parts:
             values |= part(group, at)

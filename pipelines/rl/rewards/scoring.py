@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from pipelines.models.reward_model import RewardModel
 from pipelines.records import Problem, Trajectory, Verdict
 from pipelines.verifiers import VerifierPool
+from pipelines.verifiers.judgement import Verifier
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Models that say what answers are worth. reward_models: those that parts of the reward name, by stage. verifier: what stands in for verifier
+    `judge`; None leaves it to the endpoint."""
+
+    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
+    verifier: Verifier | None = None
+
+
+NOBODY = Judges()
 
 
 @dataclass(frozen=True)
 class Scoring:
     """problem: what the group answered. answers: what is judged of each, the last turn. verdicts: of the problem's own verifier, or of the
-    environment. limit: tokens that an answer may have."""
+    environment. limit: tokens that an answer may have. reward_models: those that parts name, by stage."""
 
     problem: Problem
     answers: Sequence[str]
     verdicts: Sequence[Verdict]
     pool: VerifierPool
     limit: int
+    reward_models: Mapping[str, RewardModel]
 
 
 Part = Callable[[Sequence[Trajectory], Scoring], dict[str, list[float | None]]]
