@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("run", run, "run every stage that is not current, then name the report")
     sub.add_argument("--until", metavar="STAGE", help="stop after this stage; only what it needs runs; a kind means all of that kind")
     sub.add_argument("--force", metavar="STAGE", action="append", default=[], help="run this stage though it is current; may be given again")
+    sub.add_argument("--at-once", metavar="N", type=int, help="run up to N stages side by side; default: TOUCHSTONE_AT_ONCE, else 1")
     changed = sub.add_mutually_exclusive_group()
     changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
@@ -48,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("edits", nargs="+", metavar="KEY=VALUE,VALUE", help="a key of params.yaml and its values, such as stages.math.recipe=grpo,dapo")
     sub.add_argument("--name", default="sweep", help="experiments are called NAME-DIGEST; default: sweep")
     sub.add_argument("--model", help="the model that is compared; default: the candidate of evaluation.gate")
+    early = "stop a point once the pass rate of this RL stage cannot come up to the best point's any more, as its learning curve predicts"
+    sub.add_argument("--stop-early", metavar="STAGE", help=early)
     sub = add("lineage", lineage, "the chain from a model or file back to its rows and source files")
     sub.add_argument("path", type=Path, help="a model folder, or any file or folder under data/")
     sub.add_argument("--verify", action="store_true", help="recompute every digest; exit code 1 names the first link that does not hold")
@@ -57,9 +60,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     from pipelines.lineage import manifests
-    from tasks import locking, planning, settings
+    from tasks import locking, planning, settings, side_by_side
 
     project = settings.root()
+    at_once = side_by_side.at_once(options.at_once)
     if options.on_change:
         os.environ["TOUCHSTONE_ON_CHANGE"] = options.on_change  # the stages are children
     with locking.single_run(project):
@@ -71,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
             command.start_servers(plan.stages[first])  # while Prefect is imported here
             from flows.post_training import post_training
 
-            command.with_server(lambda: post_training(until=options.until, force=options.force))
+            command.with_server(lambda: post_training(until=options.until, force=options.force, at_once=at_once))
             for stage, statement in manifests.read_manifests(project).items():
                 for text in manifests.notices(statement) if stage in plan.stages else ():
                     print(f"{stage}: look at this: {text}")
@@ -142,12 +146,17 @@ def sweep(options: argparse.Namespace) -> int:
 
     project = settings.root()
     model = options.model or settings.params(project).evaluation.gate.candidate
-    found = {}
-    for point, experiment in experiments.sweep(project, options.name, experiments.grid(options.edits)):
-        said = ", ".join(f"{key} {value}" for key, value in point.items())
-        print(f"{experiment}: {said}", flush=True)
-        found[said] = experiments.samples(project, experiment, model)
-    print("\n".join(compared(found)))
+    found, stopped = {}, list[str]()
+    for ran in experiments.sweep(project, options.name, experiments.grid(options.edits), options.stop_early):
+        said = ", ".join(f"{key} {value}" for key, value in ran.point.items())
+        print(f"{ran.experiment}: {said}{' (stopped)' if ran.stopped else ''}", flush=True)
+        if ran.stopped:
+            stopped.append(f"{said}: {ran.stopped.told(options.stop_early)}")
+        else:
+            found[said] = experiments.samples(project, ran.experiment, model)
+    print("\n".join([*compared(found), *stopped]))
+    if stopped:
+        print("what was stopped goes on from its checkpoint when the same sweep runs without --stop-early")
     return 0
 
 

@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default=os.environ.get("TOUCHSTONE_DEVICE", "cpu"), help="torch device")
     kept = "leave what an interrupted run continues from to whoever records this one; else the manifest is the record, and it is cleared"
     parser.add_argument("--keep-work", action="store_true", help=kept)
+    parser.add_argument("--lines", action="store_true", help="tell progress line by line on a terminal, too: others write there")
+    parser.add_argument("--threads", type=int, help="compute with so many; default: what the libraries find, and for several processes one each")
     changed = parser.add_mutually_exclusive_group()
     changed.add_argument("--accept-changes", dest="on_change", action="store_const", const="accept", help=ON_CHANGE["accept"])
     changed.add_argument("--discard", dest="on_change", action="store_const", const="discard", help=ON_CHANGE["discard"])
@@ -47,9 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if (processes := given["settings"].get("processes", 1)) > 1 and "RANK" not in os.environ:
         become_torchrun(processes, sys.argv[1:] if argv is None else argv)
+    if options.threads and processes == 1:
+        compute_with(options.threads)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        run(options.stage, options.root.resolve(), given, options.device, options.on_change, options.keep_work)
+        run(options.stage, options.root.resolve(), given, options.device, options.on_change, options.keep_work, options.lines)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -76,14 +80,16 @@ def load_settings(options: argparse.Namespace) -> dict[str, Any]:
     return stages[options.stage].given(params.seed)
 
 
-def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: Any = "refuse", keep_work: bool = False) -> dict[str, float]:
+def run(
+    stage: str, root: Path, given: dict[str, Any], device: str, on_change: Any = "refuse", keep_work: bool = False, lines: bool = False
+) -> dict[str, float]:
     """Run `stage`, then write its metrics, its plot and its manifest, and clear its work unless it is to be kept. Returns the metrics."""
     module, settings_module, settings_class = ENTRIES[given["kind"]]
     settings = getattr(importlib.import_module(settings_module), settings_class).model_validate(given["settings"])
     work = root / paths.WORK / stage
     work.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
-    journal = Journal(work / f"rank-{rank}.jsonl", stage, io.StringIO()) if rank else Journal(work / "journal.jsonl", stage)
+    journal = Journal(work / f"rank-{rank}.jsonl", stage, io.StringIO()) if rank else Journal(work / "journal.jsonl", stage, lines=lines)
     context = Context(stage, root, given["seed"], settings, work, journal, device, on_change, first=not rank)
     decided = {name: given[name] for name in ("seed", "kind", "settings")}
     reads, makes, records = ([Path(path) for path in given[name]] for name in ("reads", "makes", "records"))
@@ -103,6 +109,13 @@ def run(stage: str, root: Path, given: dict[str, Any], device: str, on_change: A
     if not keep_work:
         discard(context.resume)
     return summary
+
+
+def compute_with(threads: int) -> None:
+    """Have torch, imported already or later, and what this process starts use so many threads."""
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
 
 
 def become_torchrun(processes: int, arguments: list[str]) -> NoReturn:

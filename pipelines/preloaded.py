@@ -5,9 +5,10 @@ them itself; a stage that is asked for begins at once with what is there. Nothin
 the fork: a stage reads its code from the disk as it lies when it starts, which is what its manifest says.
 
 SOCKET is the number of a stream socket that the starter has left open. A request is a JSON line {arguments, environment, needs_libraries},
-sent with the descriptors of the stage's standard output and error; arguments are those of `python -m pipelines`. The answers are lines
-too: the pid of the stage, which leads a session of its own, and then its exit code, negative for a signal. STARTER is the pid of the
-starter: when it is gone or closes the socket the process ends, and a stage with it.
+sent with the descriptors of the stage's standard output and error, and of a pipe for the answers; arguments are those of `python -m pipelines`.
+The answers are lines too: the pid of the stage, which leads a session of its own, and then its exit code, negative for a signal. Stages run side
+by side; a request comes once the one before has got its pid. STARTER is the pid of the starter: when it is gone or closes the socket the process
+ends, and the stages with it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LIBRARIES = (
 )
 """What stages with a model import that takes longer than a tenth of a second."""
 POLL = 0.02
-"""Seconds between looks at the stage that is running."""
+"""Seconds between looks at the stages that run."""
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
@@ -52,36 +53,50 @@ class Request:
     starter: int
 
 
+@dataclass(frozen=True)
+class Running:
+    """A stage that was forked. answers: the pipe that its exit code goes to."""
+
+    answers: int
+    needs_libraries: bool
+
+
 def serve(requests: socket.socket, libraries: Sequence[str] = ()) -> Request | None:
-    """Import `libraries` and answer requests, one stage at a time, until the starter is gone. In the process of a stage: what was asked."""
-    waiting, imports, stage = list(libraries), True, 0
+    """Import `libraries` and answer requests until the starter is gone. In the process of a stage: what was asked."""
+    waiting, stages = list(libraries), dict[int, Running]()
     while True:
-        patience = 0 if waiting and imports else POLL if stage else None
-        if select.select([requests], [], [], patience)[0]:
+        imports = waiting and not any(stage.needs_libraries for stage in stages.values())
+        if select.select([requests], [], [], 0 if imports else POLL if stages else None)[0]:
             text, descriptors = _receive(requests)
             if not text:
                 return None
             asked, starter = json.loads(text), os.getpid()
-            imports = not asked["needs_libraries"]
+            *outputs, answers = descriptors
             stage = os.fork()
             if not stage:
                 os.setsid()
-                requests.sendall(f"{os.getpid()}\n".encode())
                 requests.close()
-                return Request(asked["arguments"], asked["environment"], descriptors, starter)
-            for descriptor in descriptors:
+                os.write(answers, f"{os.getpid()}\n".encode())
+                for pipe in (answers, *(other.answers for other in stages.values())):  # they close when this process's starter is gone
+                    os.close(pipe)
+                return Request(asked["arguments"], asked["environment"], outputs, starter)
+            stages[stage] = Running(answers, asked["needs_libraries"])
+            for descriptor in outputs:
                 os.close(descriptor)
-        elif waiting and imports:
+        elif imports:
             with suppress(ImportError, OSError):  # the stage that needs it says so better
                 importlib.import_module(waiting.pop(0))
-        if stage and (ended := os.waitpid(stage, os.WNOHANG))[0]:
-            requests.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
-            stage, imports = 0, True
+        for stage in list(stages):
+            if (ended := os.waitpid(stage, os.WNOHANG))[0]:
+                answers = stages.pop(stage).answers
+                with suppress(BrokenPipeError):  # nobody waits for it any more
+                    os.write(answers, f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
+                os.close(answers)
 
 
 def _receive(requests: socket.socket) -> tuple[bytes, list[int]]:
     """A line and the descriptors that came with it; nothing where the other side has closed."""
-    text, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 2)
+    text, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 3)
     while text and not text.endswith(b"\n"):
         more = requests.recv(1 << 16)
         if not more:

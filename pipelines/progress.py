@@ -32,13 +32,14 @@ def is_figure(name: object, value: object) -> bool:
 class Journal:
     """Append-only metrics of one stage, `{"step": n, name: value, ...}` per line; seconds and rates in <name>-clock.jsonl."""
 
-    def __init__(self, path: Path, title: str, out: TextIO | None = None) -> None:
+    def __init__(self, path: Path, title: str, out: TextIO | None = None, *, lines: bool = False) -> None:
+        """lines: no live bar on a terminal either, for others write there, too."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._clock = path.with_name(f"{path.stem}-clock.jsonl")
         self.title = title
         self._out = out or sys.stdout
-        self._live = self._out.isatty()
+        self._live = self._out.isatty() and not lines
         self._started: float | None = None
         self._first = 0
         self._spoke = float("-inf")

@@ -15,39 +15,42 @@ from tasks.tracking import StageRun, Tracker
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{stage}")
-def execute(stage: str, pipeline_run: str | None = None) -> None:
+def execute(stage: str, pipeline_run: str | None = None, parts: int = 1) -> None:
     """Run one stage in a process of its own, follow it into MLflow, and record it with DVC.
 
     pipeline_run: MLflow's id of the parent run; None finds or opens one, as under `dvc repro`, where DVC records the stage itself.
+    parts: between so many stages the machine is divided while it runs.
     """
     project = settings.root()
     with locking.single_run(project):
-        settings.check_disk(project)
-        loaded = settings.params(project)
-        stages = graph.graph(loaded)
-        given = stages[stage].given(loaded.seed)
-        versioning.align(project, loaded, stages)
-        versioning.prune(project, stages)
-        owed.settle(project, stages)
-        owed.forget(project, stage)
-        versioning.prepare_code(project, stages[stage])
-        before, depended = versioning.fingerprint(project, stages[stage]), versioning.dependencies(project, stage)
-        tracker = Tracker.open(project)
-        inputs = versioning.digests(project, stages[stage])
-        models = versioning.models_read(project, stages, stage)
+        with locking.TURN:
+            settings.check_disk(project)
+            loaded = settings.params(project)
+            stages = graph.graph(loaded)
+            given = stages[stage].given(loaded.seed)
+            versioning.align(project, loaded, stages)
+            versioning.prune(project, stages)
+            owed.settle(project, stages)
+            owed.forget(project, stage)
+            versioning.prepare_code(project, stages[stage])
+            before, depended = versioning.fingerprint(project, stages[stage]), versioning.dependencies(project, stage)
+            tracker = Tracker.open(project)
+            inputs = versioning.digests(project, stages[stage])
+            models = versioning.models_read(project, stages, stage)
         with (
             tracker.pipeline(pipeline_run) as parent,
             tracker.stage(stage, given, parent=parent, flow_run=str(flow_run.root_flow_run_id), inputs=inputs, models=models) as run,
         ):
-            processes.run_stage(project, stage, given, run.log_rows)
-            versioning.check_unchanged(project, stages[stage], before)
-            finished = Finished(stage, run.id, given, models, depended, versioning.output_digests(project, stage))
-            owed.finish(project, finished)
-            if not versioning.under_dvc():
-                versioning.record(project, stage)
-                owed.recorded(project, finished)
-            _tell(run, finished)
-            owed.told(project, stage)
+            processes.run_stage(project, stage, given, run.log_rows, parts)
+            with locking.TURN:
+                versioning.check_unchanged(project, stages[stage], before)
+                finished = Finished(stage, run.id, given, models, depended, versioning.output_digests(project, stage))
+                owed.finish(project, finished)
+                if not versioning.under_dvc():
+                    versioning.record(project, stage)
+                    owed.recorded(project, finished)
+                _tell(run, finished)
+                owed.told(project, stage)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{stage}: what is left to tell")

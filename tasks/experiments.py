@@ -11,12 +11,16 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -25,10 +29,16 @@ from pipelines.config import read_yaml
 from pipelines.errors import UserError
 from pipelines.store import replacing
 
+if TYPE_CHECKING:
+    from pipelines.evaluation.outlook import Outlook
+
 COPIES = (".dvc", "tmp", "exps")
 """Where in a project DVC makes its copies."""
 EXPERIMENTS = paths.STATE / "experiments"
 """<digest of params.yaml>/: the `.touchstone` of a copy."""
+
+LOOK = 1.0
+"""Seconds between looks at a point that runs."""
 
 Point = dict[str, Any]
 """Dotted key of params.yaml -> its value."""
@@ -98,18 +108,45 @@ def named(sweep: str, point: Point) -> str:
     return f"{sweep}-{hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
-def sweep(project: Path, name: str, points: Sequence[Point]) -> Iterator[tuple[Point, str]]:
+@dataclass(frozen=True)
+class Ran:
+    """A point of a sweep, its experiment, and what was predicted of it if it was stopped for that."""
+
+    point: Point
+    experiment: str
+    stopped: Outlook | None = None
+
+
+def sweep(project: Path, name: str, points: Sequence[Point], stop_early: str | None = None) -> Iterator[Ran]:
     """Run every point that has not run from this commit, and say of each which experiment it is.
 
+    stop_early: an RL stage; a point after the first is stopped once the curve of this stage cannot reach the best one's end any more
+    (`pipelines.evaluation.outlook`). Its checkpoints stay.
+
     Raises:
-        UserError: an experiment fails; those before it stay, and the same sweep goes on from there.
+        UserError: an experiment fails; those before it stay, and the same sweep goes on from there. Or the curves of points cannot be compared.
     """
-    for point in points:
-        experiment = named(name, point)
+    watch = None
+    if stop_early:
+        from tasks import stopping  # with numpy and torch
+
+        watch = stopping.watch(project, stop_early, points)
+    for number, point in enumerate(points):
+        experiment, stopped = named(name, point), None
         if experiment not in _there(project):
             edits = [word for key, value in point.items() for word in ("-S", f"++{key}={_written(value)}")]
-            _dvc(project, "exp", "run", "--temp", "--name", experiment, *edits)
-        yield point, experiment
+            look = partial(watch.look, point=number) if watch and number else None  # with the first all others are compared
+            stopped = _dvc(project, "exp", "run", "--temp", "--name", experiment, *edits, look=look)
+        if watch and not stopped:
+            watch.over(_files(project, experiment).read_text((paths.PLOTS / f"{watch.stage}.csv").as_posix()))
+        yield Ran(point, experiment, stopped)
+
+
+def _files(project: Path, experiment: str) -> Any:
+    """What an experiment has committed, and made into DVC's cache."""
+    from dvc.api import DVCFileSystem
+
+    return DVCFileSystem(str(project), rev=experiment)
 
 
 def samples(project: Path, experiment: str, model: str) -> dict[str, Any]:
@@ -118,11 +155,9 @@ def samples(project: Path, experiment: str, model: str) -> dict[str, Any]:
     Raises:
         UserError: the experiment has not evaluated it.
     """
-    from dvc.api import DVCFileSystem
-
     from pipelines.evaluation.samples import read_samples
 
-    files = DVCFileSystem(str(project), rev=experiment)
+    files = _files(project, experiment)
     folder = (paths.SAMPLES / model).as_posix()
     if not files.isdir(folder):
         raise UserError(f"{experiment}: it has not evaluated a model '{model}'")
@@ -137,11 +172,38 @@ def _there(project: Path) -> list[str]:
     return done.stdout.split()
 
 
-def _dvc(project: Path, *arguments: str) -> None:
+def _dvc(project: Path, *arguments: str, look: Callable[[Path], Outlook | None] | None = None) -> Outlook | None:
+    """Run a command of DVC. look: says of the `.touchstone` of the copy in which it runs what will come of it; where that is hopeless the run is
+    stopped, and that is returned."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=project, env=environment, check=False)
-    if done.returncode:
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=project, env=environment)
+    stopped: Outlook | None = None
+    try:
+        while process.returncode is None:
+            try:
+                process.wait(LOOK if look and not stopped else None)
+            except subprocess.TimeoutExpired:
+                pid, copy = _run_below(process.pid)
+                if look and pid and (seen := look(copy / paths.STATE)) and seen.hopeless:
+                    stopped = seen
+                    with suppress(ProcessLookupError):  # it is over
+                        os.kill(pid, signal.SIGTERM)
+    finally:
+        process.kill()
+    if process.returncode and not stopped:
         raise UserError(f"dvc {' '.join(arguments)}: it failed; what it said stands above")
+    return stopped if process.returncode else None
+
+
+def _run_below(dvc: int) -> tuple[int, Path]:
+    """The `touchstone run` that a process of DVC has started, and the copy in which it runs; 0 where there is none now."""
+    import psutil  # comes with DVC
+
+    with suppress(psutil.Error):
+        for process in psutil.Process(dvc).children(recursive=True):
+            if process.cmdline()[1:4] == ["-m", "flows.cli", "run"] and is_copy(Path(process.cwd())):
+                return process.pid, Path(process.cwd())
+    return 0, Path()
 
 
 def _written(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from pipelines.errors import UserError
 
 _held: set[Path] = set()
 """Projects this process has locked, so that a flow inside a locked command does not wait for itself."""
+TURN = threading.RLock()
+"""Held while a stage is looked at or recorded: stages that run side by side take turns, for DVC works in one folder and one lock file."""
 
 
 @contextmanager

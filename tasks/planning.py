@@ -17,10 +17,11 @@ REASONS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in the order of running, and those to run though they are current."""
+    """Stages in the order of running, those to run though they are current, and the graph with all that do not run."""
 
     stages: Graph
     force: tuple[str, ...]
+    everything: Graph
 
 
 def make(project: Path, until: str | None = None, force: Sequence[str] = ()) -> Plan:
@@ -46,7 +47,7 @@ def make(project: Path, until: str | None = None, force: Sequence[str] = ()) -> 
     for stage in forced:
         owed.force(project, stage)
     wanted = owed.forced(project)
-    return Plan({name: everything[name] for name in stages}, tuple(stage for stage in stages if stage in wanted))
+    return Plan({name: everything[name] for name in stages}, tuple(stage for stage in stages if stage in wanted), everything)
 
 
 def stale(project: Path, plan: Plan, stage: str) -> bool:

@@ -20,6 +20,7 @@ from pipelines.errors import UserError
 from pipelines.graph import LOADING
 from pipelines.progress import Journal
 from pipelines.store import write_json
+from tasks import side_by_side
 from tasks.preloading import PRELOADED
 
 PATIENCE = 3.0
@@ -40,8 +41,10 @@ class Process(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
-def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -> None:
+def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows, parts: int = 1) -> None:
     """Run what `python -m pipelines STAGE` runs to its end; `on_rows` gets the journal's new rows as they come.
+
+    parts: between so many stages the machine is divided (`side_by_side.sharing`).
 
     Raises:
         UserError: the child said in one sentence what the user can mend.
@@ -52,6 +55,8 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -
     settings, errors = work / "settings.json", work / "stderr.log"
     write_json(settings, given)
     arguments = [stage, "--settings", str(settings), "--root", str(project), "--keep-work"]
+    if parts > 1:
+        arguments += ["--lines", *(["--threads", str(count)] if (count := side_by_side.threads(parts)) else [])]
     follow = _Follower(Journal(work / "journal.jsonl", stage), on_rows)
     with errors.open("wb") as stderr, whole(PRELOADED.stage(project, arguments, stderr, needs_libraries=given["kind"] in LOADING)) as process:
         while process.poll() is None:
@@ -59,6 +64,8 @@ def run_stage(project: Path, stage: str, given: dict[str, Any], on_rows: Rows) -
                 process.wait(POLL)
             except subprocess.TimeoutExpired:
                 follow.look()
+                if side_by_side.ENDING.is_set():
+                    raise KeyboardInterrupt from None
                 if not guardian_alive():
                     raise UserError(f"{stage}: stopped, because the DVC that ran it is gone") from None
         follow.look()

@@ -7,6 +7,7 @@ params.yaml holds what changes a result. Ports, addresses and devices do not, so
     TOUCHSTONE_PREFECT_PORT   port of `touchstone up`'s Prefect server, default 4200
     TOUCHSTONE_MLFLOW_PORT    port of its MLflow UI, default 5000
     TOUCHSTONE_MLFLOW_URI     MLflow tracking URI; default: MLFLOW_TRACKING_URI, else SQLite under .touchstone
+    TOUCHSTONE_AT_ONCE        so many stages may run side by side, default 1
     TOUCHSTONE_MIN_FREE_GB    a stage does not start with less free disk, default 1
     TOUCHSTONE_TEACHER_URL, TOUCHSTONE_TEACHER_KEY    endpoint of kind synthesise with `method: teacher` and of the steps of curation that ask one
 """

@@ -1,5 +1,6 @@
 """Experiments of DVC: what of them outlives the folder they run in, and sweeps over params.yaml."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_mapping import run, with_stand_ins
 
 from pipelines import paths
 from pipelines.errors import UserError
-from tasks import experiments
+from tasks import experiments, stopping
 
 SAMPLES = """
 
@@ -39,6 +40,23 @@ def run(context):
         samples(context, model)
     return summary
 """
+LEARNS = """
+
+
+import time
+plain = run
+
+
+def run(context):
+    slow, before = context.settings.optimiser.lr < 1e-4, len(context.journal.rows())
+    for step in range(before + 1, context.settings.steps + 1):
+        wiggle = (7 * step % 5 - 2) / 100
+        context.journal.record(step, {"pass_rate": (0.3 if slow else 0.8 - 0.4 / step) + wiggle}, {})
+        if slow and step == 48 and not before:
+            time.sleep(200)
+    return plain(context)
+"""
+"""A stage with a learning curve: flat at a small learning rate, where it stops to be looked at the first time."""
 LAID_OUT = "# mine\n" + yaml.safe_dump(mini_project.PARAMS, sort_keys=False, default_flow_style=None, width=150).replace(
     "data: [difficulty, synthesis]\n", "data: [difficulty, synthesis]  # both, in a line of more than the eighty columns at which others break it\n"
 )
@@ -51,6 +69,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = with_stand_ins(tmp_path_factory.mktemp("experiments") / "project")
     with (project / "pipelines/stages/evaluation.py").open("a") as file:
         file.write(SAMPLES)
+    with (project / "pipelines/stages/rl.py").open("a") as file:
+        file.write(LEARNS)
     (project / "params.yaml").write_text(LAID_OUT)
     run(project)
     for command in (["add", "-A"], ["commit", "-qm", "all stages"]):
@@ -90,6 +110,59 @@ def test_a_sweep_runs_what_its_edits_affect_and_compares_it(project: Path, serve
     assert [line for line in LAID_OUT.splitlines() if line not in edited] == []
     again = swept()
     assert " runs (" not in again.stdout and again.stdout.splitlines()[-4:] == lines[-4:], "each point once"
+
+
+def test_a_hopeless_point_is_stopped_and_goes_on_when_it_is_asked_for(project: Path, served, ports) -> None:
+    environment = {"PREFECT_API_URL": f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api", **ports}
+    edits = ("sweep", "stages.math.optimiser.lr=0.001,0.00001", "--name", "early")
+    done = mini_project.touchstone(project, *edits, "--stop-early", "math", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *table, why, last = done.stdout.splitlines()
+    assert table[-1].startswith("math       stages.math.optimiser.lr 0.001")
+    assert re.fullmatch(
+        r"stages.math.optimiser.lr 1e-05: stopped after step 48 of 80 of math, where its end was predicted at a pass rate of 0\.3\d\d "
+        r"\[0\.0\d\d, 0\.5\d\d\], and the best before it reached 0\.79\d",
+        why,
+    )
+    assert last == "what was stopped goes on from its checkpoint when the same sweep runs without --stop-early"
+    assert experiments.named("early", {"stages.math.optimiser.lr": 1e-5}) not in git(project, "for-each-ref", "--format=%(refname)")
+    assert not list((project / ".dvc/tmp/exps/standalone").glob("tmp*"))
+
+    done = mini_project.touchstone(project, *edits, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("math       stages.math.optimiser.lr 1e-05")
+    journals = [len(file.read_text().splitlines()) for file in (project / experiments.EXPERIMENTS).glob("*/work/math/journal.jsonl")]
+    assert set(journals) == {80}, "what it had is kept, and no step was done twice"
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        (["seed=1,2"], "do not mean the same (seed: 1 -> 2); run this sweep without it"),
+        (["stages.difficulty.band=[0.1, 0.9],[0, 1]"], "(difficulty.band"),
+        (["stages.sft.train.epochs=1,2"], "(sft.train.epochs: 1.0 -> 2.0)"),
+        (["stages.math.where={domain: [math]},{domain: [code]}"], "(stages.math.where.domain"),
+        (["stages.math.generation.temperature=1.0,0.7"], "(stages.math.generation.temperature: 1.0 -> 0.7)"),
+        (["stages.math.recipe=grpo,scale_rl"], "(stages.math.recipe.tasks"),
+        (["stages.math.recipe=grpo,reinforce_ada"], "(stages.math.recipe.explore"),
+        (["stages.math.init.more=1,2"], "--stop-early: 'stages.math.init.more' names no key of params.yaml"),
+    ],
+)
+def test_points_whose_pass_rates_mean_something_else_are_refused(tmp_path: Path, edits: list[str], message: str) -> None:
+    mini_project.write_params(tmp_path, mini_project.PARAMS)
+    with pytest.raises(UserError) as refused:
+        stopping.watch(tmp_path, "math", experiments.grid(edits))
+    assert message in str(refused.value)
+
+
+def test_points_that_learn_otherwise_are_comparable(tmp_path: Path) -> None:
+    """Another recipe, reward, learning rate or length leaves what a pass rate means; only a stage of kind rl has one."""
+    mini_project.write_params(tmp_path, mini_project.PARAMS)
+    overrides = "{},{combine: {name: weighted, weights: {correct: 1.0, format: 0.1}}}"
+    points = experiments.grid(["stages.math.recipe=grpo,dr_grpo", "stages.math.steps=40,80", f"stages.math.overrides={overrides}", "stages.math.init=sft"])
+    assert stopping.watch(tmp_path, "math", points).steps == [40, 40, 80, 80] * 2
+    with pytest.raises(UserError, match="--stop-early sft: with stages.math.init sft it is no stage of kind rl, which journals pass rates; there are code, math"):
+        stopping.watch(tmp_path, "sft", experiments.grid(["stages.math.init=sft"]))
 
 
 @pytest.mark.parametrize(

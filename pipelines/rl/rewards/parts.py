@@ -95,6 +95,11 @@ def _score(said: Verdict) -> float | None:
 
 
 PARTS = {
-    "verdict": verdict, "format": form, "length": length, "cosine": cosine, "repetition": repetition, "verifier": verifier,
+    "verdict": verdict,
+    "format": form,
+    "length": length,
+    "cosine": cosine,
+    "repetition": repetition,
+    "verifier": verifier,
     "reward_model": reward_model,
-}  # fmt: skip
+}
