@@ -200,7 +200,7 @@ def test_the_cosine_of_open_rs():
     group = [written(count) for count in (0, 500, 1000, 1200)]
 
     def at(outcome: Outcome) -> Scoring:
-        return Scoring(problem(), [""] * 4, [Verdict(outcome, 0.0)] * 4, None, 1000)  # type: ignore[arg-type]  # no verifier is asked
+        return Scoring(problem(), [""] * 4, [Verdict(outcome, 0.0)] * 4, None, 1000, {})  # type: ignore[arg-type]  # no verifier is asked
 
     assert cosine(group, at(Outcome.CORRECT))["cosine"] == pytest.approx([1.0, 0.75, 0.5, 0.5])
     assert cosine(group, at(Outcome.UNPARSABLE))["cosine"] == pytest.approx([-1.0, -0.75, -0.5, -0.5])
@@ -212,7 +212,7 @@ def test_repetition_is_the_share_of_runs_that_were_there_before():
     """1 2 1 2 1 2: of the five pairs (1 2)(2 1)(1 2)(2 1)(1 2) three are repeated, of the three runs of four one. What a tool says is not counted."""
     turns = [Segment("policy", [1, 2, 1], [0.0] * 3, [0] * 3, True), Segment("tool", [7, 7, 7, 7]), Segment("policy", [2, 1, 2], [0.0] * 3, [0] * 3, True)]
     group = [Trajectory("p", 0, 0, 1, "t", [Segment(PROMPT, [1]), *turns], "stop"), written(6), written(3)]
-    at = Scoring(problem(), [""] * 3, [Verdict(Outcome.CORRECT, 1.0)] * 3, None, 64)  # type: ignore[arg-type]
+    at = Scoring(problem(), [""] * 3, [Verdict(Outcome.CORRECT, 1.0)] * 3, None, 64, {})  # type: ignore[arg-type]
     assert repetition(group, at, n=2)["repetition"] == pytest.approx([0.6, 0.0, 0.0])
     assert repetition(group, at)["repetition"] == pytest.approx([1 / 3, 0.0, 0.0])
 
