@@ -112,6 +112,7 @@ def test_a_sweep_runs_what_its_edits_affect_and_compares_it(project: Path, serve
     assert " runs (" not in again.stdout and again.stdout.splitlines()[-4:] == lines[-4:], "each point once"
 
 
+@pytest.mark.long
 def test_a_hopeless_point_is_stopped_and_goes_on_when_it_is_asked_for(project: Path, served, ports) -> None:
     environment = {"PREFECT_API_URL": f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api", **ports}
     edits = ("sweep", "stages.math.optimiser.lr=0.001,0.00001", "--name", "early")

@@ -51,6 +51,7 @@ def test_its_marks_can_be_read(client, monkeypatch):
         assert verdict.outcome is not Outcome.INFRASTRUCTURE and verdict.detail.startswith("correctness ")
 
 
+@pytest.mark.long
 def test_it_writes_a_problem_that_its_votes_agree_on_or_the_reason_is_told(client):
     settings = TeacherSettings(model=NAME, votes=3, agree=2, max_tokens=300, timeout=300.0)
     made = teacher.propose(topics_of([SUM], 0.6), 1, client, settings, 1)
