@@ -2,8 +2,8 @@
 
 Reading order: docs/RL.md (the walk of one problem), train.py (the loop) and run.py (what its verbs do), recipes.yaml (the methods).
 The data half, from a problem to a batch: tasks/, play/, guidance/, explore/, environments/, rewards/, schedule/, recompose/, between which
-episodes.py has the records and protocols; collate.py makes the batch. The objective half, from a batch to a loss: tensors.py (every tensor, once), slots/,
-objectives/, objective.py (how slots compose), inputs/ (how the loop comes by the tensors).
+episodes.py has the records and protocols; collate.py makes the batch. The objective half, from a batch to a loss: tensors.py (every tensor,
+once), slots/, objectives/, objective.py (how slots compose), inputs/ (how the loop comes by the tensors).
 """
 
 from pipelines.rl.batch import Batch
