@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.evaluation.outlook import FEWEST, end, outlook
+from pipelines.evaluation.statistics import Floats
 
-Floats = NDArray[np.float64]
 ANSWERS = 128
 """Of a step."""
 NEAR = 0.3

@@ -18,7 +18,8 @@ from pipelines import graph, paths
 from pipelines.config import MODELS, Params, check, read_yaml
 from pipelines.config.rl import RlStage
 from pipelines.errors import UserError
-from pipelines.evaluation.outlook import Floats, Outlook, end, outlook
+from pipelines.evaluation.outlook import Outlook, end, outlook
+from pipelines.evaluation.statistics import Floats
 from pipelines.interrupted import differences
 from pipelines.progress import Journal
 

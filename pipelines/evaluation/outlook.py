@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.evaluation import scaling
+from pipelines.evaluation.statistics import Floats
 
 SHARE = 0.1
 """Of a run's steps: its end, over which the pass rate is averaged."""
@@ -26,8 +26,6 @@ MARGIN = 0.02
 """So much pass rate below the best still is not hopeless."""
 LEVEL = 0.99
 """Of the interval: it is looked at after every step."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.errors import UserError
+from pipelines.evaluation.statistics import Floats
 
 STEEPNESS = (0.25, 8.0)
 REACH = (0.01, 10.0)
@@ -38,8 +38,6 @@ SAME = 0.02
 """Two asymptotes this near are the same; then steepness is compared."""
 LEAST = 8
 """Fewest points that four parameters are fitted to."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
