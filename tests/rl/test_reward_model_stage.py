@@ -214,7 +214,9 @@ MARKED = {"prompt": "p", "response": "a", "label": True}
         ({"loss": "binary"}, {"prompt": "p", "response": "a", "score": 0.3}, "mine.jsonl:2: score: loss binary learns from 0 and 1, or from a label, got 0.3"),
         ({"loss": "hl_gauss", "span": [0, 5]}, {"prompt": "p", "response": "a", "score": 7}, r"mine.jsonl:2: score: 7 is outside `span` \[0.0, 5.0\]"),
         ({"loss": "entailment"}, {**MARKED, "principle": " "}, "mine.jsonl:2: principle: expected text, got ' '"),
-        ({"loss": "entailment"}, MARKED, "mine.jsonl:2: principle: expected text, got None"),
+        ({"loss": "entailment"}, MARKED, "mine.jsonl:2: key 'principle' is missing; the stage's own `principle` says one for all rows"),
+        ({}, {"prompt": "p", "chosen": "a"}, "mine.jsonl:2: key 'rejected' is missing"),
+        ({}, {"prompt": "p", "rejected": "a"}, "mine.jsonl:2: key 'chosen' is missing"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_of_no_use_to_the_loss_is_named_by_its_line(root, given, row, said):
