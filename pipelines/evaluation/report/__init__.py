@@ -70,7 +70,12 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("difficulty", "Difficulty", _of_kind(inputs, "grade", lambda name: rows.difficulty(inputs.graded[name], ledgers[name])), "None is graded."),
         ("sampled", "Answers that were sampled", _of_kind(inputs, "sample", lambda name: rows.sampled(ledgers[name])), "No ledger of kind sample."),
         ("synthesis", "Synthesis", _of_kind(inputs, "synthesise", lambda name: rows.synthesis(ledgers[name])), "No ledger of synthesis."),
-        ("lineage", "Where it all came from", join([provenance.graph(graph), provenance.details(graph, inputs.metrics)]) if graph else None, "No manifests."),
+        (
+            "lineage",
+            "Where it all came from",
+            join([provenance.graph(graph), provenance.details(graph, inputs.metrics)]) if graph else None,
+            "No manifests.",
+        ),
     ]
     return [(anchor, title, content or el("p", sentence, class_="absent")) for anchor, title, content, sentence in found]
 
