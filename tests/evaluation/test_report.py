@@ -227,12 +227,16 @@ def test_figures_of_a_program_stand_beside_those_of_our_own_trainers() -> None:
         "math": rows(reward=0.1, length=4.0), "grpo": rows(reward=0.2, kl=0.1), "sft": rows(loss=2.0), "theirs": rows(loss=3.0, grad_norm=1.0),
         "odd": rows(perplexity=9.0), "silent": [],
     }  # fmt: skip
+    stages["student"] = rows(reward=0.1, advantage_mean=-0.4)
+    stages["sft"][2]["held_out_loss"] = 1.0
     stages["grpo"][0].pop("reward")  # a program need not tell everything at every step
-    kinds = {"math": "rl", "sft": "sft"} | dict.fromkeys(("grpo", "theirs", "odd", "silent"), "command")
+    kinds = {"math": "rl", "sft": "sft", "student": "distil"} | dict.fromkeys(("grpo", "theirs", "odd", "silent"), "command")
     drawn = str(training.curves(stages, kinds, dict.fromkeys(stages, "c-a")))
-    heads = ["Supervised training", "Reinforcement learning", "What programs measured"]
-    supervised, rl, programs = (drawn.partition(f"<h3>{head}</h3>")[2].partition("<h3>")[0] for head in heads)
+    heads = ["Supervised training", "Reinforcement learning", "Distillation", "What programs measured"]
+    supervised, rl, distilled, programs = (drawn.partition(f"<h3>{head}</h3>")[2].partition("<h3>")[0] for head in heads)
     assert "sft: loss" in supervised and "theirs: loss" in supervised and "odd" not in supervised
+    assert "sft: loss on what is held out" in supervised and "theirs: loss on what is held out" not in supervised
+    assert "Mean advantage (nats per token)" in distilled and "Mean reward" in distilled and "student" not in rl
     assert "Mean reward" in rl and rl.count("grpo") >= 2 and "kl" in rl and "grad_norm" not in rl
     assert "grad_norm" in programs and "perplexity" in programs and "2 more measures" in programs
 
