@@ -343,7 +343,7 @@ def test_threads_that_ask_at_once_get_what_one_gets(root):
     assert together == alone
 
 
-TEXTS = ("It is good.", "It is bad, and here is why.", "Nobody knows.")
+TEXTS = ("<think> one </think>It is good.", "<think> two </think>It is bad, and here is why.", "<think> three </think>Nobody knows.")
 
 
 @pytest.fixture
@@ -390,7 +390,8 @@ def test_answers_are_sampled_and_judged_by_it(root, asked):
         found = scores[prompts[t.problem_id]]
         assert t.reward == pytest.approx(found[TEXTS.index(t.response)], abs=1e-5), "its probability is the reward of the rollout"
         assert (t.outcome == Outcome.CORRECT) == (found.index(max(found)) == TEXTS.index(t.response))
-    assert {row.solution for row in read_problems(root / paths.rows("more"))} <= set(TEXTS) and len(read_problems(root / paths.rows("more"))) == 6
+    for row in read_problems(root / paths.rows("more")):
+        assert row.solution == ("one", "two", "three")[scores[row.prompt].index(max(scores[row.prompt]))]
 
 
 def test_checkpoints_are_evaluated_by_it(root, asked):
@@ -420,7 +421,8 @@ def test_merges_are_searched_by_it(root, asked):
     stage = graph.stage("merged", "merge", settings)
     assert paths.model("scorer") in stage.reads
     run_stage("merged", root, stage.given(1), "cpu")
-    assert {trial["mean"] for trial in read_json(root / paths.model("merged") / paths.SEARCH)["trials"]} == {pytest.approx(1 / 3)}
+    trials = read_json(root / paths.model("merged") / paths.SEARCH)["trials"]
+    assert [trial["mean"] for trial in trials] == [pytest.approx(1 / 3)] * len(trials)
 
 
 def test_the_folder_has_all_that_serving_needs(root):
