@@ -363,7 +363,7 @@ def asked(root):
 
 def test_rows_are_graded_by_it(root, asked):
     given, scores = asked
-    stage = graph.stage("graded", "grade", GradeStage.model_validate({"init": "sft", **given}))
+    stage = graph.stage("graded", "grade", GradeStage.model_validate({"init": "sft", "band": [0, 1], **given}))
     assert paths.model("scorer") in stage.reads
     run_stage("graded", root, stage.given(1), "cpu")
     assert [row.pass_rate for row in read_problems(root / paths.ROWS / "graded" / paths.GRADED)] == [pytest.approx(1 / 3)] * 6
