@@ -97,7 +97,7 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("asked", "sample", [paths.model("sums"), paths.rows("difficulty/graded")], [paths.ROWS / "asked"], asking.model_dump(mode="json")),
         ("later", "extrapolate", [paths.KEPT / "sums", paths.BASE], [paths.model("later")], going_on.model_dump(mode="json")),
         ("judge", "reward_model", [paths.model("sft")], [paths.METRICS / "judge.json"]),
-        ("sums", "rl", [paths.model("sft"), paths.ROWS], [paths.model("sums")]),
+        ("sums", "rl", [paths.model("sft"), paths.ROWS / "difficulty", paths.ROWS / "synthesis"], [paths.model("sums")]),
         ("evaluation", "evaluation", [paths.BENCHMARKS, paths.model("sft"), paths.model("sums")], [paths.EVALUATION]),
     ):
         (settings,) = given or [{"note": ATTACK, "seeded": True}]

@@ -50,7 +50,7 @@ def of_kind(rl_project: Path, root: Path, kind: str, teacher, **settings) -> tup
     """A project in `root` whose stage `t` is of another kind, with responses and a teacher for it, and what `alone` gives of it."""
     shutil.copytree(rl_project, root)
     save_policy(root / paths.model("math"), teacher, TOKENIZER)
-    answers = [response(p, f"<think> </think>\\boxed{{{p.answer}{wrong}}}", float(not wrong)) for p in PROBLEMS[:20] for wrong in ("", "1")]
+    answers = [response(p, f"<think> </think>\\boxed{{{p.answer}{wrong}}}", float(not wrong)) for p in PROBLEMS[:22] for wrong in ("", "1")]
     folder = root / paths.ROLLOUTS / "math"
     write_trajectories(folder / "step-000001.parquet", [replace(t, origin=POLICY, sample_id=n) for n, t in enumerate(answers)])
     write_vocabulary(folder, TOKENIZER)
