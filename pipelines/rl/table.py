@@ -24,13 +24,13 @@ batch, and in the objective half, from a batch to a loss. The default row:
 
     {default}
 
-`needs`: what it cannot run without beside problems with verifiable answers (`solutions`, worked ones; `rates`, graded pass rates; another `policy` in
-memory; a `teacher`; a `value` head). `answers`: the least and the most to a drawn problem, with groups of {group}. `reads` names what it reads beside
-rewards, log-probabilities and masks; the loop computes that and no more (see [tensors.py](../pipelines/rl/tensors.py)); **bold** is what costs
-another forward pass. `fidelity`: *published* where every rule and constant is the paper's or its code's, *reconstructed* where one was open or stands in for
-another (the notes say which). `test`: the row against hand-computed numbers; besides, every row is held to `tests/rl/test_rl_invariances.py`
-(slicing, order, padding, masked rows, empty masks, finite differences), each kind of function to derivatives written by hand (`test_rl_derivatives.py`), and
-trained in `tests/rl/test_rl_loop.py`.
+`needs`: what it cannot run without beside problems with verifiable answers (`solutions`, worked ones; `rates`, graded pass rates; another
+`policy` in memory; a `teacher`; a `value` head). `answers`: the least and the most to a drawn problem, with groups of {group}. `reads` names
+what it reads beside rewards, log-probabilities and masks; the loop computes that and no more (see [tensors.py](../pipelines/rl/tensors.py));
+**bold** is what costs another forward pass. `fidelity`: *published* where every rule and constant is the paper's or its code's, *reconstructed*
+where one was open or stands in for another (the notes say which). `test`: the row against hand-computed numbers; besides, every row is held to
+`tests/rl/test_rl_invariances.py` (slicing, order, padding, masked rows, empty masks, finite differences), each kind of function to derivatives
+written by hand (`test_rl_derivatives.py`), and trained in `tests/rl/test_rl_loop.py`.
 
 | method | row | data half | objective half | needs | answers | reads | fidelity | test |
 |---|---|---|---|---|---|---|---|---|
