@@ -34,6 +34,7 @@ SLOTS: dict[str, Slot] = {
             "const": advantage.center_const,
             "batch_mean": advantage.center_batch_mean,
             "group_mean": advantage.center_group_mean,
+            "length_mean": advantage.center_length_mean,
             "leave_one_out": advantage.center_leave_one_out,
             "critic": advantage.center_critic,
             "pool_mean": advantage.center_pool_mean,
@@ -44,6 +45,8 @@ SLOTS: dict[str, Slot] = {
         {
             "none": advantage.scale_none,
             "group_std": advantage.scale_group_std,
+            "group_mean": advantage.scale_group_mean,
+            "valid_share": advantage.scale_valid_share,
             "batch_std": advantage.scale_batch_std,
             "beta": advantage.scale_beta,
             "hardness": advantage.scale_hardness,
