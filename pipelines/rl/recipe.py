@@ -240,6 +240,9 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     for slot in ("mismatch", "token_mask", "token_weight"):
         if slots[slot] and not bare.per_token:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
+    for slot in ("ratio", "token_mask") if bare.by_component else ():
+        if any("advantage_BT" in dict(inputs_of(f)) for f in (*bare.lists.get(slot, ()), *filter(None, [bare.single.get(slot)]))):
+            raise UserError(f"recipe '{name}': slot '{slot}' goes by the sign of the advantage, and here every part of the reward has one of its own")
     for tensor, settings in slots["inputs"].items():
         methods.bind("inputs", SETTABLE, tensor, settings)
     of_others = [name for name in bare.having(*DERIVED) if bare.read[name] or TENSORS[name].when is not When.WHOLE]

@@ -8,7 +8,8 @@ it here, with a function in inputs/ (of rollouts, of a forward pass), in statist
     BEFORE     by one pass of the policy before the update; `live` names what the update's own pass gives in its place where that is the same
     LIVE       by the update's pass of the policy, with gradient
     ROWS       of live tensors, row by row, with gradient: compute(tensors)
-    SUM        of live tensors over the whole batch of an optimiser step: compute(tensors) is a slice's share
+    SUM        of live tensors over the whole batch of an optimiser step: compute(tensors) is a slice's share, and the shares are added up, or stand
+               one after another where it is `listed`
     OF_SUMS    of those sums: compute(tensors), a scalar
     WHOLE      of the whole batch of an optimiser step, so that its slices add up to it: compute(tensors)
     COMPOSED   by objective.py, while it composes the slots
@@ -31,7 +32,7 @@ from pipelines.rl.inputs import facts, probes, scores, taught, teacher
 from pipelines.rl.objectives import pairwise
 from pipelines.rl.objectives.distillation import NONE
 from pipelines.rl.objectives.unpaired import reference_point
-from pipelines.rl.slots import regularisers
+from pipelines.rl.slots import regularisers, weighting
 
 
 class When(enum.Enum):
@@ -73,7 +74,7 @@ class Declared:
     role: the policy beside the trained one that it is of (roles.py). live: see BEFORE. with_: tensors that it cannot be had without.
     held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own. asks: what of stored
     responses must be known for it.
-    fill: what stands past a row's end where ranks' rows are put together. numbered: its ids are of one rank alone.
+    fill: what stands past a row's end where ranks' rows are put together. numbered: its ids are of one rank alone. listed: see SUM.
     """
 
     about: str
@@ -89,6 +90,7 @@ class Declared:
     asks: Asks | None = None
     fill: float = 0.0
     numbered: bool = False
+    listed: bool = False
 
 
 def _given(about: str, **more: Any) -> Declared:
@@ -166,6 +168,7 @@ TENSORS: dict[str, Declared] = {
     "vocab_mean_old_BT": _before(scores.vocabulary_mean, "`vocab_mean_BT` before the update", live="vocab_mean_BT"),
     "logp_proxy_BT": _before(scores.proxy, "the policy before the update without its least likely tokens; very negative where the token is one"),
     "topk_BTK": _before(scores.likeliest, "the K likeliest tokens before the update, int"),
+    "squares_old_BT": _before(scores.squares, "sum over the vocabulary of squared probabilities, before the update"),
     "value_old_BT": _before(scores.value, "value estimates before the update", reads=Reads.HIDDEN),
     "hidden_old_BTH": _before(scores.hidden, "what the language-model head sees where it predicts the token, before the update", reads=Reads.HIDDEN),
     "special_old_B": _before(scores.reserved, "`special_B` before the update", reads=Reads.END, live="special_B"),
@@ -186,6 +189,7 @@ TENSORS: dict[str, Declared] = {
     "entropy_sum": Declared("aggregated entropy", When.SUM, regularisers.aggregate_entropy),
     "peak_sum": Declared("sum of `peak_entropy_B`", When.SUM, regularisers.sum_of_peaks),
     "peak_count": Declared("responses that have peak tokens", When.SUM, regularisers.count_of_peaks),
+    "harmful_N": Declared("squared log-ratios of tokens that moved with their advantage", When.SUM, weighting.harmful_squares, listed=True),
     "peak_entropy": Declared("mean of `peak_entropy_B`", When.OF_SUMS, regularisers.mean_peak),
     "entropy_anchor": Declared("`peak_entropy` of the first step: a scalar", held=True, held_of="peak_entropy"),
     # of a whole batch

@@ -30,7 +30,7 @@ def pg(recipe: Recipe, advantage: float, **tensors):
     """Loss and gradient of F-pg at a given advantage."""
     logp = tensors.pop("logp", NEW).clone().requires_grad_()
     one = torch.ones(1, 3, dtype=torch.float64)
-    made = batch(torch.tensor([1.0]), torch.tensor([0]), one, logp_old_BT=OLD, logp_roll_BT=ROLL, **{"advantage_BT": advantage * one, **tensors})
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), one, **{"logp_old_BT": OLD, "logp_roll_BT": ROLL, "advantage_BT": advantage * one, **tensors})
     loss, _ = objective(recipe, made, logp)
     (gradient,) = torch.autograd.grad(loss, logp)
     return float(loss.detach()), gradient[0]
@@ -67,7 +67,7 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         reprompt_B=torch.rand(rows, generator=g) < 0.7, share_BT=torch.where(torch.arange(width) < 1, torch.arange(rows)[:, None] // group, 100 + torch.arange(rows * width).view(rows, width)),
         step_BT=steps, potential_BK=normal(rows, 3).clamp(-1, 1).masked_fill(~known, torch.nan), step_value_BK=torch.rand(rows, 3, **double).masked_fill(~known, torch.nan),
         logp_sft_BT=near(old), logp_dpo_BT=near(old), logp_prev_BT=near(old), logp_tempered_BT=near(old), logp_proxy_BT=old + 0.4 * mask, logp_expert_BT=near(old), mismatched_B=normal(rows),
-        entropy_old_BT=torch.rand(rows, width, **double), value_old_BT=normal(rows, width), vocab_mean_old_BT=normal(rows, width), special_old_B=normal(rows) - 20,
+        entropy_old_BT=torch.rand(rows, width, **double), squares_old_BT=old.exp() ** 2 + (1 - old.exp()) ** 2 * torch.rand(rows, width, **double), value_old_BT=normal(rows, width), vocab_mean_old_BT=normal(rows, width), special_old_B=normal(rows) - 20,
         hidden_old_BTH=normal(rows, width, hidden), topk_BTK=torch.randint(0, 50, (rows, width, k), generator=g),
         teacher_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], logp_taught_BT=near(old),
         taught_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], stored_topk_BTK=torch.randint(0, 50, (rows, width, k), generator=g),

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from batches import batch, lengths, loss_and_gradients, ragged
+from batches import NEW, OLD, batch, lengths, loss_and_gradients, pg, ragged
 
 from pipelines.errors import UserError
 from pipelines.records import Outcome, Trajectory, one_turn
-from pipelines.rl import RECIPES, advantages, recipe
+from pipelines.rl import RECIPES, advantages, objective, recipe
 from pipelines.rl.account import FULL, UNIFORM
 from pipelines.rl.history import History
 from pipelines.rl.recompose import Recomposition, dynamic_sampling
+from pipelines.rl.slots.clip import soft_gamma
+from pipelines.rl.slots.weighting import bernoulli_kl, second_moment
 
 ROWS = RECIPES
 
@@ -102,3 +104,137 @@ def test_maxrl_climbs_a_truncated_log_likelihood(size, gradient):
         a = advantages(ROWS["maxrl"], batch(right, torch.zeros(size).long(), torch.ones(size, 1).double()))[:, 0]
         total += chance * float((a * (right - p)).mean())
     assert total == pytest.approx(gradient, abs=1e-6)
+
+
+def on_policy(made, live):
+    return made.having(logp_old_BT=live["logp_BT"], logp_roll_BT=live["logp_BT"])
+
+
+def test_gmpo():
+    loss, gradient = pg(ROWS["gmpo"], 1.0)
+    assert loss == pytest.approx(-0.967216, abs=1e-6)
+    close(gradient, [-0.322405] * 3)
+    far = OLD + torch.tensor([[0.9, -0.6, 0.0]])
+    loss, gradient = pg(ROWS["gmpo"], 1.0, logp=far)
+    assert loss == pytest.approx(-0.935507, abs=1e-6)
+    close(gradient, [0.0, -0.935507 / 3, -0.935507 / 3])  # the clipped token has no gradient, and keeps its place in the mean
+    loss, gradient = pg(ROWS["gmpo"], -1.0, logp=far)
+    assert loss == pytest.approx(1.18136, abs=1e-6)
+    close(gradient, [1.18136 / 3, 0.0, 1.18136 / 3])
+    made, live = ragged(11)
+    same(recipe("gspo", clip={"name": "none"}), recipe("gmpo", ratio={"name": "sequence_geometric_clipped", "limit": 10.0}), made, live)
+
+
+def test_vespo():
+    log_ratio = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).log()
+    close(soft_gamma(log_ratio, torch.ones(3), -torch.ones(3)), [1.120422, 1.0, 0.199148])
+    close(soft_gamma(log_ratio, -torch.ones(3), torch.ones(3)), [0.339785, 1.0, 1.082682])
+    close(pg(ROWS["vespo"], 1.0)[1], [-0.363083] * 3)
+    close(pg(ROWS["vespo"], -1.0)[1], [0.298708] * 3)
+    made, live = ragged(11)
+    same(recipe("vespo", clip={"name": "score"}), ROWS["vespo"], on_policy(made, live), live)
+
+
+def test_m2po():
+    d = torch.tensor([[0.1, -0.3, 0.5], [0.2, -0.05, 0.9]], dtype=torch.float64)
+    a, roll, mask = torch.tensor([[1.0, 1, 1], [-1, -1, 1]]).double(), torch.full_like(d, -1.0), torch.ones_like(d)
+    close(second_moment(roll + d, roll, a, mask), [[1.0, 1, 0], [1, 1, 0]])
+    close(second_moment(roll + d, roll, a, mask, limit=0.09), [[1.0, 1, 1], [1, 1, 0]])
+    close(second_moment(roll + d, roll, a, mask, limit=0.27), mask)
+    close(second_moment(roll + d, roll, a, mask, limit=0.001), [[0.0, 1, 0], [1, 0, 0]])  # what moved against its advantage is no harm
+    close(second_moment(roll, roll, a, mask), mask)
+    made = batch(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), mask, logp_roll_BT=roll, advantage_BT=a)
+    loss, gradients = loss_and_gradients(ROWS["m2po"], made, {"logp_BT": roll + d})
+    assert loss == pytest.approx(0.054441, abs=1e-6)
+    assert (gradients["logp_BT"] == 0).tolist() == [[False, False, True], [False, False, True]]
+    # a slice drops what the whole step does
+    sliced, _ = loss_and_gradients(ROWS["m2po"], made, {"logp_BT": roll + d}, [torch.tensor([0]), torch.tensor([1])])
+    assert sliced == pytest.approx(0.054441, abs=1e-6)
+    released = recipe("m2po", token_mask=[], clip={"name": "ppo", "low": 0.3, "high": 0.5})
+    assert float(objective(released, made, roll + d)[0]) == pytest.approx(-0.445559, abs=1e-6)
+    near = roll + 0.1 * d  # second moment .00268
+    assert float(objective(ROWS["m2po"], made, near)[0]) == pytest.approx(float(-(a * (0.1 * d).exp()).mean()))
+
+
+def test_m2po_drops_by_the_whole_step():
+    """Two rows of a token each: alone, neither is above the limit, and together the larger is."""
+    d, mask = torch.tensor([[0.19], [0.21]], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
+    made = batch(torch.ones(2), torch.tensor([0, 0]), mask, logp_roll_BT=-mask, advantage_BT=mask)
+    row = recipe("m2po", token_mask=[{"name": "second_moment", "limit": 0.0365}])
+    whole, gradients = loss_and_gradients(row, made, {"logp_BT": d - mask})
+    assert (gradients["logp_BT"][:, 0] == 0).tolist() == [False, True]
+    sliced, of_slices = loss_and_gradients(row, made, {"logp_BT": d - mask}, [torch.tensor([1]), torch.tensor([0])])
+    assert sliced == pytest.approx(whole, abs=1e-12)
+    torch.testing.assert_close(of_slices["logp_BT"], gradients["logp_BT"])
+
+
+SQUARE = 0.001 * (0.3**2 + 1.3**2) / 3
+
+
+def test_dppo_tv():
+    assert pg(ROWS["dppo_tv"], 1.0)[0] == pytest.approx(-0.873537, abs=1e-6)
+    assert pg(ROWS["dppo_tv"], -1.0)[0] == pytest.approx(0.78388, abs=1e-6)
+    bare = recipe("dppo_tv", regularisers=[])
+    assert pg(bare, -1.0)[1][1] == 0.0
+    of_authors = recipe(
+        "dppo_tv", token_mask=[{"name": "probability_gap", "low": 0.15, "high": 0.15}], clip={"name": "weight_cap", "high": 20.0}, regularisers=[]
+    )
+    close(3 * pg(of_authors, 1.0)[1], [-1.349859, -0.272532, -1.0])
+    close(3 * pg(of_authors, -1.0)[1], [1.349859, 0.0, 1.0])
+    either = recipe("dppo_tv", token_mask=[{"name": "probability_gap", "low": 0.1, "high": 0.1, "signed": False}])
+    assert pg(either, 1.0)[0] == pytest.approx(-1 / 3 + SQUARE, abs=1e-6)
+    # a rare token may become six times as likely
+    rare = {"logp": torch.tensor([[0.006] * 3]).double().log(), "logp_roll_BT": torch.tensor([[0.001] * 3]).double().log()}
+    assert pg(bare, 1.0, **rare)[0] == pytest.approx(-6.0)
+
+
+def test_dppo_kl():
+    close(bernoulli_kl(torch.tensor([[-1.1, -1.0, -0.5]]), NEW), [[0.028124, 0.255088, 0.0]])
+    assert pg(ROWS["dppo_kl"], 1.0)[0] == pytest.approx(-0.873537, abs=1e-6)
+    assert pg(ROWS["dppo_kl"], -1.0)[0] == pytest.approx(0.78388, abs=1e-6)
+    narrow = recipe("dppo_kl", token_mask=[{"name": "binary_kl", "limit": 0.02}])
+    assert pg(narrow, 1.0)[0] == pytest.approx((-0.272532 - 1) / 3 + SQUARE, abs=1e-6)
+
+
+def test_kpop():
+    close(bernoulli_kl(NEW, torch.tensor([[-1.1, -1.0, -0.5]])), [[0.029155, 0.187296, 0.0]])
+    assert pg(ROWS["kpop"], 1.0)[0] == pytest.approx(-0.782693, abs=1e-6)
+    assert pg(recipe("kpop", regularisers=[]), -1.0)[1][1] == 0.0
+
+
+@pytest.mark.parametrize("name", ["dppo_tv", "dppo_kl", "kpop", "m2po"])
+def test_on_policy_trust_regions_hold_nothing_back(name):
+    made, live = ragged(11)
+    made = on_policy(made, live)
+    reinforce = recipe(name, clip={"name": "score"}, token_mask=[])
+    held, free = (loss_and_gradients(row, made, live)[1]["logp_BT"] for row in (ROWS[name], reinforce))
+    torch.testing.assert_close(held, free, atol=1e-12, rtol=0)
+    assert held.any()
+
+
+def test_a_mask_that_follows_the_advantage_has_one():
+    with pytest.raises(UserError, match="slot 'token_mask' goes by the sign of the advantage"):
+        recipe("recap", token_mask=[{"name": "binary_kl"}])
+    with pytest.raises(UserError, match="slot 'ratio' goes by the sign of the advantage"):
+        recipe("recap", ratio={"name": "sequence_geometric_clipped"})
+
+
+def test_otb():
+    pi, squares = torch.tensor([[0.5, 0.8, 0.6], [0.4, 0.7, 1.0]]), torch.tensor([[0.4, 0.66, 0.5], [0.35, 0.58, 1.0]])
+    two = {"rewards": torch.tensor([1.0, 0.0]), "groups": torch.zeros(2).long(), "mask": lengths(3, 2)}
+    made = batch(**two, logp_old_BT=pi.log(), squares_old_BT=squares)
+    close(advantages(ROWS["otb"], made), [[0.578947, 0.613445, 0.0], [-0.421053, -0.386555, 0.0]])
+    tail = recipe("otb", credit={"name": "token_optimal", "zero_tail": True})
+    close(advantages(tail, made)[0], [0.578947, 0.613445, 1.0])
+    # places count tokens that train: what a tool said moves none
+    shifted = batch(
+        two["rewards"], two["groups"], torch.tensor([[0.0, 1, 0, 1, 1], [1, 1, 0, 0, 0]]),
+        logp_old_BT=torch.tensor([[1.0, 0.5, 1.0, 0.8, 0.6], [0.4, 0.7, 1, 1, 1]]).log(), squares_old_BT=torch.tensor([[1.0, 0.4, 1.0, 0.66, 0.5], [0.35, 0.58, 1, 1, 1]]),
+    )  # fmt: skip
+    close(advantages(ROWS["otb"], shifted), [[0.0, 0.578947, 0.0, 0.613445, 0.0], [-0.421053, -0.386555, 0.0, 0.0, 0.0]])
+    for row in (ROWS["otb"], tail):
+        alone = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 2), logp_old_BT=pi[:1, :2].log(), squares_old_BT=squares[:1, :2])
+        assert not advantages(row, alone).any()
+    # of equal weights and lengths the baseline is the mean of the group
+    even = {"mask": torch.ones(8, 3), "logp_old_BT": torch.full((8, 3), -0.7), "squares_old_BT": torch.full((8, 3), 0.6)}
+    close(advantages(ROWS["otb"], batch(**even)), advantages(ROWS["dr_grpo"], batch(**even)))

@@ -9,7 +9,9 @@ from pipelines.rl.account import FULL, UNIFORM, by_group, drop, mixed, training
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
-def dynamic_sampling(rollouts: list[Trajectory], at: Recomposition, *, rounds: int = 3, recover: bool = False, share: float = 1.0) -> list[Trajectory]:
+def dynamic_sampling(
+    rollouts: list[Trajectory], at: Recomposition, *, rounds: int = 3, recover: bool = False, share: float = 1.0
+) -> list[Trajectory]:
     """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch. recover: those for
     which the step before had no place head it, one update old and with no correction for that (Recent Sample Recovery, arXiv 2506.18330). share: with
     less than 1 the batch draws until so much of it is such groups, and groups of one outcome have the places that are left (GPG, arXiv 2504.02546).

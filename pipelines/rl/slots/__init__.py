@@ -59,6 +59,7 @@ SLOTS: dict[str, Slot] = {
             "return_to_go": credit.return_to_go,
             "gae": credit.gae,
             "step_potential": credit.step_potential,
+            "token_optimal": credit.token_optimal,
             "shared_prefix_mean": credit.shared_prefix_mean,
             "projection_residual": credit.projection_residual,
         },
@@ -69,6 +70,7 @@ SLOTS: dict[str, Slot] = {
         {
             "token": ratio.token,
             "sequence_geometric": ratio.sequence_geometric,
+            "sequence_geometric_clipped": ratio.sequence_geometric_clipped,
             "sequence_product": ratio.sequence_product,
             "cumulative_product": ratio.cumulative_product,
             "cumulative_geometric": ratio.cumulative_geometric,
@@ -88,6 +90,7 @@ SLOTS: dict[str, Slot] = {
             "weight_cap": clip.weight_cap,
             "masked_score": clip.masked_score,
             "taper": clip.taper,
+            "soft_gamma": clip.soft_gamma,
         },
     ),
     "denominator": Slot({"original": aggregation.original, "kept": aggregation.kept}),
@@ -171,12 +174,23 @@ SLOTS: dict[str, Slot] = {
         },
         several=True,
     ),
-    "token_mask": Slot({"unmastered": weighting.unmastered, "without_teacher": weighting.without_teacher}, several=True),
+    "token_mask": Slot(
+        {
+            "unmastered": weighting.unmastered,
+            "probability_gap": weighting.probability_gap,
+            "binary_kl": weighting.binary_kl,
+            "binary_kl_both": weighting.binary_kl_both,
+            "second_moment": weighting.second_moment,
+            "without_teacher": weighting.without_teacher,
+        },
+        several=True,
+    ),
     "token_weight": Slot({"discriminative": weighting.discriminative}, several=True, early=True),
     "regularisers": Slot(
         {
             "kl": regularisers.kl,
             "kl_old": regularisers.kl_old,
+            "kl_roll": regularisers.kl_roll,
             "kl_convex": regularisers.kl_convex,
             "kl_forward": regularisers.kl_forward,
             "entropy_bonus": regularisers.entropy_bonus,

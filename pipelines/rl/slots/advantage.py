@@ -90,7 +90,8 @@ def scale_group_mean(centred_B: Tensor, shaped_B: Tensor, group_B: Tensor) -> Te
         UserError: a reward is below 0, so the mean says nothing of how often the prompt is solved.
     """
     if (shaped_B < 0).any():
-        raise UserError(f"scale 'group_mean' divides by the mean reward of a group, and there is a reward of {float(shaped_B.min()):g}; keep them at 0 or above")
+        least = float(shaped_B.min())
+        raise UserError(f"scale 'group_mean' divides by the mean reward of a group, and there is a reward of {least:g}; keep them at 0 or above")
     mean_B = group_mean(shaped_B, group_B)
     return torch.where(mean_B > 0, centred_B / torch.where(mean_B > 0, mean_B, 1.0), 0.0)
 

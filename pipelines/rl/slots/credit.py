@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import group_index, present
+from pipelines.rl.batch import group_index, group_sum, present
 
 
 def broadcast(advantage_B: Tensor, mask_BT: Tensor) -> Tensor:
@@ -79,6 +79,36 @@ def step_potential(
     factor_BT = torch.where(stepped_B1, factor_BK.gather(-1, step), 1.0)
     bonus_BT = torch.where(stepped_B1, bonus_BK.gather(-1, step), 0.0)
     return (advantage_B[:, None] * factor_BT + xi * bonus_BT) * mask_BT
+
+
+def token_optimal(
+    advantage_B: Tensor,
+    token_reward_BT: Tensor,
+    logp_old_BT: Tensor,
+    squares_old_BT: Tensor,
+    group_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    zero_tail: bool = False,
+) -> Tensor:
+    """G_t - B_t, B_t the mean over the group of the returns G at the same place of the response, weighted by the size of the score so far,
+    W_t = sum_{s<=t} (1 - 2 pi + sum_v pi_v^2): the baseline of least variance for each token (OTB, arXiv 2602.07078).
+
+    Where one response alone is left the advantage is 0, or G with `zero_tail`; it is 0 in a group of one.
+    """
+    return_BT = return_to_go(advantage_B, token_reward_BT, mask_BT)
+    weight_BT = ((1 - 2 * logp_old_BT.exp() + squares_old_BT) * mask_BT).cumsum(-1)
+    trained = mask_BT > 0
+    index_B, groups = group_index(group_B)
+    place_N = (index_B[:, None] * mask_BT.shape[1] + mask_BT.cumsum(-1).long() - 1)[trained]
+
+    def total(value_BT: Tensor) -> Tensor:
+        return torch.zeros(groups * mask_BT.shape[1]).to(mask_BT).index_add(0, place_N, value_BT[trained])[place_N]
+
+    _, size_B = group_sum(advantage_B, group_B)
+    rest_BT = torch.where(size_B > 1, 0.0, 1.0)[:, None] * return_BT if zero_tail else return_BT
+    baseline_N = torch.where(total(mask_BT) > 1, total(return_BT * weight_BT) / total(weight_BT).clamp(min=1e-8), rest_BT[trained])
+    return return_BT - torch.zeros_like(mask_BT).masked_scatter(trained, baseline_N)
 
 
 def shared_prefix_mean(advantage_B: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
