@@ -240,6 +240,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     for slot in ("mismatch", "token_mask", "token_weight"):
         if slots[slot] and not bare.per_token:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
+    if "greedy_B" in bare.needs and slots["explore"]["name"] != "greedy_baseline":
+        raise UserError(f"recipe '{name}': center 'greedy' needs a greedy answer to each problem; set explore: {{name: greedy_baseline}}")
     for slot in ("ratio", "token_mask") if bare.by_component else ():
         if any("advantage_BT" in dict(inputs_of(f)) for f in (*bare.lists.get(slot, ()), *filter(None, [bare.single.get(slot)]))):
             raise UserError(f"recipe '{name}': slot '{slot}' goes by the sign of the advantage, and here every part of the reward has one of its own")

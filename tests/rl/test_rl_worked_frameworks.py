@@ -3,15 +3,19 @@
 import pytest
 import torch
 from batches import NEW, OLD, batch, lengths, loss_and_gradients, pg, ragged
+from loops import policy_of, run
+from playing import groups, problem
 
-from pipelines.errors import UserError
+from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import Outcome, Trajectory, one_turn
 from pipelines.rl import RECIPES, advantages, objective, recipe
-from pipelines.rl.account import FULL, UNIFORM
+from pipelines.rl.account import FULL, UNIFORM, training
+from pipelines.rl.environments import SingleTurn
 from pipelines.rl.history import History
 from pipelines.rl.recompose import Recomposition, dynamic_sampling
 from pipelines.rl.slots.clip import soft_gamma
 from pipelines.rl.slots.weighting import bernoulli_kl, second_moment
+from pipelines.store import read_trajectories
 
 ROWS = RECIPES
 
@@ -238,3 +242,48 @@ def test_otb():
     # of equal weights and lengths the baseline is the mean of the group
     even = {"mask": torch.ones(8, 3), "logp_old_BT": torch.full((8, 3), -0.7), "squares_old_BT": torch.full((8, 3), 0.6)}
     close(advantages(ROWS["otb"], batch(**even)), advantages(ROWS["dr_grpo"], batch(**even)))
+
+
+def test_remax():
+    rho = torch.tensor([[0.0, 0.2, 0.0]])
+    row = recipe("remax", token_reward=[{"name": "kl", "coefficient": 1.0}])
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 3), logp_old_BT=-rho, logp_ref_BT=torch.zeros(1, 3), greedy_B=torch.tensor([0.5]))
+    close(advantages(row, made)[0], [0.7, 0.7, 0.5])
+    # of a greedy answer worth the mean of its group it is Dr. GRPO's advantage
+    close(of_responses(ROWS["remax"], greedy_B=torch.tensor([0.25] * 4 + [0.75] * 4)), of_responses(ROWS["dr_grpo"]))
+    with pytest.raises(UserError, match="center 'greedy' needs a greedy answer to each problem"):
+        recipe("remax", explore={"name": "samples"})
+
+
+def test_a_greedy_answer_is_what_the_others_are_compared_with():
+    def script(before: str, number: int) -> str:
+        return "\\boxed{" + ("651" if number in right else "1") + "}"
+
+    for right, baseline in (({0, 1, 3}, 1.0), ({0, 1}, 0.0)):  # the fourth is the greedy one
+        (made,) = groups(script, [problem()], explore=ROWS["remax"].single["explore"], count=3)
+        assert [t.dropped for t in made] == ["", "", "", "spare"]
+        assert {t.reward_parts["greedy"] for t in made} == {baseline}
+
+    class Losing(SingleTurn):
+        async def run(self, task, path, engine):
+            if path == 3:
+                raise InfrastructureError("lost")
+            return await super().run(task, path, engine)
+
+    (made,) = groups(script, [problem()], Losing(), explore=ROWS["remax"].single["explore"], count=3)
+    assert [t.dropped for t in made] == ["infrastructure"] * 3 + ["spare"]  # nothing to compare them with
+
+
+def test_the_greedy_answer_says_the_likeliest_token_each_time(tmp_path, start):
+    _, _, files = run(tmp_path, start, row="remax", steps=1, prompts_per_step=3, micro_batch=16)
+    assert len(files) == 1
+    made = read_trajectories(tmp_path / "rollouts" / "step-000001.parquet")
+    greedy = [t for t in made if t.dropped]
+    assert len(made) == 15 and [t.sample_id for t in greedy] == [4] * 3
+    policy = policy_of(start)
+    for trajectory in greedy:
+        ids = [*trajectory.prompt_ids, *trajectory.response_ids]
+        likeliest = policy(torch.tensor([ids])).logits[0].argmax(-1)[len(trajectory.prompt_ids) - 1 : -1]
+        assert trajectory.response_ids == likeliest.tolist()
+        assert set(trajectory.behaviour_logp) == {0.0}
+    assert any(set(t.behaviour_logp) != {0.0} for t in training(made))

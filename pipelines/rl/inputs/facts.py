@@ -78,6 +78,12 @@ def pool_mean(step: Step) -> Tensor:
     return step.tensor([r.reward_parts.get("pool_mean", m) for r, m in zip(step.rollouts, mean, strict=True)])
 
 
+def greedy(step: Step) -> Tensor:
+    """`greedy` of the reward parts: the reward of the group's greedy answer. What stands in for one of the group has the others'."""
+    known = {r.group_id: r.reward_parts["greedy"] for r in step.rollouts if "greedy" in r.reward_parts}
+    return step.tensor([known[r.group_id] for r in step.rollouts])
+
+
 def components(step: Step, *, parts: Sequence[str] = ("format", "correct")) -> Tensor:
     """The named parts of the reward, in order."""
     return step.tensor([[r.reward_parts[part] for part in parts] for r in step.rollouts])

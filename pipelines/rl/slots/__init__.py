@@ -38,6 +38,7 @@ SLOTS: dict[str, Slot] = {
             "leave_one_out": advantage.center_leave_one_out,
             "critic": advantage.center_critic,
             "pool_mean": advantage.center_pool_mean,
+            "greedy": advantage.center_greedy,
         },
         early=True,
     ),

@@ -71,6 +71,11 @@ def center_pool_mean(shaped_B: Tensor, pool_mean_B: Tensor) -> Tensor:
     return shaped_B - pool_mean_B
 
 
+def center_greedy(shaped_B: Tensor, greedy_B: Tensor) -> Tensor:
+    """R - R of the greedy answer to the problem (ReMax, arXiv 2310.10505)."""
+    return shaped_B - greedy_B
+
+
 def scale_none(centred_B: Tensor) -> Tensor:
     """No division (Dr.GRPO, arXiv 2503.20783)."""
     return centred_B
