@@ -242,6 +242,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
     if "greedy_B" in bare.needs and slots["explore"]["name"] != "greedy_baseline":
         raise UserError(f"recipe '{name}': center 'greedy' needs a greedy answer to each problem; set explore: {{name: greedy_baseline}}")
+    if plain := sorted(bare.needs & {"greedy_B", "role_baseline_B"}) if slots["reward"] else []:
+        raise UserError(f"recipe '{name}': slot 'reward' changes rewards that are compared with plain ones ({plain[0]}); change `parts` or `combine`")
     for slot in ("ratio", "token_mask") if bare.by_component else ():
         if any("advantage_BT" in dict(inputs_of(f)) for f in (*bare.lists.get(slot, ()), *filter(None, [bare.single.get(slot)]))):
             raise UserError(f"recipe '{name}': slot '{slot}' goes by the sign of the advantage, and here every part of the reward has one of its own")

@@ -139,6 +139,7 @@ TENSORS: dict[str, Declared] = {
     "baseline_B": _read(facts.baseline, "expected reward of the prompt under the reference policy", free=True),
     "pool_mean_B": _read(facts.pool_mean, "mean reward of all that the group was answered, also of what does not train", free=True),
     "greedy_B": _read(facts.greedy, "reward of the greedy answer to the problem", free=True, asks=Asks.SAMPLING),
+    "role_baseline_B": _read(facts.role_baseline, "running mean of the rewards of the row's role before it", free=True, asks=Asks.SAMPLING),
     "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True, asks=Asks.VERDICT),
     "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),

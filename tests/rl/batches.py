@@ -64,6 +64,7 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         level_B=2 - right + torch.randint(0, 2, (rows,), generator=g), diversity_B=torch.rand(rows, **double), baseline_B=torch.rand(rows, **double) / 2,
         components_BK=torch.stack([torch.rand(rows, **double), right.double()], -1), component_weight_K=torch.tensor([0.7, 1.3], dtype=torch.float64),
         pool_mean_B=torch.full((rows,), 0.4, dtype=torch.float64), greedy_B=torch.full((rows,), 0.5, dtype=torch.float64),
+        role_baseline_B=torch.full((rows,), 0.3, dtype=torch.float64),
         reprompt_B=torch.rand(rows, generator=g) < 0.7, share_BT=torch.where(torch.arange(width) < 1, torch.arange(rows)[:, None] // group, 100 + torch.arange(rows * width).view(rows, width)),
         step_BT=steps, potential_BK=normal(rows, 3).clamp(-1, 1).masked_fill(~known, torch.nan), step_value_BK=torch.rand(rows, 3, **double).masked_fill(~known, torch.nan),
         logp_sft_BT=near(old), logp_dpo_BT=near(old), logp_prev_BT=near(old), logp_tempered_BT=near(old), logp_proxy_BT=old + 0.4 * mask, logp_expert_BT=near(old), mismatched_B=normal(rows),

@@ -1,5 +1,7 @@
 """Rows against hand-computed numbers, fifth part: objectives that other frameworks have. A row's test is `test_<row>`."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from batches import NEW, OLD, batch, lengths, loss_and_gradients, pg, ragged
@@ -10,8 +12,11 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import Outcome, Trajectory, one_turn
 from pipelines.rl import RECIPES, advantages, objective, recipe
 from pipelines.rl.account import FULL, UNIFORM, training
+from pipelines.rl.collate import tensors
 from pipelines.rl.environments import SingleTurn
 from pipelines.rl.history import History
+from pipelines.rl.inputs.facts import role_baseline
+from pipelines.rl.inputs.step import Step
 from pipelines.rl.recompose import Recomposition, dynamic_sampling
 from pipelines.rl.slots.clip import soft_gamma
 from pipelines.rl.slots.weighting import bernoulli_kl, second_moment
@@ -259,7 +264,8 @@ def test_a_greedy_answer_is_what_the_others_are_compared_with():
     def script(before: str, number: int) -> str:
         return "\\boxed{" + ("651" if number in right else "1") + "}"
 
-    for right, baseline in (({0, 1, 3}, 1.0), ({0, 1}, 0.0)):  # the fourth is the greedy one
+    for number_of_greedy, baseline in ((3, 1.0), (None, 0.0)):
+        right = {0, 1, number_of_greedy}
         (made,) = groups(script, [problem()], explore=ROWS["remax"].single["explore"], count=3)
         assert [t.dropped for t in made] == ["", "", "", "spare"]
         assert {t.reward_parts["greedy"] for t in made} == {baseline}
@@ -287,3 +293,35 @@ def test_the_greedy_answer_says_the_likeliest_token_each_time(tmp_path, start):
         assert trajectory.response_ids == likeliest.tolist()
         assert set(trajectory.behaviour_logp) == {0.0}
     assert any(set(t.behaviour_logp) != {0.0} for t in training(made))
+
+
+def scored(group: int, sample: int, reward: float, step: int, **parts: float) -> Trajectory:
+    return Trajectory("p", group, sample, step, "t", one_turn([1], [2], [-0.1], [0]), "stop", outcome="wrong", reward=reward, reward_parts=parts)
+
+
+def baselines(history: History, step: int, made: list[Trajectory], decay: float = 0.95) -> list[float]:
+    history.add(step, made)
+    ids, score, made_batch = tensors(made, torch.device("cpu"), step, 8)
+    return role_baseline(Step(step, None, None, (), [], made, ids, score, made_batch, history), decay=decay).tolist()  # type: ignore[arg-type]
+
+
+def test_rae(tmp_path):
+    rewards, history = [1.0, -1.0, 1.0, 1.0], History(tmp_path)
+    made = [scored(group, sample, rewards[2 * group + sample], 1) for group in range(2) for sample in range(2)]
+    before = baselines(history, 1, made)
+    close(before, [0.0, 0.05, -0.0025, 0.047625])
+    row = batch(torch.tensor(rewards), torch.tensor([0, 0, 1, 1]), role_baseline_B=torch.tensor(before))
+    close(advantages(ROWS["rae"], row)[:, 0], [1.0, -1.05, 1.0025, 0.952375])
+    # the next step goes on from there, and each role has its own; what could not be judged is no reward
+    lost = replace(scored(0, 2, 0.0, 2), outcome="infrastructure")
+    later = [scored(0, 0, 1.0, 2), scored(0, 1, 1.0, 2, role=1.0), lost, scored(1, 0, 0.0, 2), scored(1, 1, 0.0, 2, role=1.0)]
+    close(baselines(history, 2, later)[:2] + baselines(history, 3, later)[:2], [0.095244, 0.0, 0.95 * (0.95 * 0.095244 + 0.05), 0.95 * 0.05])
+    # with a decay of 1 there is no baseline: REINFORCE
+    assert baselines(History(tmp_path), 1, made, decay=1.0) == [0.0] * 4
+    with pytest.raises(UserError, match="slot 'reward' changes rewards that are compared with plain ones"):
+        recipe("rae", reward=[{"name": "rescale"}])
+
+
+def test_the_order_in_which_answers_arrive_changes_no_baseline(tmp_path):
+    made = [scored(group, sample, float(sample), 1) for group in range(3) for sample in range(2)]
+    assert baselines(History(tmp_path), 1, made[::-1]) == baselines(History(tmp_path), 1, made)[::-1]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,6 +85,20 @@ def greedy(step: Step) -> Tensor:
     return step.tensor([known[r.group_id] for r in step.rollouts])
 
 
+def role_baseline(step: Step, *, decay: float = 0.95) -> Tensor:
+    """A running mean of the rewards of the row's role, b = decay b + (1 - decay) R from 0 on, as it stood before the row in the order of steps,
+    groups and samples. What is of an earlier step, or a guide's, has it as the step began."""
+    start: dict[float, float] = {}
+    for role, rewards in step.history.rewards_by_role.items():
+        weights = (1 - decay) * decay ** np.arange(len(rewards) - 1, -1, -1)
+        start[role] = float(weights @ np.array(rewards))
+    now, before = dict(start), dict[tuple[int, int], float]()
+    for (group, sample, _), role, reward in step.history.last:
+        before[group, sample] = now.get(role, 0.0)
+        now[role] = decay * before[group, sample] + (1 - decay) * reward
+    return step.tensor([before.get((r.group_id, r.sample_id), start.get(r.reward_parts.get("role", 0.0), 0.0)) for r in step.rollouts])
+
+
 def components(step: Step, *, parts: Sequence[str] = ("format", "correct")) -> Tensor:
     """The named parts of the reward, in order."""
     return step.tensor([[r.reward_parts[part] for part in parts] for r in step.rollouts])
@@ -93,7 +108,7 @@ def component_weight(
     step: Step, *, parts: Sequence[str] = ("format", "correct"), window: int = 10, temperature: float = 5.0, form: str = "paper"
 ) -> Tensor:
     """RECAP's weights from 1 - mean reward of each part over the steps so far."""
-    history = torch.tensor([[1 - row[part] for row in step.rewards_by_part] for part in parts], dtype=torch.float32)
+    history = torch.tensor([[1 - row[part] for row in step.history.rewards_by_part] for part in parts], dtype=torch.float32)
     return component_weights(history.reshape(len(parts), -1), window=window, temperature=temperature, form=form).to(step.ids_BT.device)
 
 

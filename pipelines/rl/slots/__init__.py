@@ -39,6 +39,7 @@ SLOTS: dict[str, Slot] = {
             "critic": advantage.center_critic,
             "pool_mean": advantage.center_pool_mean,
             "greedy": advantage.center_greedy,
+            "role_mean": advantage.center_role_mean,
         },
         early=True,
     ),

@@ -76,6 +76,11 @@ def center_greedy(shaped_B: Tensor, greedy_B: Tensor) -> Tensor:
     return shaped_B - greedy_B
 
 
+def center_role_mean(shaped_B: Tensor, role_baseline_B: Tensor) -> Tensor:
+    """R - running mean of the role's rewards before it (SPIRAL's role-conditioned advantage, arXiv 2506.24119)."""
+    return shaped_B - role_baseline_B
+
+
 def scale_none(centred_B: Tensor) -> Tensor:
     """No division (Dr.GRPO, arXiv 2503.20783)."""
     return centred_B
