@@ -143,6 +143,9 @@ TENSORS: dict[str, Declared] = {
     "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True, asks=Asks.VERDICT),
     "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
+    "observed_BT": _read(facts.observed, "1 on tokens of what a tool answered, else 0", free=True),
+    "turn_BT": _read(facts.turns, "number of the policy's turn, from 0, int; -1 where it reads", free=True),
+    "state_BT": _read(facts.states, "equal ids on turns of siblings that have read the same, int", free=True, numbered=True),
     # of policies that do not train
     "logp_ref_BT": _read(scores.of_frozen("ref"), "the frozen reference policy", role="ref"),
     "logp_sft_BT": _read(scores.of_frozen("sft"), "the SFT policy", role="sft"),
@@ -202,6 +205,7 @@ TENSORS: dict[str, Declared] = {
     "pairs": _whole(pairwise.count_pairs, "pairs of a group whose rewards differ"),
     "level_pairs": _whole(pairwise.count_level_pairs, "pairs of a group whose levels differ"),
     "kl_point": _whole(reference_point, "KL to the reference that KTO compares with, nats, at least 0"),
+    "observations": _whole(statistics.observation_count, "tokens of tools in the rows that train"),
     "responses": _whole(statistics.response_count, "rows that train"),
     "steps": _whole(statistics.step_count, "steps of reasoning in the rows that train"),
     "prompts": _whole(statistics.prompt_count, "prompts with a row that trains"),

@@ -64,6 +64,8 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         level_B=2 - right + torch.randint(0, 2, (rows,), generator=g), diversity_B=torch.rand(rows, **double), baseline_B=torch.rand(rows, **double) / 2,
         components_BK=torch.stack([torch.rand(rows, **double), right.double()], -1), component_weight_K=torch.tensor([0.7, 1.3], dtype=torch.float64),
         pool_mean_B=torch.full((rows,), 0.4, dtype=torch.float64), greedy_B=torch.full((rows,), 0.5, dtype=torch.float64),
+        observed_BT=(torch.arange(width) == count[:, None]).double(), turn_BT=torch.arange(width).expand(rows, width) // 3,
+        state_BT=torch.arange(width) // 3 + 10 * (torch.arange(rows)[:, None] // group),
         role_baseline_B=torch.full((rows,), 0.3, dtype=torch.float64),
         reprompt_B=torch.rand(rows, generator=g) < 0.7, share_BT=torch.where(torch.arange(width) < 1, torch.arange(rows)[:, None] // group, 100 + torch.arange(rows * width).view(rows, width)),
         step_BT=steps, potential_BK=normal(rows, 3).clamp(-1, 1).masked_fill(~known, torch.nan), step_value_BK=torch.rand(rows, 3, **double).masked_fill(~known, torch.nan),
@@ -128,7 +130,7 @@ def with_masked_rows(made: Batch, live, count: int):
         if not is_by_row(name):
             return value
         more = other[:count]
-        return torch.cat([value, torch.zeros_like(more) if name == "mask_BT" else more + 1000 if name in ("group_B", "share_BT") else more])
+        return torch.cat([value, torch.zeros_like(more) if name == "mask_BT" else more + 1000 if name in ("group_B", "share_BT", "state_BT") else more])
 
     grown = {name: grow(name, value, getattr(others, name)) for name, value in made.tensors().items()}
     return made.having(**grown), {name: grow(name, value, other_live[name]) for name, value in live.items()}

@@ -1,21 +1,22 @@
 """Rows against hand-computed numbers, fifth part: objectives that other frameworks have. A row's test is `test_<row>`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from batches import NEW, OLD, batch, lengths, loss_and_gradients, pg, ragged
 from loops import policy_of, run
-from playing import groups, problem
+from playing import PLAIN_TOOLS, groups, problem
 
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.records import Outcome, Trajectory, one_turn
 from pipelines.rl import RECIPES, advantages, objective, recipe
 from pipelines.rl.account import FULL, UNIFORM, training
 from pipelines.rl.collate import tensors
-from pipelines.rl.environments import SingleTurn
+from pipelines.rl.environments import SingleTurn, Tools
 from pipelines.rl.history import History
-from pipelines.rl.inputs.facts import role_baseline
+from pipelines.rl.inputs.facts import observed, role_baseline, states, turns
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.recompose import Recomposition, dynamic_sampling
 from pipelines.rl.slots.clip import soft_gamma
@@ -325,3 +326,62 @@ def test_rae(tmp_path):
 def test_the_order_in_which_answers_arrive_changes_no_baseline(tmp_path):
     made = [scored(group, sample, float(sample), 1) for group in range(3) for sample in range(2)]
     assert baselines(History(tmp_path), 1, made[::-1]) == baselines(History(tmp_path), 1, made)[::-1]
+
+
+def test_echo():
+    """Three action tokens at A = .5 and two that a tool said: each has its own mean."""
+    mask, seen = torch.tensor([[1.0, 1, 0, 0, 1]]).double(), torch.tensor([[0.0, 0, 1, 1, 0]]).double()
+    logp = torch.tensor([[-0.8, -0.8, -1.2, -0.4, -0.8]], dtype=torch.float64)
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), mask, logp_old_BT=logp, observed_BT=seen, advantage_BT=0.5 * mask)
+    loss, gradients = loss_and_gradients(ROWS["echo"], made, {"logp_BT": logp})
+    assert loss == pytest.approx(-0.42)
+    close(gradients["logp_BT"], [[-0.5 / 3, -0.5 / 3, -0.05, -0.05, -0.5 / 3]])
+    # a row that does not train teaches nothing of its tools either, and without tools nothing is added
+    two = batch(
+        torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), torch.cat([mask, 0 * mask]), logp_old_BT=logp.repeat(2, 1), observed_BT=seen.repeat(2, 1),
+        advantage_BT=0.5 * mask.repeat(2, 1),
+    )  # fmt: skip
+    assert loss_and_gradients(ROWS["echo"], two, {"logp_BT": logp.repeat(2, 1)})[0] == pytest.approx(-0.42)
+    assert loss_and_gradients(ROWS["echo"], made.having(observed_BT=0 * seen), {"logp_BT": logp})[0] == pytest.approx(-0.5)
+
+
+def test_gigpo():
+    """Two episodes of two turns from one state: the first turns are compared, the second ones have no sibling."""
+    mask = torch.tensor([[1.0, 1, 0, 1]]).repeat(2, 1)
+    made = {
+        "rewards": torch.tensor([1.0, 0.0]), "groups": torch.tensor([0, 0]), "mask": mask,
+        "turn_BT": torch.tensor([[0, 0, -1, 1]]).repeat(2, 1), "state_BT": torch.tensor([[0, 0, -1, 1], [0, 0, -1, 2]]),
+    }  # fmt: skip
+    close(advantages(ROWS["gigpo"], batch(**made)), [[0.975, 0.975, 0, 0.5], [-0.975, -0.975, 0, -0.5]])
+    # who comes to a state twice counts twice: returns .95, 1 and 0 in one state, whose mean is .65
+    again = {**made, "state_BT": torch.tensor([[0, 0, -1, 0], [0, 0, -1, 2]])}
+    close(advantages(ROWS["gigpo"], batch(**again)), [[0.8, 0.8, 0, 0.85], [-1.15, -1.15, 0, -0.5]])
+    plain = recipe("gigpo", credit={"name": "step_group", "omega": 0.0})
+    close(advantages(plain, batch(**made)), advantages(ROWS["dr_grpo"], batch(**made)))
+    apart = {**made, "state_BT": torch.tensor([[0, 0, -1, 1], [2, 2, -1, 3]])}
+    close(advantages(ROWS["gigpo"], batch(**apart)), advantages(plain, batch(**made)))
+
+
+def test_states_and_observations_are_read_off_what_the_policy_read():
+    """Two answers that call the calculator alike, and one that calls it otherwise: the results are the states of their second turns."""
+
+    def script(before: str, number: int) -> str:
+        if "<|tool|>" not in before:
+            return f"<tool_call>calculator({'3*217' if number < 2 else '3+217'})</tool_call>"
+        return "\\boxed{651}"
+
+    (made,) = groups(script, [problem()], Tools(**PLAIN_TOOLS), count=3)
+    ids, score, made_batch = tensors(made, torch.device("cpu"), 1, 64)
+    step = Step(1, None, None, (), [], made, ids, score, made_batch, History(Path()))  # type: ignore[arg-type]
+    seen, turn, state = observed(step), turns(step), states(step)
+    for row, trajectory in enumerate(made):
+        first, told, second = trajectory.turns
+        places = [len(trajectory.prompt_ids)]
+        for segment in (first, told, second):
+            places.append(places[-1] + len(segment.ids))
+        assert seen[row].nonzero()[:, 0].tolist() == list(range(places[1], places[2]))
+        assert turn[row, places[0] : places[3]].tolist() == [0] * len(first.ids) + [-1] * len(told.ids) + [1] * len(second.ids)
+        assert not (made_batch.mask_BT[row] * (turn[row] < 0)).any()
+    assert len(set(state[:, len(made[0].prompt_ids)].tolist())) == 1
+    second_states = [int(state[row][turn[row] == 1][0]) for row in range(3)]
+    assert second_states[0] == second_states[1] != second_states[2]

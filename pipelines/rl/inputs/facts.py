@@ -4,14 +4,14 @@ rollout's `reward_parts`, under the same name."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines import prompting
-from pipelines.records import Outcome, Trajectory
+from pipelines.records import POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.statistics import component_weights
@@ -123,3 +123,38 @@ def shared_prefix(step: Step) -> Tensor:
             row.append(node)
         rows.append(row)
     return step.tokens(rows, -1)
+
+
+def observed(step: Step) -> Tensor:
+    """1 on what a tool answered, the chat template's frame around it included."""
+    rows = [[s.author == TOOL for s in r.turns for _ in s.ids] for r in step.rollouts]
+    return step.tokens(rows, 0).to(step.batch.mask_BT)
+
+
+def turns(step: Step) -> Tensor:
+    """Number of the policy's turn that the token is of, from 0; -1 where the policy reads."""
+    return step.tokens([[turn for turn, _, size in _turns(r) for _ in range(size)] for r in step.rollouts], -1)
+
+
+def states(step: Step) -> Tensor:
+    """Equal ids on turns of siblings that answer the same: the prompt, or what was read since the turn before; -1 where the policy reads."""
+    ids: dict[tuple[int, tuple[int, ...]], int] = {}
+    rows = []
+    for r in step.rollouts:
+        row: list[int] = []
+        for turn, read, size in _turns(r):
+            row += [-1 if turn < 0 else ids.setdefault((r.group_id, read), len(ids))] * size
+        rows.append(row)
+    return step.tokens(rows, -1)
+
+
+def _turns(rollout: Trajectory) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """For each segment after the prompt: number of the turn or -1, what was read before it since the last turn, and how many ids it has."""
+    number, read = 0, tuple(rollout.prompt_ids)
+    for segment in rollout.turns:
+        if segment.trains or segment.author == POLICY:
+            yield number, read, len(segment.ids)
+            number, read = number + 1, ()
+        else:
+            yield -1, (), len(segment.ids)
+            read += tuple(segment.ids)

@@ -63,6 +63,7 @@ SLOTS: dict[str, Slot] = {
             "step_potential": credit.step_potential,
             "token_optimal": credit.token_optimal,
             "shared_prefix_mean": credit.shared_prefix_mean,
+            "step_group": credit.step_group,
             "projection_residual": credit.projection_residual,
         },
         early=True,
@@ -203,6 +204,13 @@ SLOTS: dict[str, Slot] = {
         several=True,
     ),
     "auxiliary": Slot(
-        {"value": auxiliary.value, "self_reward": auxiliary.self_reward, "expert": auxiliary.expert, "distil": auxiliary.distil}, several=True
+        {
+            "value": auxiliary.value,
+            "self_reward": auxiliary.self_reward,
+            "expert": auxiliary.expert,
+            "distil": auxiliary.distil,
+            "observation_ce": auxiliary.observation_ce,
+        },
+        several=True,
     ),
 }
