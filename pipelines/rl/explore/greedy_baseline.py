@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pipelines.records import Outcome, Trajectory
 from pipelines.rl.account import INFRASTRUCTURE, SPARE, drop
+from pipelines.rl.demands import takes
 from pipelines.rl.episodes import Answers, Task
 
 
+@takes(lambda n, **_: (n + 1, n + 1))
 async def greedy_baseline(task: Task, answers: Answers) -> list[Trajectory]:
     """ReMax (arXiv 2310.10505): `group_size` episodes, and one in which the policy says the likeliest token each time. That one never trains; its
     reward is the part `greedy` of the others, which `center: {name: greedy}` takes as the baseline. Without a verdict on it the group does not train.

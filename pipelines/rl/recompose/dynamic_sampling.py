@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from pipelines.records import REPLAY, Trajectory
 from pipelines.rl.account import FULL, UNIFORM, by_group, drop, mixed, training
+from pipelines.rl.demands import takes
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
+@takes(lambda n, *, rounds, **_: (n, n * (1 + rounds)))
 def dynamic_sampling(
     rollouts: list[Trajectory], at: Recomposition, *, rounds: int = 3, recover: bool = False, share: float = 1.0
 ) -> list[Trajectory]:
