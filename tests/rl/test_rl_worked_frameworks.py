@@ -20,6 +20,7 @@ from pipelines.rl.inputs.facts import observed, role_baseline, states, turns
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.recompose import Recomposition, dynamic_sampling
 from pipelines.rl.slots.clip import soft_gamma
+from pipelines.rl.slots.reward import log_tamed
 from pipelines.rl.slots.weighting import bernoulli_kl, second_moment
 from pipelines.store import read_trajectories
 
@@ -385,3 +386,34 @@ def test_states_and_observations_are_read_off_what_the_policy_read():
     assert len(set(state[:, len(made[0].prompt_ids)].tolist())) == 1
     second_states = [int(state[row][turn[row] == 1][0]) for row in range(3)]
     assert second_states[0] == second_states[1] != second_states[2]
+
+
+def test_prdp():
+    made = batch(
+        torch.tensor([1.0, 0.0]).double(), torch.tensor([0, 0]), torch.ones(2, 3).double(), logp_old_BT=torch.cat([OLD, torch.tensor([[-1.2, -0.9, -1.0]])]),
+        logp_ref_BT=torch.tensor([[-1.1, -2.1, -0.6], [-1.1, -1.0, -0.9]]).double(),
+    )  # fmt: skip
+    logp = torch.cat([NEW, -torch.ones(1, 3).double()])
+
+    def loss(beta: float, eps: float = 0.1) -> float:
+        return loss_and_gradients(recipe("prdp", objective={"name": "reward_difference", "beta": beta, "eps": eps}), made, {"logp_BT": logp})[0]
+
+    assert loss(1.0) == pytest.approx(0.871111, abs=1e-6)
+    assert loss(20.0) == pytest.approx(0.006944, abs=1e-6)
+    assert loss(20.0, eps=9.0) == pytest.approx(0.000278, abs=1e-6)
+    assert loss_and_gradients(ROWS["prdp"], made, {"logp_BT": logp})[0] == pytest.approx((10 - 1 / 15) ** 2, abs=0.2)
+    even = made.having(reward_B=torch.ones(2).double())
+    assert loss_and_gradients(ROWS["prdp"], even, {"logp_BT": logp})[0] == 0.0  # no pair
+
+
+def test_paco_rl():
+    parts = torch.tensor([[0.9, 0.0], [0.8, 4], [0.85, 0], [0.95, 8]])
+    one = torch.zeros(4).long()
+    made = {"rewards": parts.sum(-1), "groups": one, "components_BK": parts}
+    tamed = torch.tensor([0.9, 2.409438, 0.85, 3.147225])
+    close(log_tamed(parts.sum(-1), parts, torch.ones(4, 1)), tamed)
+    close(log_tamed(parts.sum(-1), parts, torch.ones(4, 1), limit=2.0), parts.sum(-1))
+    close(log_tamed(parts.sum(-1), parts, torch.ones(4, 1), limit=2.0, weights=[2.0, 0.5]), [1.8, 3.6, 1.7, 5.9])
+    close(of_responses(ROWS["paco_rl"], **made), of_responses(ROWS["grpo"], rewards=tamed, groups=one))
+    with pytest.raises(UserError, match="a value of -1 or less"):
+        of_responses(ROWS["paco_rl"], **(made | {"components_BK": parts - torch.tensor([0.0, 2.0])}))

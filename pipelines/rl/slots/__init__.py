@@ -128,6 +128,7 @@ SLOTS: dict[str, Slot] = {
             "rescale": reward.rescale,
             "clamp": reward.clamp,
             "decoupled": reward.decoupled,
+            "log_tamed": reward.log_tamed,
             "sequence_kl": reward.sequence_kl,
             "brier": reward.brier,
             "exploration": reward.exploration,
