@@ -47,7 +47,7 @@ class ChatGenerator(Blocking):
                 [r.messages for r, _ in numbered],
                 temperature=self.settings.temperature,
                 max_tokens=self.settings.max_new_tokens,
-                options=[self._options(seeding.key(*r.key, number)) | ({"max_tokens": r.limit} if r.limit else {}) for r, number in numbered],
+                options=[self._options(seeding.key(*r.key, number)) | _own(r) for r, number in numbered],
                 progress=progress,
             )
         )
@@ -73,3 +73,8 @@ class ChatGenerator(Blocking):
             raise InfrastructureError(f"the endpoint of engine server did not answer: {reply.error}")
         ids = self.tokenizer(reply.text, add_special_tokens=False)["input_ids"]
         return Sample(ids, [], "length" if reply.cut else "stop", reply.text)
+
+
+def _own(request: Request) -> dict[str, Any]:
+    """Fields that one request has otherwise than all."""
+    return ({"max_tokens": request.limit} if request.limit else {}) | ({"temperature": 0.0} if request.greedy else {})

@@ -6,10 +6,10 @@ import asyncio
 import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 from pipelines.errors import InfrastructureError, UserError
-from pipelines.generation import Engine, Generator, Progress
+from pipelines.generation import Engine, Generator, Greedy, Progress
 from pipelines.records import Outcome, Problem, Segment, Trajectory, Verdict
 from pipelines.rl.clock import Clock
 from pipelines.rl.episodes import Answers, Asking, Environment, Episode, Explore, Guide, Play, Round, Task
@@ -84,8 +84,11 @@ class _Group:
     """The episodes of one task. proposing: they are plain ones, which no verifier judges."""
 
     def __init__(self, answering: Answering, engine: Engine, step: int, policy: str, task: Task, *, proposing: bool = False) -> None:
-        self._answering, self._engine, self._step, self._policy, self._task, self._proposing = answering, engine, step, policy, task, proposing
-        self._answers = Answers(self._answer, self._judge_between, engine.together)
+        self._answering, self._step, self._policy, self._task, self._proposing = answering, step, policy, task, proposing
+        greedy = cast(Engine, Greedy(engine))
+        self._answers = Answers(
+            functools.partial(self._answer, engine), functools.partial(self._answer, greedy), self._judge_between, engine.together
+        )
         self._judged: dict[int, tuple[str, Future[Verdict]]] = {}
         """By number of the episode: its answer, and the verdict."""
 
@@ -93,10 +96,10 @@ class _Group:
         """All episodes of the group, which may still have to be judged."""
         return await (samples if self._proposing else self._answering.explore)(self._task, self._answers)
 
-    async def _answer(self, path: int) -> list[Trajectory]:
+    async def _answer(self, engine: Engine, path: int) -> list[Trajectory]:
         task = self._task if self._proposing else self._answering.guide(self._task, path, self._answering.asking)
         try:
-            episode = await self._answering.asking.environment.run(task, path, self._engine)
+            episode = await self._answering.asking.environment.run(task, path, engine)
         except InfrastructureError as error:  # of a tool or an environment; the engine's own do not come up here
             episode = Episode(task.start, "infrastructure", "", "", Verdict(Outcome.INFRASTRUCTURE, 0.0, detail=str(error)))
         if not self._proposing:

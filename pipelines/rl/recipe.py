@@ -240,6 +240,13 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     for slot in ("mismatch", "token_mask", "token_weight"):
         if slots[slot] and not bare.per_token:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
+    if "greedy_B" in bare.needs and slots["explore"]["name"] != "greedy_baseline":
+        raise UserError(f"recipe '{name}': center 'greedy' needs a greedy answer to each problem; set explore: {{name: greedy_baseline}}")
+    if plain := sorted(bare.needs & {"greedy_B", "role_baseline_B"}) if slots["reward"] else []:
+        raise UserError(f"recipe '{name}': slot 'reward' changes rewards that are compared with plain ones ({plain[0]}); change `parts` or `combine`")
+    signed = any("advantage_BT" in dict(inputs_of(f)) for f in (bare.single["ratio"], *bare.lists["token_mask"]))
+    if bare.by_component and signed:
+        raise UserError(f"recipe '{name}': its ratio or a token mask goes by the sign of the advantage, and here each part of the reward has its own")
     for tensor, settings in slots["inputs"].items():
         methods.bind("inputs", SETTABLE, tensor, settings)
     of_others = [name for name in bare.having(*DERIVED) if bare.read[name] or TENSORS[name].when is not When.WHOLE]

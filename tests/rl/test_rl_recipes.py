@@ -120,6 +120,7 @@ def test_what_a_row_needs_and_costs():
     assert cost(RECIPES["grpo"]) == Cost((8, 8), (), (), value=False)
     assert cost(RECIPES["dapo"]).answers == (8, 8 * (1 + 3))
     assert cost(RECIPES["reinforce_ada"], group=4).answers == (8, 4 * 8)
+    assert cost(RECIPES["remax"]).answers == (9, 9)
     assert cost(RECIPES["npo"]).answers == (8, 8 + 4) and cost(RECIPES["npo"]).policies == ("guide",)
     assert cost(RECIPES["svs"]).answers == (8, 8 * (1 + 4 * (1 + 8)))
     assert cost(RECIPES["ppo_kl"]) == Cost((8, 8), ("ref", "the policy before the update"), ("ref",), value=True)
@@ -132,7 +133,7 @@ def test_what_a_row_needs_and_costs():
 
 
 def test_rows_are_found_by_slot_paper_and_need():
-    assert [row.name for row in found(part="explore")] == ["reinforce_ada"]
+    assert [row.name for row in found(part="explore")] == ["reinforce_ada", "remax"]
     assert [row.name for row in found(paper="2508.14029")] == ["svs"]
     assert [row.name for row in found(need="value", paper="ppo as in")] == ["ppo_kl"]
     with pytest.raises(UserError, match="did you mean 'explore'"):
