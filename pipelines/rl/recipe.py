@@ -240,6 +240,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     for slot in ("mismatch", "token_mask", "token_weight"):
         if slots[slot] and not bare.per_token:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
+    for make in bare.lists["tasks"]:
+        make()  # a sampler refuses settings that do not go together
     for tensor, settings in slots["inputs"].items():
         methods.bind("inputs", SETTABLE, tensor, settings)
     of_others = [name for name in bare.having(*DERIVED) if bare.read[name] or TENSORS[name].when is not When.WHOLE]
