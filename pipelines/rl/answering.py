@@ -113,7 +113,7 @@ class _Group:
                 trained_prompt=task.trained_prompt,
                 response=episode.text,
                 outcome=episode.verdict.outcome.value if self._proposing and episode.verdict else "",
-                reward_parts=dict(episode.figures),
+                reward_parts={**task.figures, **episode.figures},
                 part=part,
             )
             for part, segments in enumerate([*episode.earlier, episode.segments])

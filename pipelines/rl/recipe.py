@@ -240,6 +240,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     for slot in ("mismatch", "token_mask", "token_weight"):
         if slots[slot] and not bare.per_token:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
+    if "template_form" in (part["name"] for part in slots["parts"]) and slots["guidance"]["name"] != "templates":
+        raise UserError(f"recipe '{name}': part 'template_form' is of the templates that guidance 'templates' draws; add it, or leave the part out")
     for make in bare.lists["tasks"]:
         make()  # a sampler refuses settings that do not go together
     for tensor, settings in slots["inputs"].items():
