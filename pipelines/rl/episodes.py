@@ -102,10 +102,11 @@ Guide = Callable[[Task, int, Asking], Task]
 
 @dataclass(frozen=True)
 class Answers:
-    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged.
-    judge(trajectories): wait for their verdicts. together: run several side by side."""
+    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged; greedy(path): of
+    one in which the policy says the likeliest token each time. judge(trajectories): wait for their verdicts. together: run several side by side."""
 
     answer: Callable[[int], Awaitable[list[Trajectory]]]
+    greedy: Callable[[int], Awaitable[list[Trajectory]]]
     judge: Callable[[Sequence[Trajectory]], Awaitable[None]]
     together: Callable[[Sequence[Any]], Awaitable[list[Any]]]
 

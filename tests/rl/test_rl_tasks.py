@@ -1,5 +1,6 @@
 """Task samplers against hand-computed numbers, each by its row; and that a run that was killed draws what it would have drawn."""
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from batches import batch
-from playing import problem
+from loops import PROBLEMS, run
+from playing import groups, problem
 
+from pipelines.config.common import GenerationSettings
 from pipelines.errors import UserError
 from pipelines.rl import advantages, recipe
+from pipelines.rl.account import training
 from pipelines.rl.history import History, Tally
 from pipelines.rl.recompose.oversampling import expanded, useless
 from pipelines.rl.tasks import TASKS, Cyclic, Draw, Rlcs, RuleReasoner, Staged, SuccessPairs, Variants, draw
@@ -195,6 +199,33 @@ def test_a_family_that_failed_is_served_first():
         remember(history_of_failure, step, {asked.problem_id: right})
     never(family, at(4, 1, history_of_failure))
     assert never.at["0"] == "xy" and "0" in never._blocked  # as in the released code
+
+
+def test_self():
+    """Greedy answers right, wrong, right, wrong: answers are asked of the second and the fourth, 16 in all; no greedy one trains."""
+
+    def script(before: str, number: int) -> str:
+        return "\\boxed{" + ("1" if number < 8 or "(652)" in before or "(654)" in before else before[before.index("(") + 1 :][:3]) + "}"
+
+    made = groups(script, [problem(str(n)) for n in range(651, 655)], explore=recipe("self").single["explore"], count=8)
+    assert [len(training(group)) for group in made] == [0, 8, 0, 8] and [len(group) for group in made] == [1, 9, 1, 9]
+    assert all(group[-1].dropped == "probe" and group[-1].segments[-1].logp[0] == 0.0 for group in made)
+    assert advantage("self", 1) == pytest.approx([2.6458, -0.3780], abs=1e-4)
+
+
+def test_a_step_whose_problems_are_all_solved_has_no_update(tmp_path, start):
+    """Three steps of 4 problems, of which 6 are solved greedily: weights move in no step without a failure, and steps go on."""
+    for solved, name in ((10, "all"), (6, "some")):
+        greedy = {p.prompt: f"\\boxed{{{p.answer if place < solved else ''}}}" for place, p in enumerate(PROBLEMS[:10])}
+        said = {p.prompt: ["\\boxed{-1}", f"\\boxed{{{p.answer}}}", "\\boxed{-2}", "", greedy[p.prompt]] for p in PROBLEMS[:10]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(said))
+        generation = GenerationSettings(engine="scripted", script=str(tmp_path / f"{name}.json"), max_new_tokens=24)
+        weights, rows, _ = run(tmp_path / name, start, row="self", steps=3, generation=generation)
+        assert [row["step"] for row in rows] == [1, 2, 3]
+        assert all(row["dropped_probe"] == 4 and row["trained"] == row["answered"] - 4 for row in rows)
+        assert all(("loss" in row) == (row["trained"] > 0) for row in rows)
+        assert (sum(row["trained"] for row in rows) == 0) == (solved == 10)
+        assert all(torch.equal(weights[key], start[key]) for key in start) == (solved == 10)
 
 
 @pytest.mark.parametrize(
