@@ -22,6 +22,7 @@ STAGES = {
     "own": {"kind": "synthesise", "data": "who/graded", "curation": {}, "generators": {"a": {"kind": "arithmetic", "count": 5}}},
     "code": {"kind": "rl", "init": "first", "data": {"who": {"share": 3}, "more": {"share": 1}}},
     "said": {"kind": "sample", "init": "code", "data": "curation/rl"},
+    "lively": {"kind": "select", "data": ["who", "code/rollouts"], "score": "variance", "most": 1},
     "both": {"kind": "grade", "init": "first", "data": "said", "strong": {"model": "code"}},
     "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own", "keep": {"every": 10}},
     "liked": {"kind": "preference", "init": "late", "reference": "first", "data": ["code/rollouts", "who", "rows/pairs.jsonl"]},

@@ -15,7 +15,7 @@ from playing import groups, problem
 
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import UserError
-from pipelines.rl import advantages, recipe
+from pipelines.rl import advantages, objective, recipe
 from pipelines.rl.account import training
 from pipelines.rl.history import History, Tally
 from pipelines.rl.recompose.oversampling import expanded, useless
@@ -199,6 +199,21 @@ def test_a_family_that_failed_is_served_first():
         remember(history_of_failure, step, {asked.problem_id: right})
     never(family, at(4, 1, history_of_failure))
     assert never.at["0"] == "xy" and "0" in never._blocked  # as in the released code
+
+
+def test_one_shot():
+    """One problem fills a step of 128, each place a group with draws of its own."""
+    drawn = draw([problem("651")], [], at(1, 128))
+    assert len(drawn) == 128 and {p.answer for p in drawn} == {"651"}
+    made = groups(lambda before, number: "\\boxed{1}", drawn[:8], count=2)
+    assert [group[0].group_id for group in made] == list(range(8)) and {t.problem_id for group in made for t in group} == {"p651"}
+    row = recipe("one_shot")
+    plain = batch(torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.long), logp_ref_BT=torch.full((2, 1), -0.5))
+    plain = plain.having(advantage_BT=advantages(row, plain))
+    logp, entropy = torch.zeros(2, 1), torch.full((2, 1), 0.7)
+    found, _ = objective(row, plain, logp, {"entropy_BT": entropy})
+    bare, _ = objective(recipe("one_shot", regularisers=[]), plain, logp, {"entropy_BT": entropy})
+    assert float(found - bare) == pytest.approx(0.001 * (math.exp(-0.5) + 0.5 - 1) - 0.001 * 0.7, abs=1e-7)
 
 
 def test_self():
