@@ -82,7 +82,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide", *STANDING[3:]] == NAMES
+    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 
@@ -115,7 +115,7 @@ DEPS = {
     "theirs": ["data/models/first", "data/rows/who/problems.parquet", "mine.py", "lib", "data/identity/environments/_venv-trl.json"],
     "plainly": ["data/models/theirs", "data/curation/sft.parquet", "mine.py"],
     "evaluation": [
-        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "later", "liked", "plain", "theirs", "plainly", "pleasing", "sought", "taught", "wide")),
+        "data/sources/benchmarks", *(f"data/models/{name}" for name in ("base", "first", "code", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "pleasing", "sought", "taught", "wide")),
         "data/rollouts/code", "data/rollouts/late", "data/rollouts/theirs", "data/rollouts/pleasing", "data/rollouts/taught",
     ],
     "report": [f"data/{name}" for name in ("sources", "curation", "evaluation", "models", "metrics", "plots", "manifests")],
@@ -202,7 +202,7 @@ def test_paths_that_stages_write_do_not_collide():
 
 
 def test_order_of_stages():
-    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide"]
+    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide"]
     other = {"a": {"kind": "rl", "init": "b", "reference": "c", "data": "z"}, "b": {"kind": "sft", "init": "base", "data": "curation/sft"}}
     other |= {"c": {"kind": "merge", "init": "b", "models": ["b"]}, "z": {"kind": "grade", "init": "c", "data": "curation/rl"}}
     found = graph.graph(params(stages=other, evaluation={"gate": {"candidate": "a", "against": "b"}}))
