@@ -241,7 +241,7 @@ def _listed(value: Any) -> str:
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "pretrain": _pretrain, "grade": _grade, "sample": _sample,
-    "select": _select, "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge, "extrapolate": _extrapolate,
-    "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
+    "select": _select, "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge,
+    "extrapolate": _extrapolate, "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

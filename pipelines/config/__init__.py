@@ -32,8 +32,8 @@ from pipelines.errors import UserError
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage | MergeStage
-    | ExtrapolateStage | CommandStage,
+    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage
+    | MergeStage | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")

@@ -15,8 +15,8 @@ class SelectStage(Reading):
 
     kind: Literal["select"] = "select"
     score: str
-    """How a row is scored, by the answers of each time that it was drawn. `learning_impact`: how near its rewards follow the mean of all rows, 1 at best
-    (LIMR, arXiv 2502.11886). `variance`: how much its pass rate varied (1-shot RLVR, arXiv 2504.20571)."""
+    """How a row is scored, by the answers of each time that it was drawn. `learning_impact`: how near its rewards follow the mean of all rows, 1 at
+    best (LIMR, arXiv 2502.11886). `variance`: how much its pass rate varied (1-shot RLVR, arXiv 2504.20571)."""
     settings: dict[str, Any] = {}
     """Of the score."""
     at_least: float | None = None

@@ -33,8 +33,8 @@ Visits = Mapping[str, Sequence[Visit]]
 
 
 def learning_impact(visits: Visits, *, epochs: int | None = None) -> dict[str, float | None]:
-    """How near a problem's rewards, over the first `epochs` visits, follow the mean curve of all problems: 1 where they are the same, 0 where they are
-    as far from it as a reward that is always 1. epochs, none: as many as half of the problems have.
+    """How near a problem's rewards, over the first `epochs` visits, follow the mean curve of all problems: 1 where they are the same, 0 where they
+    are as far from it as a reward that is always 1. epochs, none: as many as half of the problems have.
 
     A visit that is missing is taken as the next one; a problem of which one still is has no score, and is not in the mean.
     """

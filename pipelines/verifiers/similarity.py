@@ -1,10 +1,10 @@
 """`similarity`: how near a text is to the gold, for translations and patches. The score is the similarity in [0, 1].
 
-verifier_args {"metric": "chrf" | "bleu" | "ter" | "patch" | "labels", "threshold": number}. chrf, bleu and ter are sacrebleu's sentence scores (ter as 1 - TER).
-patch is SWE-RL's reward (arXiv 2502.18449): difflib's ratio to the gold patch, read from the last ```diff block where there is one. labels
-is the intersection over union of two sets of labels, which commas, semicolons or lines part (Curr-ReFT, arXiv 2503.07065). Correct means at least the
-threshold, 0.5 for texts and 1 for patches and labels: a patch that is wrong in one line scores .9, and is wrong. The other measures run in a worker
-process: they are quadratic, and the text is the model's.
+verifier_args {"metric": "chrf" | "bleu" | "ter" | "patch" | "labels", "threshold": number}. chrf, bleu and ter are sacrebleu's sentence scores (ter
+as 1 - TER). patch is SWE-RL's reward (arXiv 2502.18449): difflib's ratio to the gold patch, read from the last ```diff block where there is one.
+labels is the intersection over union of two sets of labels, which commas, semicolons or lines part (Curr-ReFT, arXiv 2503.07065). Correct means at
+least the threshold, 0.5 for texts and 1 for patches and labels: a patch that is wrong in one line scores .9, and is wrong. The other measures run in
+a worker process: they are quadratic, and the text is the model's.
 """
 
 from __future__ import annotations

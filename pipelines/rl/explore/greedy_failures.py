@@ -9,8 +9,8 @@ from pipelines.rl.explore.samples import samples
 
 
 async def greedy_failures(task: Task, answers: Answers) -> list[Trajectory]:
-    """SELF (The Reasoning Boundary Paradox, arXiv 2510.02230): the policy first answers greedily; `group_size` answers are sampled of the problems that
-    it gets wrong so, and of no others. The greedy answer never trains. A step in which every problem is solved has no update.
+    """SELF (The Reasoning Boundary Paradox, arXiv 2510.02230): the policy first answers greedily; `group_size` answers are sampled of the problems
+    that it gets wrong so, and of no others. The greedy answer never trains. A step in which every problem is solved has no update.
     """
     probe = await answers.greedy(task.samples)
     await answers.judge(probe)

@@ -19,9 +19,9 @@ _CLAUSE = re.compile(r"(?<=[,;]\s)(?=\S)")
 
 
 def solution_chunks(task: Task, path: int, at: Asking, *, chunks: int = 4, longest: int = 1024) -> Task:
-    """SPARKLE (arXiv 2506.04723): all episodes of a group go on, inside the opened think block, from the first k of at most `chunks` parts of the worked
-    solution; k is drawn anew for each group, from 0 to all that do not hold the answer. The parts do not train. longest: tokens that prompt and
-    parts may have together; k is less where they have more. The figure `given` is k.
+    """SPARKLE (arXiv 2506.04723): all episodes of a group go on, inside the opened think block, from the first k of at most `chunks` parts of the
+    worked solution; k is drawn anew for each group, from 0 to all that do not hold the answer. The parts do not train. longest: tokens that prompt
+    and parts may have together; k is less where they have more. The figure `given` is k.
     """
     parts = before_answer(split(task.problem.solution or "", chunks), task.problem.answer)
     level = int(seeding.generator(*task.key, "chunks").integers(len(parts) + 1))
@@ -34,8 +34,8 @@ def solution_chunks(task: Task, path: int, at: Asking, *, chunks: int = 4, longe
 
 
 def split(solution: str, most: int) -> list[str]:
-    """The solution in at most `most` parts, which make it up again: of paragraphs where there are as many, else of what stands under numbered headings,
-    shared out evenly; else of sentences, or of clauses, as many a part as it takes."""
+    """The solution in at most `most` parts, which make it up again: of paragraphs where there are as many, else of what stands under numbered
+    headings, shared out evenly; else of sentences, or of clauses, as many a part as it takes."""
     for pattern, least in ((_PARAGRAPH, most), (_HEADING, 2)):
         pieces = [piece for piece in pattern.split(solution) if piece]
         if len(pieces) >= least:

@@ -20,8 +20,8 @@ FORMS: dict[Form, re.Pattern[str]] = {
     "stated": re.compile(r"(?!.*\\boxed)(?!.*</?think>).*\bthe answer is:? *[^\s.].*", re.DOTALL | re.IGNORECASE),
     "marked": re.compile(r"(?!.*\\boxed)(?!.*</?think>).*^#### *\S[^\n]*\s*", re.DOTALL | re.MULTILINE),
 }
-"""Form of a whole response -> what it matches: a box without tags; thinking in tags, then a box; thinking and answer in tags; `The answer is 5`; a last
-line `#### 5`."""
+"""Form of a whole response -> what it matches: a box without tags; thinking in tags, then a box; thinking and answer in tags; `The answer is 5`; a
+last line `#### 5`."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def _shown(count: int) -> Template:
     return Template(PromptSettings(user="Problem: {problem}\nSolution:", shots=SHOTS[:count]), "stated")
 
 
-def _told(system: str, form: Form, user: str = "{problem}") -> Template:
-    return Template(PromptSettings(system=system, user=user), form)
+def _told(system: str, form: Form) -> Template:
+    return Template(PromptSettings(system=system), form)
 
 
 TEMPLATES: dict[str, Template] = {
@@ -67,7 +67,7 @@ TEMPLATES: dict[str, Template] = {
     "open_r1_teacher": _told(f"{_TEACHER}{_THINK}give the answer inside <answer> and </answer>.", "tagged"),
     "deepseek_r1": _told(f"{_THINK}answer. {_BOX}", "thought"),
     "deepseek_r1_teacher": _told(f"{_TEACHER}{_THINK}answer. {_BOX}", "thought"),
-    "formal": _told("Write a formal solution: what is given, each step with its reason, and last a line that begins with #### and has the answer.", "marked"),
+    "formal": _told("Write a formal solution: what is given, each step with its reason, and last a line #### with the answer.", "marked"),
     "lm_eval_1": _shown(1),
     "lm_eval_4": _shown(4),
     "lm_eval_8": _shown(8),

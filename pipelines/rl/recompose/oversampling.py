@@ -12,8 +12,8 @@ from pipelines.rl.recompose.recomposition import Recomposition
 
 def oversampling(rollouts: list[Trajectory], at: Recomposition, *, smoothing: float = 0.9, most: float = 4.0) -> list[Trajectory]:
     """GLM-4.1V-Thinking (arXiv 2507.01006): a step answers 1 / (1 - e) times its problems, at most `most` times, e the moving average over the steps
-    before of the share of problems whose answers are all right or all wrong. Of the groups with both outcomes those train whose share of right answers
-    is nearest one half, as many as the step has problems.
+    before of the share of problems whose answers are all right or all wrong. Of the groups with both outcomes those train whose share of right
+    answers is nearest one half, as many as the step has problems.
 
     A batch that stays short stays so; one without any such group is left as it is.
     """

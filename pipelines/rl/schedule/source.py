@@ -70,7 +70,8 @@ class Source:
         return self.answering.generator
 
     def tasks(self, step: int, number: int = 0, count: int | None = None) -> list[Task]:
-        """This process' share of a draw, or of its first `count` problems. A problem that comes twice is answered twice: its place is part of the key."""
+        """This process' share of a draw, or of its first `count` problems. A problem that comes twice is answered twice: its place is part of the
+        key."""
         drawn = self.draw(step, number)[:count]
         return [self.task(step, number, slot, drawn[slot]) for slot in self.share(len(drawn))]
 

@@ -11,10 +11,11 @@ from pipelines.rl.tasks.draw import Draw
 
 
 class Cyclic:
-    """Modified cyclical curriculum learning (MCCL): epoch after epoch the easiest `first` of the problems, twice as many, and so on up to all; then from
-    the start, `cycle` epochs in all. In each epoch problems that were made from others (`parents`) come after those that were not.
+    """Modified cyclical curriculum learning (MCCL): epoch after epoch the easiest `first` of the problems, twice as many, and so on up to all; then
+    from the start, `cycle` epochs in all. In each epoch problems that were made from others (`parents`) come after those that were not.
 
-    How hard a problem is, its `difficulty` says: 1 - the pass rate of its grading, or the source's own. Ties go by problem id; those without come last.
+    How hard a problem is, its `difficulty` says: 1 - the pass rate of its grading, or the source's own. Ties go by problem id; those without come
+    last.
     """
 
     def __init__(self, *, first: float = 0.25, cycle: int = 3) -> None:

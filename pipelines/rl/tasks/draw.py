@@ -57,7 +57,8 @@ def draw(problems: Sequence[Problem], samplers: Sequence[Choose], at: Draw) -> l
 
 
 def rate(problem: Problem, history: History, visits: int = 1) -> float | None:
-    """Share of right answers in the last `visits` steps that answered the problem; before its first one the pass rate of its grading, None without."""
+    """Share of right answers in the last `visits` steps that answered the problem; before its first one the pass rate of its grading, None
+    without."""
     seen = history.visits.get(problem.problem_id, [])[-visits:]
     return sum(tally.right for tally in seen) / sum(tally.judged for tally in seen) if seen else problem.pass_rate
 

@@ -15,8 +15,8 @@ class Rlcs:
     """Reinforcement learning with curriculum sampling (RLCS; GLM-4.1V-Thinking, arXiv 2507.01006): each problem stands in a bucket by its pass rate,
     that of the grading until the policy answers it and then of its last answers, and is drawn without replacement by the bucket's weight.
 
-    bounds: a rate below the first is too hard, one above the second too easy. weights: of `hard`, `medium`, `easy`; a problem of which nothing is known
-    is medium.
+    bounds: a rate below the first is too hard, one above the second too easy. weights: of `hard`, `medium`, `easy`; a problem of which nothing is
+    known is medium.
     """
 
     def __init__(self, *, bounds: tuple[float, float] = (0.2, 0.8), weights: Mapping[str, float] | None = None) -> None:

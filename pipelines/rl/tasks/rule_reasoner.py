@@ -18,8 +18,8 @@ class RuleReasoner:
     """Domain-aware dynamic sampling (RuleReasoner, arXiv 2506.08672): of how many problems each domain gets in a step.
 
     w_d ~ exp((max(0, target - r_d) + epsilon) / temperature), r_d the mean reward of the domain's last `window` batches, anew every `every` steps; a
-    domain that was not drawn yet counts as one at 0. smoothing: weight of the older batches in r_d, batch by batch; 0 takes their plain mean. by: what
-    tells domains apart.
+    domain that was not drawn yet counts as one at 0. smoothing: weight of the older batches in r_d, batch by batch; 0 takes their plain mean. by:
+    what tells domains apart.
     """
 
     def __init__(

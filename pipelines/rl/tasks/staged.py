@@ -44,12 +44,12 @@ MEASURES: dict[str, Callable[[Problem], float | None]] = {
 
 
 class Staged:
-    """One stage after the other, by a measure of each problem: `difficulty` (1 - pass rate of the grading, or the source's own), `form` of the answer (0
-    yes or no, 1 choice, 2 open), `level` (N of the topic `level N`), or `working` (lines of the worked solution).
+    """One stage after the other, by a measure of each problem: `difficulty` (1 - pass rate of the grading, or the source's own), `form` of the answer
+    (0 yes or no, 1 choice, 2 open), `level` (N of the topic `level N`), or `working` (lines of the worked solution).
 
     bounds: a problem belongs to the first stage whose bound it does not exceed, those above all of them to one more, and so do those without the
-    measure. until: the last step of each stage but the last. cumulative: a stage has the problems of those before it too (CRAFT-GUI, arXiv 2508.11360);
-    otherwise its own alone (Curr-ReFT, arXiv 2503.07065).
+    measure. until: the last step of each stage but the last. cumulative: a stage has the problems of those before it too (CRAFT-GUI, arXiv
+    2508.11360); otherwise its own alone (Curr-ReFT, arXiv 2503.07065).
 
     Raises:
         UserError: bounds or steps do not rise, or there is not one step for each bound.

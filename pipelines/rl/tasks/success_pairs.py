@@ -10,8 +10,8 @@ from pipelines.rl.tasks.draw import Draw, rate
 
 
 class SuccessPairs:
-    """Positive-negative pairing (Beyond Variance, arXiv 2602.03452): half of a step are the problems with the smallest success rates above 0 and up to
-    `hard`, the other half those with the largest ones below 1 and from `easy` on; ties go by problem id.
+    """Positive-negative pairing (Beyond Variance, arXiv 2602.03452): half of a step are the problems with the smallest success rates above 0 and up
+    to `hard`, the other half those with the largest ones below 1 and from `easy` on; ties go by problem id.
 
     A success rate is that of the last `visits` steps that answered the problem, before them that of its grading. Where a half has too few, problems
     of which nothing is known take their place, then any others, at random.

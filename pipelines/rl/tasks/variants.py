@@ -21,12 +21,12 @@ SEED, VARIANT = "seed ", "variant "
 
 
 class Variants:
-    """We-Math 2.0's dynamic data scheduling (arXiv 2508.10433): each family of variants (rows of one topic `seed NAME`, of topics `variant base`, `variant
-    xy`, ...) is walked from its base on, as NEXT says, by whether any answer to its last variant was right. A family without a right answer goes to
-    the head of the next step, first come first served. Where less is open than a step has, problems are added at random.
+    """We-Math 2.0's dynamic data scheduling (arXiv 2508.10433): each family of variants (rows of one topic `seed NAME`, of topics `variant base`,
+    `variant xy`, ...) is walked from its base on, as NEXT says, by whether any answer to its last variant was right. A family without a right answer
+    goes to the head of the next step, first come first served. Where less is open than a step has, problems are added at random.
 
-    A row without these topics is a family of its own. clear: a family that was served from the head comes in its turn again; in the released code it never
-    does (False).
+    A row without these topics is a family of its own. clear: a family that was served from the head comes in its turn again; in the released code it
+    never does (False).
     """
 
     def __init__(self, *, clear: bool = True) -> None:
