@@ -22,7 +22,8 @@ class Answering:
 
     def __init__(self, generator: Generator, rewards: Rewards, play: Play, environment: Environment, guide: Guide, explore: Explore) -> None:
         self.generator, self.rewards, self.play, self.guide, self.explore = generator, rewards, play, guide, explore
-        self.asking = Asking(environment, generator.tokenizer, generator.settings.prompt)
+        longest = generator.context - generator.settings.max_new_tokens
+        self.asking = Asking(environment, generator.tokenizer, generator.settings.prompt, longest)
 
     def task(self, problem: Problem, place: int, samples: int, key: tuple[Any, ...]) -> Task:
         """The problem at `place` of a draw, whose groups have ids from `place * play.width` on."""

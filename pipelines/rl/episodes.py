@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -86,11 +87,12 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Asking:
-    """How problems are put to the policy of a run."""
+    """How problems are put to the policy of a run. longest: tokens that a prompt may have, with what opens the answer, so that the answer has room."""
 
     environment: Environment
     tokenizer: Any
     settings: PromptSettings
+    longest: float = math.inf
 
     def prompt(self, problem: Problem) -> Prompt:
         return self.environment.prompt(self.tokenizer, problem, self.settings)

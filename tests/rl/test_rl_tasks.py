@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from batches import batch
-from loops import PROBLEMS, run
+from killing import Killed
+from loops import IN_FLIGHT, PROBLEMS, run
 from playing import groups, problem
 
 from pipelines.config.common import GenerationSettings
+from pipelines.config.rl import ScheduleSettings
 from pipelines.errors import UserError
 from pipelines.rl import advantages, objective, recipe
 from pipelines.rl.account import training
@@ -260,3 +262,24 @@ def test_a_sampler_draws_the_same_after_a_kill(settings):
         history.visits[name].pop()
     assert [p.problem_id for p in draw(pool, [again], at(8, 4, history))] == drawn[7]
     assert set(TASKS) >= {settings["name"]} and math.prod(map(len, drawn)) == 4**8
+
+
+KILLED = {
+    "rlcs": {
+        "tasks": [{"name": "rule_reasoner", "every": 2, "by": "source"}], "guidance": {"name": "templates"},
+        "parts": [{"name": "verdict"}, {"name": "format"}, {"name": "template_form"}],
+    },
+    "self": {"tasks": [{"name": "success_pairs"}], "guidance": {"name": "solution_chunks"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "schedule"), [("rlcs", IN_FLIGHT), ("self", ScheduleSettings())])
+def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, schedule):
+    changes = {"row": row, "overrides": KILLED[row], "schedule": schedule, "steps": 5}
+    whole = run(tmp_path / "whole", start, **changes)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", start, stop_at=3, **changes)
+    again = run(tmp_path / "cut", start, **changes)
+    assert whole[1:] == again[1:] and all(torch.equal(whole[0][name], again[0][name]) for name in whole[0])
+    assert all(torch.isfinite(value).all() for value in whole[0].values()) and len(whole[1]) == 5
+    assert {"loss" in line for line in whole[1]} == ({True} if row == "rlcs" else {True, False})  # SELF has steps without an update

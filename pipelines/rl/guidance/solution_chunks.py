@@ -21,13 +21,13 @@ _CLAUSE = re.compile(r"(?<=[,;]\s)(?=\S)")
 def solution_chunks(task: Task, path: int, at: Asking, *, chunks: int = 4, longest: int = 1024) -> Task:
     """SPARKLE (arXiv 2506.04723): all episodes of a group go on, inside the opened think block, from the first k of at most `chunks` parts of the
     worked solution; k is drawn anew for each group, from 0 to all that do not hold the answer. The parts do not train. longest: tokens that prompt
-    and parts may have together; k is less where they have more. The figure `given` is k.
+    and parts may have together; k is less where they have more, or no room is left for the answer. The figure `given` is k.
     """
     parts = before_answer(split(task.problem.solution or "", chunks), task.problem.answer)
     level = int(seeding.generator(*task.key, "chunks").integers(len(parts) + 1))
     while level:
         ids = at.tokenizer(f"{prompting.THINK} {''.join(parts[:level]).rstrip()}", add_special_tokens=False)["input_ids"]
-        if len(task.prompt.ids) + len(ids) <= longest:
+        if len(task.prompt.ids) + len(ids) <= min(longest, at.longest):
             return replace(task, opening=(Segment(GUIDE, ids),), figures={"given": float(level)})
         level -= 1
     return replace(task, figures={"given": 0.0})

@@ -77,17 +77,20 @@ TEMPLATES: dict[str, Template] = {
 
 
 def templates(task: Task, path: int, at: Asking, *, names: Sequence[str] = tuple(TEMPLATES)) -> Task:
-    """Prompt augmentation for GRPO: the problem is put by one of these templates, drawn evenly each time that it comes; all episodes of its group get
-    the same. `generation.prompt` is not read. The figure `template` is its place among all templates, by which part `template_form` knows the form.
+    """Prompt augmentation for GRPO: the problem is put by one of these templates, drawn evenly each time that it comes from those that leave room for
+    the answer; all episodes of its group get the same. `generation.prompt` is not read. The figure `template` is its place among all templates, by
+    which part `template_form` knows the form.
 
     Raises:
-        UserError: a name is none of theirs.
+        UserError: a name is none of theirs, or no template leaves room.
     """
     if unknown := [name for name in names if name not in TEMPLATES] or not names:
         raise UserError(f"guidance 'templates': expected names of {', '.join(TEMPLATES)}, got {unknown if names else 'none'}")
-    name = names[int(seeding.generator(*task.key, "template").integers(len(names)))]
-    prompt = replace(at, settings=TEMPLATES[name].prompt).prompt(task.problem)
-    return replace(task, prompt=prompt, figures={"template": float(list(TEMPLATES).index(name))})
+    for place in seeding.generator(*task.key, "template").permutation(len(names)).tolist():
+        prompt = replace(at, settings=TEMPLATES[names[place]].prompt).prompt(task.problem)
+        if len(prompt.ids) <= at.longest:
+            return replace(task, prompt=prompt, figures={"template": float(list(TEMPLATES).index(names[place]))})
+    raise UserError(f"guidance 'templates': none of {', '.join(names)} leaves room for an answer to problem {task.problem.problem_id}")
 
 
 def well_formed(response: str, template: float) -> bool:
