@@ -90,7 +90,7 @@ FAULTS = [
     ({"stages__t": SELECT | {"score": "varience"}}, "stages.t.score: there is no 'varience'; did you mean 'variance'?"),
     ({"stages__t": SELECT | {"settings": {"frm": "deviation"}}}, "stages.t.settings: score 'variance': unknown setting 'frm'; did you mean 'form'?"),
     ({"stages__t": SELECT | {"data": ["difficulty", "mth/rollouts"]}}, "stages.t.data: 'mth/rollouts' names no rows"),
-    ({"stages__t": SELECT | {"mst": 1}}, "stages.t: unknown key 'mst'"),
+    ({"stages__t": SELECT | {"mst": 1}}, "unknown key 'stages.t.mst'; did you mean 'most'?"),
     ({"evaluation__models": ["sft"]}, "evaluation.gate.candidate: 'merged' is no model that is evaluated; there are sft"),
     ({"evaluation__clusters": {"mth": "passage"}}, "evaluation.clusters: 'mth' is no benchmark; there are code, logic, math; did you mean 'math'?"),
     (mine(path="row.jsonl"), "sources.train.mine.path: row.jsonl: no such file; did you mean 'rows.jsonl'?"),
@@ -146,12 +146,12 @@ PUZZLES = [
 
 def test_recipes_merges_and_puzzles_are_held_to_their_tables_all_at_once(tmp_path):
     puzzle = {"kind": "reasoning_gym", "task": "syllogism", "count": 5}
-    changes = {f"stages__s{n}": SMALL | change for n, (change, _) in enumerate(RECIPES)}
+    changes = {f"stages__s{n:02}": SMALL | change for n, (change, _) in enumerate(RECIPES)}
     changes |= {f"sources__train__p{n}": puzzle | change for n, (change, _) in enumerate(PUZZLES)}
     lines = told(tmp_path, **changes, stages__merged__method="rma", stages__merged__search={"data": "difficulty/ungraded", "candidates": [change for change, _ in MERGES]})
     wanted = ["stages.merged.method: there is no 'rma'; did you mean 'ram'?"]
     wanted += [f"stages.merged.search.candidates.{n}{sentence}" for n, (_, sentence) in enumerate(MERGES)]
-    wanted += [f"stages.s{n}.{sentence}" for n, (_, sentence) in enumerate(RECIPES)]
+    wanted += [f"stages.s{n:02}.{sentence}" for n, (_, sentence) in enumerate(RECIPES)]
     wanted += [f"sources.train.p{n}: {sentence}" for n, (_, sentence) in enumerate(PUZZLES)]
     assert len(lines) == len(wanted)
     assert [line for line, start in zip(lines, wanted, strict=True) if not line.startswith(start)] == []
