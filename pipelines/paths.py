@@ -42,6 +42,8 @@ UNGRADED = "ungraded.parquet"
 """Name of the problems beyond its limit."""
 STRONG = "strong.parquet"
 """Name of those that its second policy graded, with that one's pass rates."""
+SCORED = "scores.parquet"
+"""Name of the scores of rows, of a stage of kind select."""
 
 SEEN = Path("data/seen")
 """<stage>.parquet: problem ids of the rows that a stage has read, and where it found them."""

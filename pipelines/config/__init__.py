@@ -23,6 +23,7 @@ from pipelines.config.preference import PreferenceStage
 from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import RlStage
 from pipelines.config.sampling import SampleStage
+from pipelines.config.selection import SelectStage
 from pipelines.config.sources import SourcesSettings
 from pipelines.config.stage import FILES, ROLLOUTS, TEXT, Reading
 from pipelines.config.training import BaseSettings, PretrainStage, SftStage
@@ -31,12 +32,14 @@ from pipelines.errors import UserError
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage | MergeStage
-    | ExtrapolateStage | CommandStage,
+    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage
+    | MergeStage | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")
-ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "synthesise": ("problems",)}
+ROWS: dict[str, tuple[str, ...]] = {
+    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "select": ("problems",), "synthesise": ("problems",),
+}  # fmt: skip
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
 POLICIES = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
 """Kinds that make a policy: a model that answers, and that others start from."""
@@ -44,7 +47,7 @@ REWARD_MODELS = ("reward_model",)
 """Kinds that make a model which says what a response is worth."""
 MODELS = (*POLICIES, *REWARD_MODELS)
 """Kinds that make a model."""
-TRAINING_ON_ROLLOUTS = ("sft", "preference", "reward_model")
+READING_ROLLOUTS = ("sft", "select", "preference", "reward_model")
 """Kinds that read the rollouts of others."""
 
 
@@ -137,7 +140,7 @@ def _choice(keeping: Iterable[str]) -> str:
 
 def _rollouts(stage: Stage, others: Mapping[str, Stage]) -> list[str]:
     """References to rollouts that a stage can read."""
-    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.leaves_rollouts] if stage.kind in TRAINING_ON_ROLLOUTS else []
+    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.leaves_rollouts] if stage.kind in READING_ROLLOUTS else []
 
 
 def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> str:

@@ -20,7 +20,7 @@ from pipelines.config.common import GenerationSettings
 from pipelines.endpoint import GENERATION_URL
 from pipelines.errors import UserError
 from pipelines.generation.chat_engine import ChatGenerator
-from pipelines.generation.engine import Engine, Greedy, Said, Turn
+from pipelines.generation.engine import Engine, Said, Turn
 from pipelines.generation.protocol import Blocking, Generator, Key, Progress, Request, Sample
 from pipelines.generation.responses import Responses
 from pipelines.generation.scripted import Script, ScriptedGenerator
@@ -35,7 +35,6 @@ __all__ = [
     "ChatGenerator",
     "Engine",
     "Generator",
-    "Greedy",
     "Key",
     "Progress",
     "Request",

@@ -145,11 +145,9 @@ class Engine:
         self._opened.close()
         self._stream = None
 
-    async def sample(
-        self, ids: Sequence[int], key: Key, limit: int | None = None, messages: Sequence[Any] = (), *, greedy: bool = False
-    ) -> Turn:
-        """What the policy says after these ids, in at most `limit` tokens. key: what the draw depends on, besides the ids and the weights. greedy: it
-        says the likeliest token each time."""
+    async def sample(self, ids: Sequence[int], key: Key, limit: int | None = None, messages: Sequence[Any] = (), *, greedy: bool = False) -> Turn:
+        """What the policy says after these ids, in at most `limit` tokens. key: what the draw depends on, besides the ids and the weights. greedy:
+        the likeliest token each time."""
         asker = self._asker()
         known = self._known_said.pop(key, None)
         if known is not None and known.finish_reason:
@@ -160,6 +158,11 @@ class Engine:
         self._asked.append(asked)
         self._wait(asked.task)
         return await asked.future
+
+    @property
+    def greedy(self) -> Engine:
+        """The same engine to episodes in which the policy says the likeliest token each time."""
+        return _Greedy(self)  # type: ignore[return-value]  # it has all that this has
 
     async def together(self, parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """What these coroutines return, run side by side: in place of `asyncio.gather`, which would hide from the engine who waits for whom."""
@@ -276,9 +279,7 @@ class Engine:
         return task
 
 
-class Greedy:
-    """The same engine, of which every turn is the policy's likeliest."""
-
+class _Greedy:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
@@ -286,5 +287,4 @@ class Greedy:
         return getattr(self._engine, name)
 
     async def sample(self, ids: Sequence[int], key: Key, limit: int | None = None, messages: Sequence[Any] = ()) -> Turn:
-        """See `Engine.sample`."""
         return await self._engine.sample(ids, key, limit, messages, greedy=True)

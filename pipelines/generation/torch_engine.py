@@ -36,7 +36,7 @@ BLOCK = 256
 """Entries of the vocabulary whose chances are summed together."""
 ROOM = 24
 """Positions by which the cache grows: most responses are much shorter than they may be."""
-BY_ROW = ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_limit_B", "_length_B", "_alive_B", "_greedy_B", "_chosen_B", "_logits_BV")
+BY_ROW = ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_limit_B", "_length_B", "_alive_B", "_chosen_B", "_greedy_B", "_logits_BV")
 """Tensors with a row for each sample that decodes."""
 
 
@@ -132,8 +132,8 @@ class _Rows:
         self._limit_B = torch.zeros(0, dtype=torch.long, device=device)
         self._length_B = torch.zeros(0, dtype=torch.long, device=device)
         self._alive_B = torch.zeros(0, dtype=torch.bool, device=device)
-        self._greedy_B = torch.zeros(0, dtype=torch.bool, device=device)
         self._chosen_B = torch.zeros(0, dtype=torch.long, device=device)
+        self._greedy_B = torch.zeros(0, dtype=torch.bool, device=device)
         self._logits_BV: Tensor = torch.zeros((0, 0), device=device)
         self._longest = 0
         self._cache: Cache = []
@@ -216,8 +216,8 @@ class _Rows:
         uniform = self._uniform_BT[rows, count.clamp(max=self._uniform_BT.shape[1] - 1)]
         self._chosen_B, logp_B = pick(self._logits_BV, uniform, settings.temperature, settings.top_p, settings.top_k)
         if self._greedy_B.any():
-            likeliest, sure = pick(self._logits_BV, uniform, 0.0, 1.0)
-            self._chosen_B, logp_B = torch.where(self._greedy_B, likeliest, self._chosen_B), torch.where(self._greedy_B, sure, logp_B)
+            self._chosen_B = torch.where(self._greedy_B, self._logits_BV.argmax(-1), self._chosen_B)
+            logp_B = logp_B.masked_fill(self._greedy_B, 0.0)
         alive = self._alive_B.nonzero()[:, 0]
         self._ids_BT[alive, count[alive]], self._logp_BT[alive, count[alive]] = self._chosen_B[alive], logp_B[alive]
         self._count_B = count + self._alive_B

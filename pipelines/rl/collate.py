@@ -24,12 +24,12 @@ def judged(rollouts: Sequence[Trajectory]) -> list[Trajectory]:
     """The rollouts, of which those whose verdict says nothing about the policy (outcome `infrastructure`) are dropped.
 
     Raises:
-        InfrastructureError: none is left.
+        InfrastructureError: that is so of every one.
     """
     marked = [drop(r, INFRASTRUCTURE) if r.outcome == Outcome.INFRASTRUCTURE else r for r in rollouts]
-    if not training(marked):
-        lost = next((r for r in marked if r.dropped == INFRASTRUCTURE), marked[0])
-        raise InfrastructureError(f"step {lost.step}: no response could be judged: {lost.detail}")
+    lost = [r for r in marked if r.outcome == Outcome.INFRASTRUCTURE]
+    if len(lost) == len(marked):
+        raise InfrastructureError(f"step {lost[0].step}: no response could be judged: {lost[0].detail}")
     return marked
 
 

@@ -33,6 +33,8 @@ class History:
     tallies: dict[int, dict[str, Tally]] = field(default_factory=dict)
     totals: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     """By problem, over all steps."""
+    visits: dict[str, list[Tally]] = field(default_factory=lambda: defaultdict(list))
+    """By problem the tallies of the steps that answered it, in order."""
     rewards_by_part: list[dict[str, float]] = field(default_factory=list)
     rewards_by_role: dict[float, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
     """In order, of the steps before the one that was added last."""
@@ -62,6 +64,8 @@ class History:
             for part, value in trajectory.reward_parts.items():
                 sums[part] += value / len(answers)
         self.tallies[step] = dict(tallies)
+        for problem_id, tally in tallies.items():
+            self.visits[problem_id].append(tally)
         self.rewards_by_part.append(dict(sums))
 
     def step(self, number: int) -> list[Trajectory]:

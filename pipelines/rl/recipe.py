@@ -247,6 +247,10 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     signed = any("advantage_BT" in dict(inputs_of(f)) for f in (bare.single["ratio"], *bare.lists["token_mask"]))
     if bare.by_component and signed:
         raise UserError(f"recipe '{name}': its ratio or a token mask goes by the sign of the advantage, and here each part of the reward has its own")
+    if "template_form" in (part["name"] for part in slots["parts"]) and slots["guidance"]["name"] != "templates":
+        raise UserError(f"recipe '{name}': part 'template_form' is of the templates that guidance 'templates' draws; add it, or leave the part out")
+    for make in bare.lists["tasks"]:
+        make()  # a sampler refuses settings that do not go together
     for tensor, settings in slots["inputs"].items():
         methods.bind("inputs", SETTABLE, tensor, settings)
     of_others = [name for name in bare.having(*DERIVED) if bare.read[name] or TENSORS[name].when is not When.WHOLE]

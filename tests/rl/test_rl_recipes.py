@@ -130,10 +130,12 @@ def test_what_a_row_needs_and_costs():
     assert needs(RECIPES["calib_rl"]) >= {Need.SOLUTIONS}
     assert needs(recipe("grpo", guidance={"name": "solution_prefix"})) == {Need.SOLUTIONS}
     assert needs(RECIPES["topk_distillation"]) == {Need.TEACHER}
+    assert needs(RECIPES["mccl"]) == {Need.RATES}
+    assert cost(RECIPES["self"]).answers == (1, 9) and cost(RECIPES["remax"]).answers == (9, 9)
 
 
 def test_rows_are_found_by_slot_paper_and_need():
-    assert [row.name for row in found(part="explore")] == ["reinforce_ada", "remax"]
+    assert [row.name for row in found(part="explore")] == ["self", "reinforce_ada", "remax"]
     assert [row.name for row in found(paper="2508.14029")] == ["svs"]
     assert [row.name for row in found(need="value", paper="ppo as in")] == ["ppo_kl"]
     with pytest.raises(UserError, match="did you mean 'explore'"):

@@ -2,8 +2,9 @@
 
 from pipelines.rl.explore.adaptive import adaptive
 from pipelines.rl.explore.greedy_baseline import greedy_baseline
+from pipelines.rl.explore.greedy_failures import greedy_failures
 from pipelines.rl.explore.samples import samples
 
-__all__ = ["EXPLORE", "adaptive", "greedy_baseline", "samples"]
+__all__ = ["EXPLORE", "adaptive", "greedy_baseline", "greedy_failures", "samples"]
 
-EXPLORE = {"samples": samples, "adaptive": adaptive, "greedy_baseline": greedy_baseline}
+EXPLORE = {"samples": samples, "adaptive": adaptive, "greedy_baseline": greedy_baseline, "greedy_failures": greedy_failures}
