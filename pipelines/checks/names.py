@@ -124,6 +124,7 @@ def endpoints(params: Params) -> Faults:
         if stage.paired and stage.pairs.judge and not stage.pairs.judge.stage:
             needed[f"stages.{name}.pairs.judge"] = "judge", JUDGE_URL
     judging = [stage.judge for _, stage in of_kind(params, Judging)]
+    judging += [stage.search.judge for _, stage in of_kind(params, MergeStage) if stage.search]
     asking = {"train": not judging or None in judging, "benchmarks": params.evaluation.judge is None}
     for key, source in sources(params).items():
         if isinstance(source, FileSource) and source.verifier == "judge" and asking[key.split(".")[1]]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, Positive, Section, Share
 from pipelines.config.diagnostics import DiagnosticsSettings
-from pipelines.config.stage import Reading, Served, Starting
+from pipelines.config.stage import Judging, Reading, Served, Starting
 
 
 class TokenizerPolicy(Section):
@@ -31,7 +31,7 @@ class CandidateSettings(Section):
     """Setting -> values to try."""
 
 
-class SearchSettings(Reading):
+class SearchSettings(Judging, Reading):
     """Choose the merge by problems that no training has seen, such as those that the limit of a stage of kind grade left ungraded:
     `data: difficulty/ungraded`."""
 
@@ -51,8 +51,6 @@ class SearchSettings(Reading):
     samples: Positive = 4
     """Responses per problem; the score of a problem is the share of correct ones (pass@1)."""
     generation: GenerationSettings = GenerationSettings()
-    judge: Served | None = None
-    """The reward model that judges benchmarks of verifier `judge`; null asks the endpoint that TOUCHSTONE_JUDGE_URL names."""
     bootstrap: Positive = 10000
     """Resamples of problems for intervals."""
 
@@ -81,6 +79,10 @@ class MergeStage(Starting):
     @property
     def rows_read(self) -> tuple[str, ...]:
         return self.search.rows_read if self.search else ()
+
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return tuple((f"search.{key}", name) for key, name in self.search.reward_models_named) if self.search else ()
 
 
 class GateSettings(Section):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import paths
+from pipelines import paths, row_files
 from pipelines.config.distil import EVERY, DistilStage
 from pipelines.errors import UserError
 from pipelines.models import ranks
@@ -121,7 +121,7 @@ class _OutputFile(ResponseFile):
 
     def _tokens(self, row: Mapping[str, Any]) -> tuple[list[int], Output]:
         """The ids of a response, and what the teacher said of each."""
-        ids, topk, logp = (row.get(name) for name in ("tokens", "topk", "logp"))
+        ids, topk, logp = (row_files.value(row, name) for name in ("tokens", "topk", "logp"))
         known = range(len(self._tokenizer))
         if not _ids(ids, known) or not ids:
             raise Malformed(f"tokens: expected ids of the student's tokenizer, 0 to {len(known) - 1}")

@@ -43,8 +43,10 @@ class JudgementFile(ScoredFile):
             return problem, ids
         if not entailment:
             raise Malformed(f"principle: loss {self._settings.loss} reads none; take loss entailment")
+        if named is None:
+            raise Malformed("key 'principle' is missing; the stage's own `principle` says one for all rows that name none")
         if not isinstance(named, str) or not named.strip():
-            raise Malformed(f"principle: expected text, got {named!r}; `principle` says one for all rows that name none")
+            raise Malformed(f"principle: expected text, got {named!r}")
         problem = replace(problem, problem_id=problem_id(problem.prompt, named))
         self._principles[problem.problem_id] = named
         return problem, ids

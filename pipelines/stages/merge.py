@@ -23,6 +23,7 @@ from pipelines.merging import MergeConfig, merge
 from pipelines.merging.search import Candidate, Choice, Part, Scores, grid, search
 from pipelines.records import Outcome, Problem
 from pipelines.stages import Context, rows
+from pipelines.stages.judging import judge_of
 from pipelines.store import read_problems, to_problems, write_json
 from pipelines.verifiers import VerifierPool, require_sandbox_for
 
@@ -71,7 +72,7 @@ def _search(context: Context, settings: MergeStage, wanted: SearchSettings, name
     for candidate in candidates:  # a misspelt one is told before hours of scoring
         _config(context, candidate, names).rule_for(1)
     parts = validation(context, wanted)
-    with VerifierPool() as pool:
+    with VerifierPool(judge=judge_of(context, wanted.judge, context.device)) as pool:
         scorer = _Scorer(context, wanted, names, parts, pool)
         choice = search(list({candidate.name: candidate for candidate in candidates}.values()), names, scorer.score, wanted.budget, wanted.greedy)
     record = _record(context, wanted, choice, scorer, {part: len(problems) for part, problems in parts.items()})
@@ -109,9 +110,10 @@ class _Scorer:
         self.context, self.wanted, self.names, self.parts, self.pool = context, wanted, names, parts, pool
         self.folder = context.resume / "search"
         self.scores: dict[tuple[str, Part], Scores] = {}
-        inputs = {name: tree_sha256(context.root / paths.model(name)) for name in context.settings.models_read}
+        inputs = {name: tree_sha256(context.root / paths.model(name)) for name in (*context.settings.models_read, *wanted.reward_models_read)}
         code = {module: code_sha256(module) for module in ("pipelines.merging", "pipelines.evaluation.benchmarks")}
-        self.identity = {**inputs, **code, "sampling": wanted.model_dump_json(include={"samples", "generation"}), "seed": str(context.seed)}
+        asking = wanted.model_dump_json(include={"samples", "generation", "judge"})
+        self.identity = {**inputs, **code, "asking": asking, "seed": str(context.seed)}
         require_sandbox_for(problem for problems in parts.values() for problem in problems)
 
     def score(self, candidate: Candidate, part: Part) -> Scores:

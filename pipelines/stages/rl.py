@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines import paths
 from pipelines.config.rl import RlStage
 from pipelines.models import ranks
+from pipelines.rl.journal import notices
 from pipelines.rl.recipe import recipe
 from pipelines.stages import Context, rows
 from pipelines.stages.learning import learn
@@ -18,4 +19,7 @@ def run(context: Context) -> dict[str, float]:
     problems = rows.read(context, settings)
     require_sandbox_for(problems)
     with ranks.joined(context.device) as device:
-        return learn(context, __name__, chosen, problems, device, reads=map(paths.rows, settings.rows_read)) | {"problems": float(len(problems))}
+        summary = learn(context, __name__, chosen, problems, device, reads=map(paths.rows, settings.rows_read))
+    for text in notices(context.journal.rows()) if context.first else ():
+        context.notice(text)
+    return summary | {"problems": float(len(problems))}
