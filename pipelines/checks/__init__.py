@@ -102,7 +102,7 @@ def questions(params: Params) -> list[tables.Question]:
             if isinstance(stage, SamplingStage):
                 more["kl_reset"] = stage.reset is not None and stage.reset.kl is not None
             if isinstance(stage, PreferenceStage):
-                more["lacking"] = names.lacking(stage)
+                more |= {"taught": "critic", "lacking": names.lacking(stage)}
             if isinstance(stage, DistilStage):
                 more |= {"taught": "teachers"} if stage.leaves_rollouts else {"taught": "stored", "lacking": []}
             asked.append({"key": key, "about": "recipe", "name": stage.recipe, "overrides": stage.overrides, **more})

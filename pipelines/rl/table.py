@@ -44,7 +44,8 @@ def reads(row: Recipe) -> list[str]:
 def another_forward(row: Recipe) -> set[str]:
     """Which of them cost a forward pass beside the update's own."""
     asked = {name: TENSORS[name] for name in reads(row)}
-    return {name for name, d in asked.items() if (name in row.before if d.when is When.BEFORE else d.when is When.READ and not d.free)}
+    read = {name for name, d in asked.items() if (name in row.before if d.when is When.BEFORE else d.when is When.READ and not d.free)}
+    return read | set(row.of_critic)
 
 
 def value(slot: Any) -> str:
