@@ -40,6 +40,8 @@ GRADED = "graded.parquet"
 """Name of all graded problems, of a stage of kind grade."""
 UNGRADED = "ungraded.parquet"
 """Name of the problems beyond its limit."""
+OUTPUTS = "outputs.parquet"
+"""Name of what a teacher has said of answers' tokens, of a stage of kind sample."""
 STRONG = "strong.parquet"
 """Name of those that its second policy graded, with that one's pass rates."""
 
