@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ def trained(
         critic, examples, _training(settings), seed=context.seed, purpose=f"{context.stage} {PART}", journal=context.journal.part(PART),
         checkpoints=checkpoints, objective=Objective(functools.partial(loss, by_step=by_step), IDLE, "states"),
     )  # fmt: skip
+    if context.first:
+        context.accepted.extend(checkpoints.accepted())
     state = weights(critic)
     critic = begun()
     critic.load_state_dict(state)
@@ -198,8 +201,8 @@ def _asked(
     how, keys = context.settings.critic, list(missing)
     if not keys:
         return
-    engine, size = create(how.generation, reference, context.device), max(1, how.generation.batch_size // how.completions)
-    with VerifierPool() as pool:
+    size = max(1, how.generation.batch_size // how.completions)
+    with VerifierPool() as pool, closing(create(how.generation, reference, context.device)) as engine:
         for begin in range(0, len(keys), size):
             batch = keys[begin : begin + size]
             rooms = {key: int(min(how.generation.max_new_tokens, engine.context - len(missing[key]))) for key in batch}
@@ -213,7 +216,6 @@ def _asked(
                 pairs += [(problem, said + sample.text) for sample in group]
             verdicts = iter(pool.verify_batch(pairs))
             yield dict.fromkeys(batch) | {key: _mean([next(verdicts) for _ in range(how.completions)], by_step) for key in asked}
-    engine.close()
 
 
 def _mean(verdicts: Sequence[Verdict], by_step: bool) -> float | None:

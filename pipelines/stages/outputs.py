@@ -98,7 +98,7 @@ class Outputs:
             raise UserError(f"{self._context.stage}: there are no outputs to write: {told}")
         teacher = self._teacher()
         with replacing(folder / paths.OUTPUTS) as path, pq.ParquetWriter(path, SCHEMA, compression="zstd") as file, deterministic(teacher.device):
-            for number, rows in enumerate(_scored(teacher, self._shown, self._settings)):
+            for number, rows in enumerate(_scored(teacher, self._shown, self._settings, len(self._policy.tokenizer))):
                 file.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
                 self._context.journal.show(min((number + 1) * TOGETHER, len(self._shown)), len(self._shown), "outputs")
         return explainers
@@ -151,15 +151,15 @@ def hinted(problem: Problem, correct: Answer, wrong: Answer, settings: ExplainSe
     return replace(problem, prompt=re.sub(r"\{(problem|right|wrong)\}", lambda found: parts[found[1]], settings.instruction))
 
 
-def _scored(teacher: Any, shown: Sequence[Shown], settings: OutputSettings) -> Iterator[list[dict[str, Any]]]:
-    """TOGETHER rows at a time."""
-    k = min(settings.topk, teacher.config.vocab_size)
+def _scored(teacher: Any, shown: Sequence[Shown], settings: OutputSettings, known: int) -> Iterator[list[dict[str, Any]]]:
+    """TOGETHER rows at a time. known: ids that the tokenizer has; a padded head has more."""
+    k = min(settings.topk, known)
 
     def ids(logp_NV: Tensor, _: Mapping[str, Tensor]) -> Tensor:
-        return logp_NV.topk(k, -1).indices
+        return logp_NV[:, :known].topk(k, -1).indices
 
     def logp(logp_NV: Tensor, _: Mapping[str, Tensor]) -> Tensor:
-        return logp_NV.topk(k, -1).values
+        return logp_NV[:, :known].topk(k, -1).values
 
     for start in range(0, len(shown), TOGETHER):
         part = shown[start : start + TOGETHER]
