@@ -12,6 +12,7 @@ import pytest
 import torch
 from killing import Killed, die_after
 from loops import GROUPS, PROBLEMS, TOKENIZER, policy_of
+from loops import critic as ready
 from loops import response as stored
 from safetensors.torch import load_file
 
@@ -35,14 +36,6 @@ RESPONSES = [stored(p, line.format(p.answer if right else f"{p.answer}0"), float
 """Two to each of eight problems, of which the first is right and the second of every other problem."""
 
 
-def constant(start, bias: float):
-    """A policy whose value head says `bias` of everything."""
-    policy = policy_of(start)
-    critic.add_value_head(policy)
-    torch.nn.init.constant_(policy.value_head.bias, bias)
-    return policy
-
-
 def test_what_a_state_learns():
     rollout = replace(RESPONSES[0], reward=0.75)
     prompt, response = rollout.prompt_ids, rollout.response_ids
@@ -55,7 +48,7 @@ def test_what_a_state_learns():
 
 
 def test_the_loss_of_a_state(start):
-    policy = constant(start, 0.5)
+    policy = ready(start, 0.5).policy
     one, two = States([1, 2, 3], (2,), (0.25,)), States([1, 2, 3, 4], (1, 3), (1.0, 0.0))
     assert loss(policy, [one, two], False).item() == pytest.approx(0.0625 + 0.25 + 0.25), "(.5 - R)^2 of three states"
     rises = math.log1p(math.exp(0.5))
@@ -71,9 +64,9 @@ def step_of(start, row: str, actor):
 
 
 def test_a_recipe_reads_the_critic_at_its_states(start):
-    policy = constant(start, 0.3)
+    actor = ready(start, 0.3)
+    policy = actor.policy
     torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(1))
-    actor = Actor(policy, TOKENIZER, value_head=policy.value_head)
     step = step_of(start, "a_lol", actor)
     values, steps = facts.baseline(step, by="critic"), probes.step_values(step, delimiters=["</think>", ">"], by="critic")
     assert steps.shape[1] > 1
