@@ -157,6 +157,12 @@ class Recipe:
         """The tensors that the recipe reads and that are had so."""
         return tuple(name for name in TENSORS if name in self.read and TENSORS[name].when in when)
 
+    @property
+    def of_critic(self) -> tuple[str, ...]:
+        """The tensors that a critic says which was trained beforehand."""
+        chosen = (name for name in sorted(self.needs) if name in SETTABLE and "by" in methods.settings_of(SETTABLE[name]))
+        return tuple(name for name in chosen if self.setting(name, "by") == "critic")
+
     def setting(self, tensor: str, name: str) -> Any:
         """What the recipe, or its function's default, says of how the tensor is had."""
         return self.slots["inputs"].get(tensor, {}).get(name, methods.settings_of(SETTABLE[tensor])[name].default)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from pipelines import prompting
 from pipelines.records import POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
+from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.statistics import component_weights
 from pipelines.verifiers.confidence import stated_confidence
@@ -67,8 +69,11 @@ def level(step: Step) -> Tensor:
     return step.tensor([_OUTCOME_LEVEL.get(r.outcome, 3) for r in step.rollouts], torch.long)
 
 
-def baseline(step: Step) -> Tensor:
-    """The problem's pass rate under the SFT policy where difficulty measured it, else the group's mean reward."""
+def baseline(step: Step, *, by: Literal["pass_rate", "critic"] = "pass_rate") -> Tensor:
+    """by `pass_rate`: the problem's pass rate under the SFT policy where difficulty measured it, else the group's mean reward. `critic`: what a
+    critic that was trained beforehand says of the prompt."""
+    if by == "critic":
+        return of_critic(step).gather(1, step.score_BT.int().argmax(1, keepdim=True))[:, 0]
     mean = group_mean(step.batch.reward_B, step.batch.group_B).tolist()
     return step.tensor([m if p.pass_rate is None else p.pass_rate for p, m in zip(step.problems, mean, strict=True)])
 

@@ -109,6 +109,12 @@ def of_frozen(role: str) -> Callable[[Step], Tensor]:
     return logp
 
 
+def of_critic(step: Step) -> Tensor:
+    """What the head of the frozen critic says before each token (B, T)."""
+    critic: Actor = step.actor.frozen["critic"]
+    return in_parts(step, critic.policy, {}, on_hidden={"value": value(critic)})["value"]
+
+
 def tempered(step: Step, *, floor: float = 0.5) -> Tensor:
     """The reference with its logits times floor + (1 - floor) reward, renormalised: flatter for responses of low reward (RAPO)."""
     temperature_B = step.settings.answered.temperature / (floor + (1 - floor) * step.batch.reward_B.clamp(0, 1))

@@ -20,7 +20,7 @@ from pipelines.rl.history import History
 @dataclass
 class Actor:
     """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev` and `teacher` follow the policy; `teachers` and
-    `stored` are what rl/teachers.py has under these names."""
+    `stored` are what rl/teachers.py has under these names; `critic` is a policy with a value head that were trained before."""
 
     policy: Any
     tokenizer: Any
