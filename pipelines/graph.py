@@ -19,9 +19,9 @@ LOADING = (
 """Kinds that load a model, and so torch and transformers."""
 SEEDLESS = ("curation", "report")
 """Kinds that draw nothing at random."""
-SELECTING = ("sft", "pretrain", "grade", "sample", "synthesise", "rl", "preference", "distil", "reward_model", "command")
+SELECTING = ("sft", "pretrain", "grade", "sample", "select", "synthesise", "rl", "preference", "distil", "reward_model", "command")
 """Kinds that write down which rows they have read."""
-CURATING = ("sources", "curation", "grade", "sample", "synthesise")
+CURATING = ("sources", "curation", "grade", "sample", "select", "synthesise")
 """Kinds that keep and drop rows, with a ledger."""
 
 
@@ -90,9 +90,10 @@ def _reads(kind: str, settings: Any) -> list[Path]:
         read = [*map(paths.model, (*settings.models_read, *settings.reward_models_read)), *map(paths.rows, settings.rows_read)]
         if kind == "extrapolate":
             read = [paths.KEPT / settings.init, paths.model(settings.start)]
+            read += [paths.model(settings.init), *map(paths.rows, settings.rows_read)] if settings.search else []
         if kind == "synthesise":
             read += [paths.CURATION, paths.BENCHMARKS]
-        if kind == "merge" and settings.search:
+        if kind in ("merge", "extrapolate") and settings.search:
             read.append(paths.BENCHMARKS)
         if kind == "command":
             read += [*map(Path, settings.code), *([paths.environment(settings.environment)] if settings.environment else [])]

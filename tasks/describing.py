@@ -138,6 +138,12 @@ def _sample(given: Any) -> Iterator[str]:
     yield _generation(given.generation)
 
 
+def _select(given: Any) -> Iterator[str]:
+    yield f"{_data(given)}"
+    bound = [*([f"of at least {given.at_least:g}"] if given.at_least is not None else []), *([f"at most {given.most}"] if given.most else [])]
+    yield f"by {given.score} ({_pairs(given.settings) or 'its defaults'}), {', '.join(bound)}"
+
+
 def _synthesise(given: Any) -> Iterator[str]:
     yield _data(given)
     asked = f" by {given.teacher.model}" if given.method == "teacher" else ""
@@ -196,7 +202,10 @@ def _merge(given: Any) -> Iterator[str]:
 
 def _extrapolate(given: Any) -> Iterator[str]:
     yield f"{given.method} ({_pairs(given.settings) or 'its defaults'}) of the steps that {given.init} kept from {given.start} on"
-    yield f"read at step {given.target}"
+    if given.search:
+        yield f"search: read at {_pairs(given.search.grid)}, budget {given.search.budget}"
+    else:
+        yield f"read at step {given.target}"
 
 
 def _evaluation(given: Any) -> Iterator[str]:
@@ -235,7 +244,7 @@ def _listed(value: Any) -> str:
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "pretrain": _pretrain, "grade": _grade, "sample": _sample,
-    "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge, "extrapolate": _extrapolate,
-    "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
+    "select": _select, "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge,
+    "extrapolate": _extrapolate, "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

@@ -22,6 +22,7 @@ STAGES = {
     "own": {"kind": "synthesise", "data": "who/graded", "curation": {}, "generators": {"a": {"kind": "arithmetic", "count": 5}}},
     "code": {"kind": "rl", "init": "first", "data": {"who": {"share": 3}, "more": {"share": 1}}},
     "said": {"kind": "sample", "init": "code", "data": "curation/rl"},
+    "lively": {"kind": "select", "data": ["who", "code/rollouts"], "score": "variance", "most": 1},
     "both": {"kind": "grade", "init": "first", "data": "said", "strong": {"model": "code"}},
     "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own", "keep": {"every": 10}},
     "liked": {"kind": "preference", "init": "late", "reference": "first", "data": ["code/rollouts", "who", "rows/pairs.jsonl"]},
@@ -81,7 +82,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide", *STANDING[3:]] == NAMES
+    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 
@@ -101,6 +102,7 @@ DEPS = {
     "own": ["data/rows/who/graded.parquet", "data/curation", "data/sources/benchmarks"],
     "code": ["data/models/first", "data/rows/more/problems.parquet", "data/rows/who/problems.parquet"],
     "said": ["data/models/code", "data/curation/rl.parquet"],
+    "lively": ["data/rollouts/code", "data/rows/who/problems.parquet"],
     "both": ["data/models/first", "data/models/code", "data/rows/said/problems.parquet"],
     "late": ["data/models/code", "data/models/first", "data/rows/own/problems.parquet"],
     "later": ["data/kept/late", "data/models/code"],
@@ -149,6 +151,7 @@ OUTS = {
     "more": ["data/rows/more", "data/seen/more.parquet"],
     "code": ["data/models/code", "data/rollouts/code", "data/seen/code.parquet"],
     "said": ["data/rows/said", "data/rollouts/said", "data/seen/said.parquet"],
+    "lively": ["data/rows/lively", "data/seen/lively.parquet"],
     "late": ["data/models/late", "data/rollouts/late", "data/kept/late", "data/seen/late.parquet"],
     "later": ["data/models/later"],
     "wide": ["data/models/wide", "data/kept/wide", "data/seen/wide.parquet"],
@@ -201,7 +204,7 @@ def test_paths_that_stages_write_do_not_collide():
 
 
 def test_order_of_stages():
-    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide"]
+    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide"]
     other = {"a": {"kind": "rl", "init": "b", "reference": "c", "data": "z"}, "b": {"kind": "sft", "init": "base", "data": "curation/sft"}}
     other |= {"c": {"kind": "merge", "init": "b", "models": ["b"]}, "z": {"kind": "grade", "init": "c", "data": "curation/rl"}}
     found = graph.graph(params(stages=other, evaluation={"gate": {"candidate": "a", "against": "b"}}))

@@ -6,19 +6,23 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from pipelines import methods
 from pipelines.chat import TEACHER_URL
 from pipelines.config import Params
 from pipelines.config.checking import nearest
 from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.evaluation import MergeStage
+from pipelines.config.extrapolation import ExtrapolateStage
 from pipelines.config.preference import PreferenceStage
 from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import SamplingStage
 from pipelines.config.sampling import SampleStage
+from pipelines.config.selection import SelectStage
 from pipelines.config.sources import FileSource
 from pipelines.config.stage import FILES, ROLLOUTS, Judging, Reading
 from pipelines.config.training import SupervisedStage
+from pipelines.curation.histories import SCORES
 from pipelines.curation.judging import refuse_without_endpoint
 from pipelines.endpoint import GENERATION_URL, Endpoint
 from pipelines.errors import UserError
@@ -42,6 +46,11 @@ def faults(params: Params) -> Faults:
         for generator, source in (stage.generators or {}).items():
             if source.kind not in GENERATORS:
                 yield f"stages.{name}.generators.{generator}.kind", f"'{source.kind}' generates nothing; choose one of {', '.join(GENERATORS)}"
+    for name, stage in of_kind(params, SelectStage):
+        try:
+            methods.bind("score", SCORES, stage.score, stage.settings)
+        except UserError as error:
+            yield f"stages.{name}.{'settings' if stage.score in SCORES else 'score'}", str(error).removeprefix("score: ")
     limited = {name for name, stage in of_kind(params, GradeStage) if stage.limit}
     for name, stage in params.stages.items():
         for reference in stage.rows_read:
@@ -79,7 +88,9 @@ def generations(params: Params) -> dict[str, GenerationSettings]:
             found[f"stages.{name}.generation"] = stage.generation
         if isinstance(stage, GradeStage) and stage.strong and stage.strong.generation:
             found[f"stages.{name}.strong.generation"] = stage.strong.generation
-        if isinstance(stage, MergeStage) and stage.search:
+        if isinstance(stage, PreferenceStage) and stage.critic.completions:
+            found[f"stages.{name}.critic.generation"] = stage.critic.generation
+        if isinstance(stage, MergeStage | ExtrapolateStage) and stage.search:
             found[f"stages.{name}.search.generation"] = stage.search.generation
     return found
 

@@ -23,20 +23,23 @@ from pipelines.config.preference import PreferenceStage
 from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import RlStage
 from pipelines.config.sampling import SampleStage
+from pipelines.config.selection import SelectStage
 from pipelines.config.sources import SourcesSettings
-from pipelines.config.stage import FILES, ROLLOUTS, TEXT, Reading
+from pipelines.config.stage import FILES, OUTPUTS, ROLLOUTS, TEXT, Reading
 from pipelines.config.training import BaseSettings, PretrainStage, SftStage
 from pipelines.errors import UserError
 
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage | MergeStage
-    | ExtrapolateStage | CommandStage,
+    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage
+    | MergeStage | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")
-ROWS: dict[str, tuple[str, ...]] = {"grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "synthesise": ("problems",)}
+ROWS: dict[str, tuple[str, ...]] = {
+    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "select": ("problems",), "synthesise": ("problems",),
+}  # fmt: skip
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
 POLICIES = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
 """Kinds that make a policy: a model that answers, and that others start from."""
@@ -44,7 +47,7 @@ REWARD_MODELS = ("reward_model",)
 """Kinds that make a model which says what a response is worth."""
 MODELS = (*POLICIES, *REWARD_MODELS)
 """Kinds that make a model."""
-TRAINING_ON_ROLLOUTS = ("sft", "preference", "reward_model")
+READING_ROLLOUTS = ("sft", "select", "preference", "reward_model")
 """Kinds that read the rollouts of others."""
 
 
@@ -109,7 +112,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     for model in stage.models_read:
         if model not in models:
             keys = ("init", "start", "reference", "models", "teachers")
-            key = next((key for key in keys if model in _names(getattr(stage, key, None))), "strong.model")
+            nested = "outputs.by" if stage.kind == "sample" else "strong.model"
+            key = next((key for key in keys if model in _names(getattr(stage, key, None))), nested)
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     for key, scorer in stage.reward_models_named:
         if scorer not in reward_models:
@@ -124,6 +128,12 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
         files = (*FILES, TEXT) if stage.kind == "pretrain" else FILES
+        if stage.kind == "distil" and reference == stage.stored and reference.endswith(OUTPUTS):
+            there = [f"{other}{OUTPUTS}" for other, each in others.items() if each.kind == "sample" and each.outputs]
+            if reference not in there:
+                choice = f"choose one of {', '.join(there)}" if there else "give a stage of kind sample `outputs`"
+                yield f"stored: '{reference}' names no outputs; {choice}{nearest(reference, there)}"
+            continue
         if not reference.endswith(files) and reference.removesuffix("/problems") not in rows:
             key = "data" if isinstance(stage, Reading) else "search.data"
             choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(files)}"
@@ -137,7 +147,7 @@ def _choice(keeping: Iterable[str]) -> str:
 
 def _rollouts(stage: Stage, others: Mapping[str, Stage]) -> list[str]:
     """References to rollouts that a stage can read."""
-    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.leaves_rollouts] if stage.kind in TRAINING_ON_ROLLOUTS else []
+    return [f"{other}{ROLLOUTS}" for other, each in others.items() if each.leaves_rollouts] if stage.kind in READING_ROLLOUTS else []
 
 
 def _unfit(named: str, name: str, stages: Mapping[str, Stage], wanted: str) -> str:

@@ -217,7 +217,7 @@ class CurationSettings(Preset):
 
     part: ClassVar[str] = "curation"
     preset: str | None = None
-    """A row of presets.yaml to start from: acereason, big_math, dapo_17k, deepscaler, guru, medvlthinker, open_r1."""
+    """A row of presets.yaml to start from: acereason, big_math, dapo_17k, deepscaler, guru, medvlthinker, open_r1, rif_rft."""
     steps: tuple[Step, ...] = ("normalise", "filters", "exact_dedup", "decontaminate", "audit")
     """Steps in order; leave one out or move it here."""
     engine: Literal["local", "ray"] = "local"

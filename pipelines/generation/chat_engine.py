@@ -47,7 +47,7 @@ class ChatGenerator(Blocking):
                 [r.messages for r, _ in numbered],
                 temperature=self.settings.temperature,
                 max_tokens=self.settings.max_new_tokens,
-                options=[self._options(seeding.key(*r.key, number)) | ({"max_tokens": r.limit} if r.limit else {}) for r, number in numbered],
+                options=[self._options(r, number) for r, number in numbered],
                 progress=progress,
             )
         )
@@ -60,10 +60,12 @@ class ChatGenerator(Blocking):
     def close(self) -> None:
         """Nothing is held."""
 
-    def _options(self, seed: int) -> dict[str, Any]:
+    def _options(self, request: Request, number: int) -> dict[str, Any]:
         """Fields of the request beside the usual ones; those that would change nothing are left out, for not every server knows them."""
         settings = self.settings
-        options: dict[str, Any] = {"seed": seed >> 33}  # 31 bits, which every server takes
+        options: dict[str, Any] = {"seed": seeding.key(*request.key, number) >> 33}  # 31 bits, which every server takes
+        options |= {"max_tokens": request.limit} if request.limit else {}
+        options |= {"temperature": 0.0} if request.greedy else {}
         options |= {"top_p": settings.top_p} if settings.top_p < 1 else {}
         options |= {"top_k": settings.top_k} if settings.top_k else {}
         return options | ({"stop": list(settings.stop)} if settings.stop else {})

@@ -145,18 +145,24 @@ class Engine:
         self._opened.close()
         self._stream = None
 
-    async def sample(self, ids: Sequence[int], key: Key, limit: int | None = None, messages: Sequence[Any] = ()) -> Turn:
-        """What the policy says after these ids, in at most `limit` tokens. key: what the draw depends on, besides the ids and the weights."""
+    async def sample(self, ids: Sequence[int], key: Key, limit: int | None = None, messages: Sequence[Any] = (), *, greedy: bool = False) -> Turn:
+        """What the policy says after these ids, in at most `limit` tokens. key: what the draw depends on, besides the ids and the weights. greedy:
+        the likeliest token each time."""
         asker = self._asker()
         known = self._known_said.pop(key, None)
         if known is not None and known.finish_reason:
             return Turn(Segment(POLICY, known.ids, known.logp, known.versions, trains=True), known.finish_reason, known.text)
         said, logp, versions = ((), (), []) if known is None else (tuple(known.ids), tuple(known.logp), known.versions)
-        request = Request(tuple(ids), 1, key[:-1], key[-1], tuple(messages), limit, said, logp, self._known[asker])  # type: ignore[arg-type]
+        request = Request(tuple(ids), 1, key[:-1], key[-1], tuple(messages), limit, said, logp, self._known[asker], greedy)  # type: ignore[arg-type]
         asked = _Asked(request, self._loop.create_future(), asker, list(versions))
         self._asked.append(asked)
         self._wait(asked.task)
         return await asked.future
+
+    @property
+    def greedy(self) -> Engine:
+        """The same engine to episodes in which the policy says the likeliest token each time."""
+        return _Greedy(self)  # type: ignore[return-value]  # it has all that this has
 
     async def together(self, parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """What these coroutines return, run side by side: in place of `asyncio.gather`, which would hide from the engine who waits for whom."""
@@ -271,3 +277,14 @@ class Engine:
         if task is None or task not in self._known:
             raise RuntimeError("an episode asked from a task that it made itself; run its parts with `engine.together`")
         return task
+
+
+class _Greedy:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def sample(self, ids: Sequence[int], key: Key, limit: int | None = None, messages: Sequence[Any] = ()) -> Turn:
+        return await self._engine.sample(ids, key, limit, messages, greedy=True)

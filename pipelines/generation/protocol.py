@@ -22,7 +22,7 @@ class Request:
 
     messages: the same prompt as chat turns, for engines that take no token ids. limit: tokens of a response, where it is below the engine's.
     said: how the response begins, from an interrupted one of the same key; it is part of the sample, with `said_logp`, and counts for the limit.
-    order: of requests that wait those of a lower one go first.
+    order: of requests that wait those of a lower one go first. greedy: the likeliest token each time, whatever the engine's temperature.
     """
 
     prompt_ids: tuple[int, ...]
@@ -34,6 +34,7 @@ class Request:
     said: tuple[int, ...] = ()
     said_logp: tuple[float, ...] = ()
     order: int = 0
+    greedy: bool = False
 
     @property
     def start(self) -> tuple[int, ...]:

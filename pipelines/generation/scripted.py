@@ -45,7 +45,8 @@ class ScriptedGenerator(Blocking):
         whole = [*self.tokenizer(self._script(request, number), add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
         ids = whole[: request.room(self.settings.max_new_tokens)]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(ids, self._logp(request.prompt_ids, ids), "stop" if ids == whole else "length", text, self.version)
+        logp = [0.0] * len(ids) if request.greedy else self._logp(request.prompt_ids, ids)
+        return Sample(ids, logp, "stop" if ids == whole else "length", text, self.version)
 
     @torch.no_grad()
     def _logp(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:

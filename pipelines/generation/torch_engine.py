@@ -36,7 +36,7 @@ BLOCK = 256
 """Entries of the vocabulary whose chances are summed together."""
 ROOM = 24
 """Positions by which the cache grows: most responses are much shorter than they may be."""
-BY_ROW = ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_limit_B", "_length_B", "_alive_B", "_chosen_B", "_logits_BV")
+BY_ROW = ("_uniform_BT", "_ids_BT", "_logp_BT", "_count_B", "_limit_B", "_length_B", "_alive_B", "_chosen_B", "_greedy_B", "_logits_BV")
 """Tensors with a row for each sample that decodes."""
 
 
@@ -133,6 +133,7 @@ class _Rows:
         self._length_B = torch.zeros(0, dtype=torch.long, device=device)
         self._alive_B = torch.zeros(0, dtype=torch.bool, device=device)
         self._chosen_B = torch.zeros(0, dtype=torch.long, device=device)
+        self._greedy_B = torch.zeros(0, dtype=torch.bool, device=device)
         self._logits_BV: Tensor = torch.zeros((0, 0), device=device)
         self._longest = 0
         self._cache: Cache = []
@@ -214,6 +215,9 @@ class _Rows:
         rows, count, settings = torch.arange(len(self), device=self._count_B.device), self._count_B, self._settings
         uniform = self._uniform_BT[rows, count.clamp(max=self._uniform_BT.shape[1] - 1)]
         self._chosen_B, logp_B = pick(self._logits_BV, uniform, settings.temperature, settings.top_p, settings.top_k)
+        if self._greedy_B.any():
+            self._chosen_B = torch.where(self._greedy_B, self._logits_BV.argmax(-1), self._chosen_B)
+            logp_B = logp_B.masked_fill(self._greedy_B, 0.0)
         alive = self._alive_B.nonzero()[:, 0]
         self._ids_BT[alive, count[alive]], self._logp_BT[alive, count[alive]] = self._chosen_B[alive], logp_B[alive]
         self._count_B = count + self._alive_B
@@ -262,6 +266,7 @@ class _Rows:
         self._logits_BV[rows], self._length_B[rows] = logits[source], length[source]
         self._count_B[rows] = torch.tensor([len(r.said) for r in requests], device=rows.device)
         self._alive_B[rows] = True
+        self._greedy_B[rows] = torch.tensor([r.greedy for r in requests], device=rows.device)
         for row, request in zip(rows.tolist(), requests, strict=True):
             if request.said:
                 self._ids_BT[row, : len(request.said)] = torch.tensor(request.said, device=rows.device)

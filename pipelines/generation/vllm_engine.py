@@ -90,7 +90,7 @@ class VllmGenerator(Blocking):
         self._responses.check_room(requests, self.context)
         prompts = [r.start for r in requests for _ in range(r.samples)]
         most = self._responses.settings.max_new_tokens
-        sampling = [self._sampling(_seed(r, i), r.room(most) - len(r.said)) for r in requests for i in range(r.samples)]
+        sampling = [self._sampling(_seed(r, i), r.room(most) - len(r.said), r.greedy) for r in requests for i in range(r.samples)]
         answers = iter(self._backend.answer(prompts, sampling, progress))
         return [[self._sample(next(answers), r) for _ in range(r.samples)] for r in requests]
 
@@ -112,10 +112,10 @@ class VllmGenerator(Blocking):
         self.version = version
         self._backend.update(self._folder, self._label)
 
-    def _sampling(self, seed: int, room: int) -> dict[str, Any]:
+    def _sampling(self, seed: int, room: int, greedy: bool) -> dict[str, Any]:
         settings = self._responses.settings
         return {
-            "temperature": settings.temperature,
+            "temperature": 0.0 if greedy else settings.temperature,
             "top_p": settings.top_p,
             "top_k": settings.top_k,
             "max_tokens": room,
@@ -130,7 +130,7 @@ class VllmGenerator(Blocking):
             raise InfrastructureError(f"vLLM sampled with weights {list(answer.labels)}, not {self._label}: does another run push weights to it?")
         if answer.finish_reason not in WHOLE:
             raise InfrastructureError(f"vLLM broke off a response: {answer.finish_reason}")
-        greedy = self._responses.settings.temperature == 0  # all mass is on the token, whatever the logits say of it
+        greedy = request.greedy or self._responses.settings.temperature == 0  # all mass is on the token, whatever the logits say of it
         logp = [0.0] * len(answer.ids) if greedy else answer.logp
         return self._responses.sample([*request.said, *answer.ids], [*request.said_logp, *logp], self.version)
 

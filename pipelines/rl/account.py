@@ -24,12 +24,14 @@ FULL = "full"
 REPLACED = "replaced"
 """It gave way to a replayed group, or to a guide's response."""
 SPARE = "spare"
-"""No place was found for it: a guide said it, or the group had enough without it."""
+"""No place was found for it: a guide said it, the group had enough without it, or the others are compared with it."""
+PROBE = "probe"
+"""It was answered to see whether the policy can."""
 STALE = "stale"
 """Sampled too many updates ago."""
 ROUTED = "routing"
 """The recipe's slot `routing` leaves it out; on disk with the function's name, as in `routing only_correct`."""
-REASONS = (INFRASTRUCTURE, UNIFORM, FULL, REPLACED, SPARE, STALE, ROUTED)
+REASONS = (INFRASTRUCTURE, UNIFORM, FULL, REPLACED, SPARE, PROBE, STALE, ROUTED)
 
 
 def training(rollouts: Iterable[Trajectory]) -> list[Trajectory]:

@@ -22,7 +22,8 @@ class Answering:
 
     def __init__(self, generator: Generator, rewards: Rewards, play: Play, environment: Environment, guide: Guide, explore: Explore) -> None:
         self.generator, self.rewards, self.play, self.guide, self.explore = generator, rewards, play, guide, explore
-        self.asking = Asking(environment, generator.tokenizer, generator.settings.prompt)
+        longest = generator.context - generator.settings.max_new_tokens
+        self.asking = Asking(environment, generator.tokenizer, generator.settings.prompt, longest)
 
     def task(self, problem: Problem, place: int, samples: int, key: tuple[Any, ...]) -> Task:
         """The problem at `place` of a draw, whose groups have ids from `place * play.width` on."""
@@ -85,7 +86,7 @@ class _Group:
 
     def __init__(self, answering: Answering, engine: Engine, step: int, policy: str, task: Task, *, proposing: bool = False) -> None:
         self._answering, self._engine, self._step, self._policy, self._task, self._proposing = answering, engine, step, policy, task, proposing
-        self._answers = Answers(self._answer, self._judge_between, engine.together)
+        self._answers = Answers(self._answer, functools.partial(self._answer, greedy=True), self._judge_between, engine.together)
         self._judged: dict[int, tuple[str, Future[Verdict]]] = {}
         """By number of the episode: its answer, and the verdict."""
 
@@ -93,10 +94,10 @@ class _Group:
         """All episodes of the group, which may still have to be judged."""
         return await (samples if self._proposing else self._answering.explore)(self._task, self._answers)
 
-    async def _answer(self, path: int) -> list[Trajectory]:
+    async def _answer(self, path: int, *, greedy: bool = False) -> list[Trajectory]:
         task = self._task if self._proposing else self._answering.guide(self._task, path, self._answering.asking)
         try:
-            episode = await self._answering.asking.environment.run(task, path, self._engine)
+            episode = await self._answering.asking.environment.run(task, path, self._engine.greedy if greedy else self._engine)
         except InfrastructureError as error:  # of a tool or an environment; the engine's own do not come up here
             episode = Episode(task.start, "infrastructure", "", "", Verdict(Outcome.INFRASTRUCTURE, 0.0, detail=str(error)))
         if not self._proposing:
@@ -113,7 +114,7 @@ class _Group:
                 trained_prompt=task.trained_prompt,
                 response=episode.text,
                 outcome=episode.verdict.outcome.value if self._proposing and episode.verdict else "",
-                reward_parts=dict(episode.figures),
+                reward_parts={**task.figures, **episode.figures},
                 part=part,
             )
             for part, segments in enumerate([*episode.earlier, episode.segments])

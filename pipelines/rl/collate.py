@@ -24,12 +24,12 @@ def judged(rollouts: Sequence[Trajectory]) -> list[Trajectory]:
     """The rollouts, of which those whose verdict says nothing about the policy (outcome `infrastructure`) are dropped.
 
     Raises:
-        InfrastructureError: none is left.
+        InfrastructureError: that is so of every one.
     """
     marked = [drop(r, INFRASTRUCTURE) if r.outcome == Outcome.INFRASTRUCTURE else r for r in rollouts]
-    if not training(marked):
-        lost = next((r for r in marked if r.dropped == INFRASTRUCTURE), marked[0])
-        raise InfrastructureError(f"step {lost.step}: no response could be judged: {lost.detail}")
+    lost = [r for r in marked if r.outcome == Outcome.INFRASTRUCTURE]
+    if len(lost) == len(marked):
+        raise InfrastructureError(f"step {lost[0].step}: no response could be judged: {lost[0].detail}")
     return marked
 
 
@@ -125,7 +125,7 @@ def make_step(
     names = [name for name, declared in TENSORS.items() if declared.held and name in held and name in recipe.read]
     anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in names}
     rows = [by_id[r.problem_id] for r in trajectories]
-    return Step(step, actor, settings, seed, rows, trajectories, ids_BT, score_BT, batch.having(**anchors), history.rewards_by_part)
+    return Step(step, actor, settings, seed, rows, trajectories, ids_BT, score_BT, batch.having(**anchors), history)
 
 
 def left_out(rollouts: Sequence[Trajectory], batch: Batch, keep: Mapping[str, torch.Tensor]) -> dict[tuple[int, int, int], str]:

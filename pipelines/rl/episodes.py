@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,7 +32,8 @@ class Task:
 
     samples: how many answers a group has where `explore` does not say otherwise. key: what every draw of the group depends on: the place of the
     problem that was drawn, and last the id of this one, which is the same or one that it led to. opening: what has been written for the policy at the
-    start of its answer. trained_prompt: the prompt that training sees, where it is another.
+    start of its answer. trained_prompt: the prompt that training sees, where it is another. figures: what the guidance tells of itself; parts of the
+    reward and the journal find it among `reward_parts`.
     """
 
     problem: Problem
@@ -41,6 +43,7 @@ class Task:
     prompt: Prompt
     opening: tuple[Segment, ...] = ()
     trained_prompt: list[int] | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def start(self) -> list[Segment]:
@@ -84,11 +87,12 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Asking:
-    """How problems are put to the policy of a run."""
+    """How problems are put to the policy of a run. longest: tokens of a prompt with what opens the answer, so that the answer has room."""
 
     environment: Environment
     tokenizer: Any
     settings: PromptSettings
+    longest: float = math.inf
 
     def prompt(self, problem: Problem) -> Prompt:
         return self.environment.prompt(self.tokenizer, problem, self.settings)
@@ -100,10 +104,11 @@ Guide = Callable[[Task, int, Asking], Task]
 
 @dataclass(frozen=True)
 class Answers:
-    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged.
-    judge(trajectories): wait for their verdicts. together: run several side by side."""
+    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged. greedy(path):
+    the same, of the policy's likeliest token each time. judge(trajectories): wait for their verdicts. together: run several side by side."""
 
     answer: Callable[[int], Awaitable[list[Trajectory]]]
+    greedy: Callable[[int], Awaitable[list[Trajectory]]]
     judge: Callable[[Sequence[Trajectory]], Awaitable[None]]
     together: Callable[[Sequence[Any]], Awaitable[list[Any]]]
 

@@ -17,11 +17,13 @@ from pipelines.rl.clock import Clock
 
 
 def report(
-    journal: Journal, step: int, total: int, rollouts: Sequence[Trajectory], batch: Batch, figures: dict[str, float], clock: Clock
+    journal: Journal, step: int, total: int, rollouts: Sequence[Trajectory], batch: Batch | None, figures: dict[str, float], clock: Clock
 ) -> None:
-    """One row of the journal: of what the policy answered; `trained_*` of what trained; how many of which. Of several processes all must call."""
+    """One row of the journal: of what the policy answered; `trained_*` of what trained; how many of which. batch: None where nothing trained, and the
+    row has no figures of an update. Of several processes all must call."""
     answers, trained = account.episodes(account.of_policy(rollouts)), account.training(rollouts)
     if not answers:
+        assert batch is not None  # what is stored always trains
         _report_stored(journal, step, total, trained, batch, figures, clock)
         return
     means, outcomes = _means(answers), Counter(r.outcome for r in answers)
@@ -33,8 +35,9 @@ def report(
     tokens = {"generate": _tokens(r for r in rollouts if r.origin != REPLAY), "update": _tokens(trained)}
     rates = {f"tokens_per_second_{phase}": count / taken[phase] for phase, count in tokens.items() if taken.get(phase)}
     speed = tokens["generate"] / sum(clock.seconds.values())
+    trains = f"entropy {figures['entropy']:.2f}" if batch else "nothing to train on"
     journal.log(
-        step, total, f"reward {means['reward']:.3f}  length {means['length']:.0f}  entropy {figures['entropy']:.2f}  {speed:,.0f} tokens/s",
+        step, total, f"reward {means['reward']:.3f}  length {means['length']:.0f}  {trains}  {speed:,.0f} tokens/s",
         **means,
         length_max=float(max(r.written for r in answers)),
         truncated=sum(r.finish_reason == "length" for r in answers) / len(answers),
@@ -83,9 +86,9 @@ def _tokens(rollouts: Iterable[Trajectory]) -> int:
     return sum(r.written for r in rollouts)
 
 
-def _advantages(batch: Batch) -> dict[str, float]:
+def _advantages(batch: Batch | None) -> dict[str, float]:
     """Over the tokens of all ranks."""
-    if "advantage_BT" not in batch:
+    if batch is None or "advantage_BT" not in batch:
         return {}
     advantage = batch["advantage_BT"][batch.mask_BT.bool()]
     powers = {"sum": advantage, "square": advantage**2, "abs": advantage.abs()}
@@ -136,7 +139,8 @@ def summary(journal: Journal) -> dict[str, float]:
     rows = journal.rows()
     means = {"steps": float(len(rows))}
     told = ("reward", "length", "entropy") if "reward" in rows[0] else ("loss", "pair_accuracy", "pair_margin", "entropy")
-    for name in (name for name in told if name in rows[0]):
-        for when, part in (("first", rows[:WINDOW]), ("last", rows[-WINDOW:])):
-            means[f"{name}_{when}"] = sum(row[name] for row in part) / len(part)
+    for name in told:
+        values = [row[name] for row in rows if name in row]  # a step without an update has none of it
+        for when, part in (("first", values[:WINDOW]), ("last", values[-WINDOW:])) if values else ():
+            means[f"{name}_{when}"] = sum(part) / len(part)
     return means

@@ -35,7 +35,7 @@ class Resets:
         found = []
         if stalled is not None and self._state.get("stalled", 0) >= stalled:
             found.append(f"{stalled} measurements without a new best")
-        if kl is not None and figures["kl_reference"] > kl:
+        if kl is not None and figures.get("kl_reference", 0.0) > kl:
             found.append(f"KL to the reference {figures['kl_reference']:.4g}")
         if found:
             self._state["stalled"] = 0.0

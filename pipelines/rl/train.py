@@ -18,6 +18,7 @@ from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.kept import Kept
 from pipelines.progress import Journal
 from pipelines.records import Problem, Trajectory
+from pipelines.rl.account import training
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import fresh, judged
 from pipelines.rl.journal import report, summary
@@ -70,18 +71,20 @@ def train(
             run.history.add(step, trajectories)
             if step < run.steps:
                 run.plan.ahead(step + 1)
-            trajectories, ages = fresh(judged(trajectories), step, settings.answered.bound, settings.answered.stale)
-            trajectories, scored = run.score(step, trajectories)
-            clock.lap("score")
-            figures = ages | run.update(step, scored) | run.plan.figures()
-            clock.lap("update")
+            trajectories, scored, figures = judged(trajectories), None, run.plan.figures()
+            if training(trajectories):
+                trajectories, ages = fresh(trajectories, step, settings.answered.bound, settings.answered.stale)
+                trajectories, scored = run.score(step, trajectories)
+                clock.lap("score")
+                figures = ages | run.update(step, scored) | figures
+                clock.lap("update")
             if run.validation:
                 figures |= run.validation.measure(step, run.steps, run.plan, policy)
                 clock.lap("validate")
             figures |= run.reset(step, figures)
             run.keep(step, trajectories)
             clock.lap("other")
-            report(journal, step, run.steps, trajectories, scored.batch, figures, clock)
+            report(journal, step, run.steps, trajectories, scored.batch if scored else None, figures, clock)
             run.checkpoint(step)
     return _trained(run, step)
 

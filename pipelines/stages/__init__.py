@@ -23,6 +23,7 @@ ENTRIES = {
     "grade": ("pipelines.stages.grade", "pipelines.config.curation", "GradeStage"),
     "pretrain": ("pipelines.stages.pretrain", "pipelines.config.training", "PretrainStage"),
     "sample": ("pipelines.stages.sample", "pipelines.config.sampling", "SampleStage"),
+    "select": ("pipelines.stages.select", "pipelines.config.selection", "SelectStage"),
     "synthesise": ("pipelines.stages.synthesise", "pipelines.config.curation", "SynthesiseStage"),
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
     "preference": ("pipelines.stages.preference", "pipelines.config.preference", "PreferenceStage"),

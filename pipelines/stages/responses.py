@@ -133,7 +133,7 @@ class ResponseFile(ABC):
     prompts. longest: tokens that a prompt with its response may have."""
 
     def __init__(self, root: Path, name: str, found: Responses, tokenizer: Any, template: PromptSettings, longest: int) -> None:
-        self._path, self._name, self._found = root / name, name, found
+        self._path, self._name, self._found = root / paths.rows(name), name, found
         self._tokenizer, self._template, self._longest = tokenizer, template, longest
 
     def read(self) -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from pipelines import paths
 from pipelines.config.rl import RlStage
+from pipelines.errors import UserError
 from pipelines.models import ranks
 from pipelines.rl.journal import notices
 from pipelines.rl.recipe import recipe
+from pipelines.rl.roles import untaught
 from pipelines.stages import Context, rows
 from pipelines.stages.learning import learn
 from pipelines.verifiers import require_sandbox_for
 
 
 def run(context: Context) -> dict[str, float]:
-    """Write data/models/<NAME> and data/rollouts/<NAME>."""
+    """Write data/models/<NAME> and data/rollouts/<NAME>.
+
+    Raises:
+        UserError: the recipe has no part for a policy that answers without teachers.
+    """
     settings: RlStage = context.settings
     chosen = recipe(settings.recipe, **settings.overrides)
+    if sentence := untaught(chosen, ""):
+        raise UserError(f"{context.stage}: recipe {sentence}")
     problems = rows.read(context, settings)
     require_sandbox_for(problems)
     with ranks.joined(context.device) as device:

@@ -51,6 +51,7 @@ def mine(**settings):
 
 
 MATH = "stages__math"
+SELECT = {"kind": "select", "data": ["difficulty", "math/rollouts"], "score": "variance", "most": 1}
 THEIRS = {"kind": "command", "init": "sft", "data": "difficulty", "command": ["python", "mine.py"], "code": ["rows.jsonl"]}
 FAULTS = [
     ({f"{MATH}__where": {"domain": ["math", "maths"]}}, "stages.math.where.domain: 'maths' is the domain of no source in sources.train; there are code, logic, math; did you mean 'math'?"),
@@ -90,6 +91,10 @@ FAULTS = [
     ({"stages__t": THEIRS | {"allow": ["archtecture"]}}, "stages.t.allow.0: input should be 'architecture' or 'tokenizer', got 'archtecture'; did you mean 'architecture'?"),
     ({"stages__t": THEIRS, f"{MATH}__data": "t/rollouts"}, "stages.math.data: 't/rollouts' names no rows"),
     ({"stages__t": THEIRS, "stages__sft__data": "t/rollouts"}, "stages.sft.data: 't/rollouts' names no rows"),
+    ({"stages__t": SELECT | {"score": "varience"}}, "stages.t.score: there is no 'varience'; did you mean 'variance'?"),
+    ({"stages__t": SELECT | {"settings": {"frm": "deviation"}}}, "stages.t.settings: score 'variance': unknown setting 'frm'; did you mean 'form'?"),
+    ({"stages__t": SELECT | {"data": ["difficulty", "mth/rollouts"]}}, "stages.t.data: 'mth/rollouts' names no rows"),
+    ({"stages__t": SELECT | {"mst": 1}}, "unknown key 'stages.t.mst'; did you mean 'most'?"),
     ({"evaluation__models": ["sft"]}, "evaluation.gate.candidate: 'merged' is no model that is evaluated; there are sft"),
     ({"evaluation__clusters": {"mth": "passage"}}, "evaluation.clusters: 'mth' is no benchmark; there are code, logic, math; did you mean 'math'?"),
     (mine(path="row.jsonl"), "sources.train.mine.path: row.jsonl: no such file; did you mean 'rows.jsonl'?"),
@@ -120,6 +125,10 @@ RECIPES = [
     ({"overrides": {"clip": {"name": "ppo", "lwo": 0.1}}}, "overrides.clip: clip 'ppo': unknown setting 'lwo'; did you mean 'low'?"),
     ({"overrides": {"clip": {"name": "ppo", "low": "x"}}}, "overrides.clip: clip 'ppo': setting 'low': expected float, got 'x'"),
     ({"overrides": {"tasks": [{"name": "drop_high"}]}}, "overrides.tasks: tasks: there is no 'drop_high'; did you mean 'drop_high_pass'?"),
+    ({"overrides": {"tasks": [{"name": "rlcs", "bound": [0.1, 0.9]}]}}, "overrides.tasks: tasks 'rlcs': unknown setting 'bound'; did you mean 'bounds'?"),
+    ({"overrides": {"tasks": [{"name": "staged", "by": "level", "bounds": [3, 1], "until": [5, 9]}]}}, "overrides.tasks: tasks 'staged': expected rising bounds"),
+    ({"overrides": {"guidance": {"name": "templates", "nmes": ["abel"]}}}, "overrides.guidance: guidance 'templates': unknown setting 'nmes'; did you mean 'names'?"),
+    ({"overrides": {"parts": [{"name": "verdict"}, {"name": "template_form"}]}}, "overrides.parts: part 'template_form' is of the templates that guidance"),
     ({"overrides": {"inputs": {"lw_BT": {}}}}, "overrides.inputs: inputs: there is no 'lw_BT'; did you mean 'low_BT'?"),
     ({"kl_control": {"target": 0.1}}, "kl_control: it steers KL terms to the reference, and recipe 'grpo' has none"),
     ({"reset": {"kl": 0.1}}, "reset.kl: it is of the KL to the reference, which recipe 'grpo' does not read"),
@@ -141,12 +150,12 @@ PUZZLES = [
 
 def test_recipes_merges_and_puzzles_are_held_to_their_tables_all_at_once(tmp_path):
     puzzle = {"kind": "reasoning_gym", "task": "syllogism", "count": 5}
-    changes = {f"stages__s{n}": SMALL | change for n, (change, _) in enumerate(RECIPES)}
+    changes = {f"stages__s{n:02}": SMALL | change for n, (change, _) in enumerate(RECIPES)}
     changes |= {f"sources__train__p{n}": puzzle | change for n, (change, _) in enumerate(PUZZLES)}
     lines = told(tmp_path, **changes, stages__merged__method="rma", stages__merged__search={"data": "difficulty/ungraded", "candidates": [change for change, _ in MERGES]})
     wanted = ["stages.merged.method: there is no 'rma'; did you mean 'ram'?"]
     wanted += [f"stages.merged.search.candidates.{n}{sentence}" for n, (_, sentence) in enumerate(MERGES)]
-    wanted += [f"stages.s{n}.{sentence}" for n, (_, sentence) in enumerate(RECIPES)]
+    wanted += [f"stages.s{n:02}.{sentence}" for n, (_, sentence) in enumerate(RECIPES)]
     wanted += [f"sources.train.p{n}: {sentence}" for n, (_, sentence) in enumerate(PUZZLES)]
     assert len(lines) == len(wanted)
     assert [line for line, start in zip(lines, wanted, strict=True) if not line.startswith(start)] == []

@@ -41,6 +41,7 @@ def rated(correct: int, n: int) -> Problem:
         ("medvlthinker", 16, [0, 1, 7, 8, 16], [1, 7]),
         ("guru", 16, [0, 1, 14, 15, 16], [1, 14]),
         ("acereason", 8, [0, 3, 5, 8], [5, 8]),
+        ("rif_rft", 8, [0, 1, 8], [1, 8]),
     ],
 )
 def test_bands_keep_what_their_papers_keep(name: str, n: int, counts: list[int], kept: list[int]) -> None:

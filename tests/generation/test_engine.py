@@ -49,6 +49,23 @@ def test_turns_of_one_episode_are_those_of_the_policy_asked_alone():
     assert [len(said) for said in made] == [1 + n % 3 for n in range(9)]
 
 
+def test_greedy_turns_among_sampled_ones_say_the_likeliest_tokens():
+    """Those of an engine at temperature 0; the sampled ones say what they say without greedy ones beside them."""
+    generator = TorchGenerator(model(), TOKENIZER, SETTINGS)
+    coldest = TorchGenerator(model(), TOKENIZER, SETTINGS.model_copy(update={"temperature": 0.0}))
+
+    async def both(engine: Engine, prompt, number: int) -> list:
+        return await engine.together([(engine.greedy if part else engine).sample(prompt, ("k", number, part)) for part in range(2)])
+
+    engine = Engine(generator)
+    made = engine.run([both(engine, p, n) for n, p in enumerate(prompts(5))])
+    alone = generator.generate([Request(p, 1, ("k", n)) for n, p in enumerate(prompts(5))])
+    greedy = coldest.generate([Request(p, 1, ("k", n)) for n, p in enumerate(prompts(5))])
+    assert [sampled.segment.ids for sampled, _ in made] == [sample.token_ids for (sample,) in alone]
+    assert [likeliest.segment.ids for _, likeliest in made] == [sample.token_ids for (sample,) in greedy]
+    assert all(set(likeliest.segment.logp) == {0.0} for _, likeliest in made)
+
+
 def test_no_clock_decides_what_decodes_together():
     """Episodes pause for random times between turns; every run decodes the same batches, in rows of the same order."""
 

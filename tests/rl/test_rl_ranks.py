@@ -103,6 +103,11 @@ DATA_HALF = {
     "recompose": [{"name": "prioritised_replay", "share": 0.5}],
 }
 """Something in every slot of the data half."""
+SELECTION = {
+    "tasks": [{"name": "rule_reasoner", "every": 1, "by": "source"}, {"name": "success_pairs"}],
+    "guidance": {"name": "templates", "names": ["abel", "simplerl"]},
+    "explore": {"name": "greedy_failures"},
+}
 LOOPS = {
     "spae": {"prompts_per_step": 3, "row": "spae"},
     "laser": {"row": "laser"},
@@ -110,14 +115,18 @@ LOOPS = {
     "npo": {"row": "npo", "prompts_per_step": 10},
     "dapo": {"row": "dapo", "minibatches": 2},
     "data half": {"row": "remix", "overrides": DATA_HALF},
+    "selection": {"row": "rlcs", "overrides": SELECTION},
     "one ahead": {"row": "grpo", "schedule": ONE_AHEAD},
     "stored": {"row": "kto", "stored": GROUPS},
     "taught": {"row": "topk_distillation"},
     "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
     "reset": {"row": "grpo_kl", "reset": ResetSettings(kl=1e-7)},
+    "roles": {"row": "rae"},
+    "moments": {"row": "m2po", "minibatches": 2},
 }
-"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, answers made
-beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks, a reset."""
+"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, problems and
+prompts that are chosen, answers made beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks, a
+reset, a baseline that goes through the answers of all ranks, a mask by what all ranks' tokens have moved."""
 
 
 def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, stored=None, **changes) -> dict:

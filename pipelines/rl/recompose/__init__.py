@@ -2,10 +2,17 @@
 
 from pipelines.rl.recompose.dynamic_sampling import dynamic_sampling
 from pipelines.rl.recompose.inject import inject
+from pipelines.rl.recompose.oversampling import oversampling
 from pipelines.rl.recompose.prioritised_replay import prioritised_replay
 from pipelines.rl.recompose.recomposition import Recomposition
 from pipelines.rl.recompose.replay import replay
 
-__all__ = ["RECOMPOSE", "Recomposition", "dynamic_sampling", "inject", "prioritised_replay", "replay"]
+__all__ = ["RECOMPOSE", "Recomposition", "dynamic_sampling", "inject", "oversampling", "prioritised_replay", "replay"]
 
-RECOMPOSE = {"dynamic_sampling": dynamic_sampling, "replay": replay, "inject": inject, "prioritised_replay": prioritised_replay}
+RECOMPOSE = {
+    "dynamic_sampling": dynamic_sampling,
+    "oversampling": oversampling,
+    "replay": replay,
+    "inject": inject,
+    "prioritised_replay": prioritised_replay,
+}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.history import History
 from pipelines.rl.rewards import Rewards
 
 
+class More(Protocol):
+    """Judged answers to further problems of a step."""
+
+    def __call__(self, number: int, count: int | None = None) -> list[Trajectory]:
+        """Those of the step's further draw 1, 2, ..., in groups of new ids: as many problems as the step has, or the first `count` of them."""
+        ...
+
+
 @dataclass
 class Recomposition:
-    """What a `recompose` function may use. more(round) draws and answers as many further problems as the step has, in groups of new ids.
+    """What a `recompose` function may use.
 
     Such a function gets all rollouts of the step and gives them back: those that train no more with their reason (`account.drop`), and what
     it adds. A further positional parameter that is called as a role (roles.py) is a generator of that policy.
@@ -23,4 +32,4 @@ class Recomposition:
     problems: Mapping[str, Problem]
     history: History
     rewards: Rewards
-    more: Callable[[int], list[Trajectory]]
+    more: More

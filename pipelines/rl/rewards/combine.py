@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def weighted(
@@ -29,4 +29,13 @@ def weighted(
     return sum(weight * parts[name] for name, weight in (weights or {"correct": 1.0}).items())
 
 
-COMBINE = {"weighted": weighted}
+def cases(parts: Mapping[str, float], *, cases: Sequence[tuple[Mapping[str, float], float]], otherwise: float = 0.0) -> float:
+    """The value of the first case whose parts are all at or above what it says, such as [{correct: 1, format: 1}, 2.0].
+
+    Raises:
+        KeyError: a part that is named is not there.
+    """
+    return next((value for least, value in cases if all(parts[name] >= bound for name, bound in least.items())), otherwise)
+
+
+COMBINE = {"weighted": weighted, "cases": cases}

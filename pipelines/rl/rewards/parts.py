@@ -11,7 +11,9 @@ from typing import Any, Literal
 from pipelines.config.stage import BOUND
 from pipelines.models.reward_model import Scale
 from pipelines.records import Outcome, Trajectory, Verdict
+from pipelines.rl.guidance.templates import well_formed
 from pipelines.rl.rewards.scoring import Scoring
+from pipelines.verifiers import final_text
 
 Values = dict[str, list[float | None]]
 
@@ -24,6 +26,17 @@ def verdict(group: Sequence[Trajectory], at: Scoring) -> Values:
 def form(group: Sequence[Trajectory], at: Scoring) -> Values:
     """`format`: 1 where an answer could be found."""
     return {"format": [float(each.outcome != Outcome.UNPARSABLE) for each in at.verdicts]}
+
+
+def template_form(group: Sequence[Trajectory], at: Scoring) -> Values:
+    """`template_form`: 1 where an answer has the form that its template asks for (guidance `templates`); 0 on held-out problems, which have none."""
+    return {"template_form": [float("template" in t.reward_parts and well_formed(t.response, t.reward_parts["template"])) for t in group]}
+
+
+def mentions(group: Sequence[Trajectory], at: Scoring, *, part: str, phrases: Sequence[str]) -> Values:
+    """`part`: 1 where the answer, thoughts left out, has one of the phrases; case does not matter."""
+    said = [(final_text(text) or "").casefold() for text in at.answers]
+    return {part: [float(any(phrase.casefold() in text for phrase in phrases)) for text in said]}
 
 
 def length(group: Sequence[Trajectory], at: Scoring, *, among: Literal["limit", "group"] = "limit") -> Values:
@@ -97,6 +110,8 @@ def _score(said: Verdict) -> float | None:
 PARTS = {
     "verdict": verdict,
     "format": form,
+    "template_form": template_form,
+    "mentions": mentions,
     "length": length,
     "cosine": cosine,
     "repetition": repetition,

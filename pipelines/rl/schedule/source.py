@@ -69,9 +69,10 @@ class Source:
     def generator(self) -> Generator:
         return self.answering.generator
 
-    def tasks(self, step: int, number: int = 0) -> list[Task]:
-        """This process' share of a draw. A problem that comes twice is answered twice: its place is part of the key."""
-        drawn = self.draw(step, number)
+    def tasks(self, step: int, number: int = 0, count: int | None = None) -> list[Task]:
+        """This process' share of a draw, or of its first `count` problems. A problem that comes twice is answered twice: its place is part of the
+        key."""
+        drawn = self.draw(step, number)[:count]
         return [self.task(step, number, slot, drawn[slot]) for slot in self.share(len(drawn))]
 
     def task(self, step: int, number: int, slot: int, problem: Problem) -> Task:
@@ -103,10 +104,10 @@ class Source:
         """Know the problems that `play` made in a step."""
         self.problems.update(self.answering.play.problems(trajectories, self.problems))
 
-    def further(self, step: int, clock: Clock, number: int) -> list[Trajectory]:
-        """Judged answers to the problems of the step's further draw 1, 2, ..., of what is served now."""
+    def further(self, step: int, clock: Clock, number: int, count: int | None = None) -> list[Trajectory]:
+        """Judged answers to the problems, or to `count` of them, of the step's further draw 1, 2, ..., of what is served now."""
         known = self.answered(step, number)
-        return self.gathered(step, number, self.answer(step, number, self.tasks(step, number), clock)) if known is None else known
+        return self.gathered(step, number, self.answer(step, number, self.tasks(step, number, count), clock)) if known is None else known
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
         """Share of right answers of what is served, the policy after `step`, among those that could be judged.

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines import seeding
 from pipelines.records import Problem
 from pipelines.rl.history import Tally
-from pipelines.rl.tasks.draw import Draw
+from pipelines.rl.tasks.draw import Draw, likeliest
 
 
 class Bots:
@@ -49,9 +49,7 @@ class Bots:
         alpha, beta = np.array([self.beliefs.get(p.problem_id, (1.0, 1.0)) for p in problems]).T
         rates = random.beta(alpha, beta) if self.thompson else alpha / (alpha + beta)
         score = -np.abs(self.target - rates)
-        if self.temperature > 0:
-            score = score / self.temperature + random.gumbel(size=len(problems))  # the largest are a draw without replacement
-        return [problems[place] for place in np.argsort(-score, kind="stable")[: at.count]]
+        return likeliest(problems, score / (self.temperature or 1.0), at.count, random if self.temperature else None)
 
     def observe(self, problems: Sequence[Problem], tallies: Mapping[str, Tally]) -> None:
         """Update every belief by one step's answers."""

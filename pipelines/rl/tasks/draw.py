@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipelines import seeding
 from pipelines.records import Problem
 from pipelines.rl.history import History
@@ -34,12 +36,13 @@ Choose = Callable[[Sequence[Problem], Draw], Sequence[Problem]]
 def draw(problems: Sequence[Problem], samplers: Sequence[Choose], at: Draw) -> list[Problem]:
     """`at.count` problems: every one once per epoch, in an order keyed by (seed, stage, epoch).
 
-    Where the samplers leave some out, they are drawn among the others at random, each at most once while they last; where they leave none, among all.
+    Where the samplers choose, they are drawn among what those leave at random, each as often as it stands there while they last; where nothing is
+    left, among all.
     """
     left = problems
     for choose in samplers:
         left = choose(left, at)
-    if left and len(left) < len(problems):
+    if left and list(left) != list(problems):
         order = seeding.generator(*at.key("order among the eligible"), at.step).permutation(len(left))
         return [left[order[place % len(left)]] for place in range(at.count)]
     first = (at.step - 1) * at.count
@@ -51,3 +54,17 @@ def draw(problems: Sequence[Problem], samplers: Sequence[Choose], at: Draw) -> l
             orders[epoch] = list(seeding.generator(*at.key("order"), epoch).permutation(len(problems)))
         drawn.append(problems[orders[epoch][inside]])
     return drawn
+
+
+def rate(problem: Problem, history: History, visits: int = 1) -> float | None:
+    """Share of right answers in the last `visits` steps that answered the problem; before its first one the pass rate of its grading, None
+    without."""
+    seen = history.visits.get(problem.problem_id, [])[-visits:]
+    return sum(tally.right for tally in seen) / sum(tally.judged for tally in seen) if seen else problem.pass_rate
+
+
+def likeliest(problems: Sequence[Problem], score: np.ndarray, count: int, random: np.random.Generator | None = None) -> list[Problem]:
+    """The `count` of the highest score; with `random` a draw without replacement by softmax(score)."""
+    if random is not None:
+        score = score + random.gumbel(size=len(problems))  # the largest are such a draw
+    return [problems[place] for place in np.argsort(-score, kind="stable")[:count]]
