@@ -19,12 +19,13 @@ from pipelines.config.curation import CurationSettings, SynthesiseStage
 from pipelines.config.evaluation import ReportSettings
 from pipelines.config.extrapolation import ExtrapolateStage
 from pipelines.config.sampling import SampleStage
+from pipelines.config.selection import SelectStage
 from pipelines.config.sources import ArithmeticSource, SourcesSettings
 from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
 from pipelines.evaluation.report import Inputs, render, training
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
-from pipelines.stages import Context, curation, extrapolate, report, sample, sources, synthesise
+from pipelines.stages import Context, curation, extrapolate, report, sample, select, sources, synthesise
 from pipelines.store import read_problems, write_json, write_problems, write_table
 
 ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
@@ -44,7 +45,7 @@ RESULTS = (
     "outcomes",
     "samples",
 )
-SECTIONS = (*RESULTS, "curation", "difficulty", "sampled", "synthesis", "lineage")
+SECTIONS = (*RESULTS, "curation", "difficulty", "selected", "sampled", "synthesis", "lineage")
 JUDGED = {
     "accuracy": 0.731, "accuracy_low": 0.622, "accuracy_high": 0.818, "pairs": 120.0, "pairs_better_shorter": 60.0, "accuracy_better_shorter": 0.512,
     "pairs_better_longer": 0.0, "ece": 0.031, "ece_before": 0.092, "brier": 0.188, "temperature": 1.64,
@@ -79,6 +80,9 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scripted = {"engine": "scripted", "script": str(root / "script.json"), "max_new_tokens": 8}
     asking = SampleStage.model_validate({"init": "sums", "data": "difficulty/graded", "samples": 2, "generation": scripted})
     write_json(root / paths.METRICS / "asked.json", run(root, "asked", asking, sample))
+    write_problems(root / paths.rows("pool"), read_problems(evaluated / paths.BENCHMARKS / "sums.parquet"))
+    choosing = SelectStage.model_validate({"data": ["pool", "sums/rollouts"], "score": "variance", "most": 5})
+    run(root, "few", choosing, select)
     for step, model in ((40, "sft"), (130, "sums")):
         shutil.copytree(root / paths.model(model), root / paths.KEPT / "sums" / f"step-{step:06d}")
     going_on = ExtrapolateStage(init="sums", start="base", target=200, method="line")
@@ -95,6 +99,7 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("difficulty", "grade", [paths.model("sft")], [paths.ROWS / "difficulty"]),
         ("synthesis", "synthesise", [paths.rows("difficulty/graded")], [paths.ROWS / "synthesis"]),
         ("asked", "sample", [paths.model("sums"), paths.rows("difficulty/graded")], [paths.ROWS / "asked"], asking.model_dump(mode="json")),
+        ("few", "select", [paths.rows("pool")], [paths.ROWS / "few"], choosing.model_dump(mode="json")),
         ("later", "extrapolate", [paths.KEPT / "sums", paths.BASE], [paths.model("later")], going_on.model_dump(mode="json")),
         ("judge", "reward_model", [paths.model("sft")], [paths.METRICS / "judge.json"]),
         ("sums", "rl", [paths.model("sft"), paths.ROWS / "difficulty", paths.ROWS / "synthesis"], [paths.model("sums")]),
@@ -168,6 +173,7 @@ def test_every_section_is_there_and_full(page: str) -> None:
         "0.031, 0.092",
         "Loss (nats per pair or response)",
         "sums gave 192 answers: correct 64, unparsable 96, wrong 32. Of 96 rows 64 are handed on; left out: no right answer 32.",
+        "over quota 13",
         "saw rows: 96 of difficulty/graded",
         "level 2",
     ):
@@ -266,7 +272,7 @@ def test_a_missing_part_leaves_a_sentence(tmp_path: Path, evaluated: Path) -> No
     assert tuple(Reader(empty).ids) == SECTIONS and empty.count('class="absent"') == len(SECTIONS)
     shutil.copytree(evaluated / paths.EVALUATION, tmp_path / paths.EVALUATION)
     run(tmp_path, "report", ReportSettings(), report)
-    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 8  # training, reward models, extrapolation, curation, difficulty, sampled, synthesis, lineage
+    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 9  # training, reward models, extrapolation, curation, difficulty, selected, sampled, synthesis, lineage
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The report's data sections: where rows came from, what each step dropped, what was graded, sampled and synthesised."""
+"""The report's data sections: where rows came from, what each step dropped, what was graded, selected, sampled and synthesised."""
 
 from __future__ import annotations
 
@@ -129,6 +129,14 @@ def difficulty(graded: Sequence[Graded], ledger: Mapping[str, Any] | None) -> Ht
     )
     entries = [("handed on", "w-kept"), ("left aside", "w-aside")]
     return join([el("p", note, class_="note"), legend(entries), el("div", charts, class_="grid-charts")])
+
+
+def chosen(ledger: Mapping[str, Any]) -> Html:
+    """Which rows a stage of kind select hands on, and why others are left out."""
+    (step,) = ledger["steps"]
+    first = max(step["input"], 1)
+    bars = [_bar("rows", first, 0, first, {}), _bar(step["step"], step["kept"], step["dropped"], first, step["reasons"])]
+    return join([legend([("kept", "w-kept"), ("dropped here", "w-dropped")]), el("div", bars, class_="waterfall")])
 
 
 def synthesis(ledger: Mapping[str, Any]) -> Html:
