@@ -18,14 +18,15 @@ PROMPT = {"system": "Solve the problem. End with #### and the answer.", "respons
 
 
 def examples(name: str) -> Iterator[Any]:
-    """Problems of a file of data/examples."""
+    """Problems of a file of data/examples, without its malformed rows."""
     from pipelines.config.sources import FileSource
+    from pipelines.records import Problem
     from pipelines.sources import files
 
     fields = {"prompt": "question", "answer": "answer", "solution": "steps", "source_id": "id"}
     has = json.loads((EXAMPLES / f"{name}.jsonl").open().readline())
     source = FileSource(kind="file", path=f"{name}.jsonl", fields={key: value for key, value in fields.items() if value in has}, licence="MIT")
-    yield from files.problems(source, 1, name, EXAMPLES)
+    yield from (row for row in files.problems(source, 1, name, EXAMPLES) if isinstance(row, Problem))
 
 
 def brought(folder: Path, model: str) -> tuple[Any, Any]:

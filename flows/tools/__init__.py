@@ -18,6 +18,9 @@ def register(add: Add) -> None:
     """Add the subcommands; `add(name, function, text)` makes one."""
     sub = add("methods", methods.methods, "the table of recipes, or one row with its formula, paper and slots")
     sub.add_argument("name", nargs="?", help="a row")
+    sub.add_argument("--part", metavar="SLOT", help="rows that say something of their own of this slot, such as explore or clip")
+    sub.add_argument("--paper", metavar="WORDS", help="rows of this paper: words of its title, a name, an arXiv id")
+    sub.add_argument("--needs", metavar="WHAT", help="rows that cannot run without: solutions, rates, policy, teacher or value")
     sub.add_argument("--diff", nargs=2, metavar=("A", "B"), help="the slots in which two rows differ")
     sub.add_argument("--markdown", action="store_true", help="docs/METHODS.md, to standard output")
     models.register(add)

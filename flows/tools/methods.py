@@ -1,12 +1,13 @@
-"""`touchstone methods`: the recipes, one of them, what sets two apart, or docs/METHODS.md."""
+"""`touchstone methods`: the recipes, those that are sought, one of them, what sets two apart, or docs/METHODS.md."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def methods(options: argparse.Namespace) -> int:
-    from pipelines.rl import RECIPES, recipe, table
+    from pipelines.rl import recipe, table
     from tasks import settings
 
     if options.markdown:
@@ -18,6 +19,10 @@ def methods(options: argparse.Namespace) -> int:
     elif options.name:
         print(table.describe(recipe(options.name)))
     else:
-        for row in RECIPES.values():
+        rows = table.found(options.part, options.paper, options.needs)
+        for row in rows:
             print(f"{row.name:<22} {row.fidelity:<14} {row.paper}")
+        if not rows:
+            print("no such row", file=sys.stderr)
+            return 1
     return 0

@@ -87,7 +87,8 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Asking:
-    """How problems are put to the policy of a run. longest: tokens that a prompt may have, with what opens the answer, so that the answer has room."""
+    """How problems are put to the policy of a run. longest: tokens that a prompt may have, with what opens the answer, so that the answer has
+    room."""
 
     environment: Environment
     tokenizer: Any

@@ -9,42 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import methods
+from pipelines.rl.costs import GROUP, another_forward, cost, needs, reads
+from pipelines.rl.demands import Need
 from pipelines.rl.recipe import DATA_SLOTS, Recipe, names, recipe
 from pipelines.rl.slots import SLOTS
-from pipelines.rl.tensors import TENSORS, When
 
-ALWAYS = ("mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "logp_BT", "response_limit", "step")
-"""What every run has."""
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 
 HEADER = """# Methods
 
 Written by `touchstone methods --markdown`; a test fails when this file and the code differ. A row is an entry of
-[recipes.yaml](../pipelines/rl/recipes.yaml). `slots` lists what it says differently from the default row:
+[recipes.yaml](../pipelines/rl/recipes.yaml). Two columns list what it says differently from the default row: in the data half, from a problem to a
+batch, and in the objective half, from a batch to a loss. The default row:
 
     {default}
 
-`reads` names what it needs beside rewards, log-probabilities and masks; the loop computes that and no more (see
-[tensors.py](../pipelines/rl/tensors.py)); **bold** is what costs another forward pass. `fidelity`: *published* where every rule and
-constant is the paper's or its code's, *reconstructed* where one was open or stands in for another (the notes say which). `test`: the row
-against hand-computed numbers; besides, every row is held to `tests/rl/test_rl_invariances.py` (slicing, order, padding, masked rows, empty
-masks, finite differences), each kind of function to derivatives written by hand (`test_rl_derivatives.py`), and trained in
-`tests/rl/test_rl_loop.py`.
+`needs`: what it cannot run without beside problems with verifiable answers (`solutions`, worked ones; `rates`, graded pass rates; another
+`policy` in memory; a `teacher`; a `value` head). `answers`: the least and the most to a drawn problem, with groups of {group}. `reads` names
+what it reads beside rewards, log-probabilities and masks; the loop computes that and no more (see [tensors.py](../pipelines/rl/tensors.py));
+**bold** is what costs another forward pass. `fidelity`: *published* where every rule and constant is the paper's or its code's, *reconstructed*
+where one was open or stands in for another (the notes say which). `test`: the row against hand-computed numbers; besides, every row is held to
+`tests/rl/test_rl_invariances.py` (slicing, order, padding, masked rows, empty masks, finite differences), each kind of function to derivatives
+written by hand (`test_rl_derivatives.py`), and trained in `tests/rl/test_rl_loop.py`.
 
-| method | row | slots | reads | fidelity | test |
-|---|---|---|---|---|---|
+| method | row | data half | objective half | needs | answers | reads | fidelity | test |
+|---|---|---|---|---|---|---|---|---|
 """
-
-
-def reads(row: Recipe) -> list[str]:
-    """The tensors, beyond what every run has, that someone must supply: the loop does, by `pipelines.rl.score`."""
-    return sorted(name for name in row.having(When.READ, When.BEFORE, When.LIVE) if row.read[name] and name not in ALWAYS)
-
-
-def another_forward(row: Recipe) -> set[str]:
-    """Which of them cost a forward pass beside the update's own."""
-    asked = {name: TENSORS[name] for name in reads(row)}
-    return {name for name, d in asked.items() if (name in row.before if d.when is When.BEFORE else d.when is When.READ and not d.free)}
 
 
 def value(slot: Any) -> str:
@@ -63,12 +53,32 @@ def differences(first: Recipe, second: Recipe) -> list[tuple[str, str, str]]:
 
 
 def describe(row: Recipe) -> str:
-    """One row: paper, formula, fidelity, slots, what it reads."""
+    """One row: paper, formula, fidelity, slots, what it reads, needs and costs."""
     lines = [row.name, f"  {row.paper}", f"  {row.formula}", f"  fidelity: {row.fidelity}"]
     lines += [f"  assumed: {row.assumed}"] if row.assumed else []
     lines += [f"  code variant: {row.code_variant}"] if row.code_variant else []
     lines += [f"  {slot}: {value(content)}" for slot, content in row.slots.items() if content or _single(slot)]
-    return "\n".join([*lines, f"  reads: {', '.join(reads(row)) or 'rewards and log-probabilities alone'}"])
+    lines += [f"  reads: {', '.join(reads(row)) or 'rewards and log-probabilities alone'}"]
+    lines += [f"  needs: {', '.join(sorted(needs(row))) or 'problems with verifiable answers alone'}"]
+    return "\n".join([*lines, f"  costs, with groups of {GROUP}: {cost(row)}"])
+
+
+def found(part: str | None = None, paper: str | None = None, need: str | None = None) -> list[Recipe]:
+    """The rows that differ from the default row in a slot, whose paper holds these words, and that cannot run without what is named.
+
+    Raises:
+        UserError: no such slot or need; names the nearest.
+    """
+    rows, default = [recipe(name) for name in names()], recipe("grpo")
+    if part is not None:
+        methods.choose("part", default.slots, part)
+        rows = [row for row in rows if row.slots[part] != default.slots[part]]
+    if paper is not None:
+        rows = [row for row in rows if paper.casefold() in row.paper.casefold()]
+    if need is not None:
+        wanted = methods.choose("need", {each.value: each for each in Need}, need)
+        rows = [row for row in rows if wanted in needs(row)]
+    return rows
 
 
 def worked_examples(folder: Path) -> dict[str, str]:
@@ -82,12 +92,16 @@ def worked_examples(folder: Path) -> dict[str, str]:
 def markdown(tests: Path) -> str:
     """docs/METHODS.md; `tests` is the folder of the worked examples."""
     rows, default, tested = [recipe(name) for name in names()], recipe("grpo"), worked_examples(tests)
-    text = [HEADER.format(default="\n    ".join(f"{slot}: {value(content)}" for slot, content in default.slots.items() if content or _single(slot)))]
+    shown = "\n    ".join(f"{slot}: {value(content)}" for slot, content in default.slots.items() if content or _single(slot))
+    text = [HEADER.format(default=shown, group=GROUP)]
     for row in rows:
-        changed = "; ".join(f"{slot} {theirs}" for slot, _, theirs in differences(default, row)) or "the default row"
+        changed = differences(default, row)
+        halves = ["; ".join(f"{slot} {theirs}" for slot, _, theirs in changed if (slot in DATA_SLOTS) is data) for data in (True, False)]
         heavy = another_forward(row)
         read = ", ".join(f"**{name}**" if name in heavy else name for name in reads(row))
-        text.append(f"| {_cite(row.paper)} | `{row.name}` | {changed} | {read} | {row.fidelity} | {tested.get(row.name, '')} |\n")
+        answers = " to ".join(str(count) for count in dict.fromkeys(cost(row).answers))
+        cells = [_cite(row.paper), f"`{row.name}`", *halves, ", ".join(sorted(needs(row))), answers, read]
+        text.append(f"| {' | '.join(cells)} | {row.fidelity} | {tested.get(row.name, '')} |\n")
     text.append("\n## Formulas and notes\n")
     for row in rows:
         text.append(f"\n**{row.name}**: {row.formula}\n")

@@ -73,7 +73,8 @@ class Declared:
     role: the policy beside the trained one that it is of (roles.py). live: see BEFORE. with_: tensors that it cannot be had without.
     held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own. asks: what of stored
     responses must be known for it.
-    fill: what stands past a row's end where ranks' rows are put together. numbered: its ids are of one rank alone.
+    solution: it is read off the problem's worked solution. fill: what stands past a row's end where ranks' rows are put together. numbered: its
+    ids are of one rank alone.
     """
 
     about: str
@@ -87,6 +88,7 @@ class Declared:
     held_of: str | None = None
     free: bool = False
     asks: Asks | None = None
+    solution: bool = False
     fill: float = 0.0
     numbered: bool = False
 
@@ -145,7 +147,9 @@ TENSORS: dict[str, Declared] = {
     "logp_dpo_BT": _read(scores.of_frozen("dpo"), "a policy trained on preferences, whose log-ratio to the SFT policy is a reward", role="dpo"),
     "logp_prev_BT": _read(scores.of_frozen("prev"), "the policy one step ago", role="prev"),
     "logp_tempered_BT": _read(scores.tempered, "the reference, flattened for responses of low reward", role="ref"),
-    "logp_expert_BT": _read(scores.expert, "log-probability of the prompt's expert solution, aligned by position; 0 past its end", asks=Asks.PROBLEM),
+    "logp_expert_BT": _read(
+        scores.expert, "log-probability of the prompt's expert solution, aligned by position; 0 past its end", asks=Asks.PROBLEM, solution=True
+    ),
     "mismatched_B": _read(scores.mismatched, "log-ratio to the reference of another prompt's response under the row's own prompt, nats", role="ref"),
     # of the policy's own half-finished responses
     "step_BT": _read(probes.steps, "step of reasoning that the token belongs to, from 0, int", free=True),

@@ -333,6 +333,10 @@ def test_methods_lists_shows_and_compares(capsys):
     assert main(["methods", "--diff", "grpo", "dr_grpo"]) == 0
     compared = capsys.readouterr().out
     assert "dr_grpo: none" in compared and "clip" not in compared
+    assert main(["methods", "--part", "aggregation", "--paper", "dapo"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["dapo"]
+    assert main(["methods", "--paper", "no such paper"]) == 1
+    assert "no such row" in capsys.readouterr().err
     assert main(["methods", "gropo"]) == 2
     assert "did you mean 'grpo'" in capsys.readouterr().err
 

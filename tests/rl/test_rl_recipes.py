@@ -9,9 +9,11 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.rl import RECIPES, Batch, advantages, objective, recipe
+from pipelines.rl.costs import Cost, another_forward, cost, needs, reads
+from pipelines.rl.demands import Need
 from pipelines.rl.recipe import DERIVED, inputs_of, names
 from pipelines.rl.slots import SLOTS
-from pipelines.rl.table import another_forward, markdown, reads, worked_examples
+from pipelines.rl.table import found, markdown, worked_examples
 from pipelines.rl.tensors import TENSORS, When, of
 
 ROOT = Path(__file__).parents[2]
@@ -111,3 +113,31 @@ def test_a_missing_tensor_is_named():
 
 def test_methods_md_is_fresh():
     assert (ROOT / "docs" / "METHODS.md").read_text() == markdown(ROOT / "tests" / "rl"), "run `touchstone methods --markdown > docs/METHODS.md`"
+
+
+def test_what_a_row_needs_and_costs():
+    """By hand: answers to a problem with groups of 8, passes beside the update's own, what else is in memory."""
+    assert cost(RECIPES["grpo"]) == Cost((8, 8), (), (), value=False)
+    assert cost(RECIPES["dapo"]).answers == (8, 8 * (1 + 3))
+    assert cost(RECIPES["reinforce_ada"], group=4).answers == (8, 4 * 8)
+    assert cost(RECIPES["self"]).answers == (1, 8 + 1) and cost(RECIPES["rlcs"]).answers == (8, 4 * 8)
+    assert needs(RECIPES["sparkle"]) == {Need.SOLUTIONS, Need.POLICY} and needs(RECIPES["mccl"]) == {Need.RATES}
+    assert cost(RECIPES["npo"]).answers == (8, 8 + 4) and cost(RECIPES["npo"]).policies == ("guide",)
+    assert cost(RECIPES["svs"]).answers == (8, 8 * (1 + 4 * (1 + 8)))
+    assert cost(RECIPES["ppo_kl"]) == Cost((8, 8), ("ref", "the policy before the update"), ("ref",), value=True)
+    assert cost(RECIPES["stored_distillation"]).policies == ()
+    assert needs(RECIPES["grpo"]) == frozenset()
+    assert needs(RECIPES["ppo_kl"]) == {Need.POLICY, Need.VALUE}
+    assert needs(RECIPES["calib_rl"]) >= {Need.SOLUTIONS}
+    assert needs(recipe("grpo", guidance={"name": "solution_prefix"})) == {Need.SOLUTIONS}
+    assert needs(RECIPES["topk_distillation"]) == {Need.TEACHER}
+
+
+def test_rows_are_found_by_slot_paper_and_need():
+    assert [row.name for row in found(part="explore")] == ["self", "reinforce_ada"]
+    assert [row.name for row in found(paper="2508.14029")] == ["svs"]
+    assert [row.name for row in found(need="value", paper="ppo as in")] == ["ppo_kl"]
+    with pytest.raises(UserError, match="did you mean 'explore'"):
+        found(part="explor")
+    with pytest.raises(UserError, match="did you mean 'solutions'"):
+        found(need="solution")

@@ -7,9 +7,11 @@ from typing import Literal
 
 from pipelines.records import Outcome, Trajectory
 from pipelines.rl.account import SPARE, drop, episodes
+from pipelines.rl.demands import takes
 from pipelines.rl.episodes import Answers, Task
 
 
+@takes(lambda _, *, rounds, per_round, **_more: (per_round, rounds * per_round))
 async def adaptive(
     task: Task, answers: Answers, *, rounds: int = 4, per_round: int = 8, above: float = 0.7, until: Literal["balanced", "positive"] = "balanced"
 ) -> list[Trajectory]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from pipelines import prompting, seeding
 from pipelines.records import GUIDE, Segment
+from pipelines.rl.demands import Need, needs
 from pipelines.rl.episodes import Asking, Task
 
 _PARAGRAPH = re.compile(r"(?<=\n\n)(?=\S)")
@@ -18,6 +19,7 @@ _SENTENCE = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=\n)(?=\S)")
 _CLAUSE = re.compile(r"(?<=[,;]\s)(?=\S)")
 
 
+@needs(Need.SOLUTIONS)
 def solution_chunks(task: Task, path: int, at: Asking, *, chunks: int = 4, longest: int = 1024) -> Task:
     """SPARKLE (arXiv 2506.04723): all episodes of a group go on, inside the opened think block, from the first k of at most `chunks` parts of the
     worked solution; k is drawn anew for each group, from 0 to all that do not hold the answer. The parts do not train. longest: tokens that prompt

@@ -8,9 +8,11 @@ from typing import Literal
 
 from pipelines import prompting, seeding
 from pipelines.records import GUIDE, Segment
+from pipelines.rl.demands import Need, needs
 from pipelines.rl.episodes import Asking, Task
 
 
+@needs(Need.SOLUTIONS)
 def solution_prefix(
     task: Task,
     path: int,

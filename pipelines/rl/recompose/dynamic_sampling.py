@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from pipelines.records import REPLAY, Trajectory
 from pipelines.rl.account import FULL, UNIFORM, by_group, drop, mixed, training
+from pipelines.rl.demands import takes
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
+@takes(lambda n, *, rounds, **_: (n, n * (1 + rounds)))
 def dynamic_sampling(rollouts: list[Trajectory], at: Recomposition, *, rounds: int = 3, recover: bool = False) -> list[Trajectory]:
     """DAPO (arXiv 2503.14476): only groups with some but not all responses right; up to `rounds` further draws fill the batch. recover: those for
     which the step before had no place head it, one update old and with no correction for that (Recent Sample Recovery, arXiv 2506.18330).

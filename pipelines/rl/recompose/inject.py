@@ -10,9 +10,11 @@ from pipelines.models import ranks
 from pipelines.records import GUIDE, Outcome, Trajectory, one_turn
 from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
 from pipelines.rl.answering import trainable
+from pipelines.rl.demands import takes
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
+@takes(lambda n, *, tries, **_: (n, n + tries))
 def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, at_most: float = 0.25, tries: int = 4) -> list[Trajectory]:
     """NPO (arXiv 2604.20733): in a group whose pass rate is at most `at_most`, one failed rollout gives way to a verified right one of a
     later checkpoint, if `tries` samples of it hold one."""

@@ -6,10 +6,12 @@ import math
 
 from pipelines.records import Outcome, Trajectory
 from pipelines.rl.account import FULL, UNIFORM, by_group, drop, mixed, training
+from pipelines.rl.demands import takes
 from pipelines.rl.history import History
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
+@takes(lambda n, *, most, **_: (n, math.ceil(n * most)))
 def oversampling(rollouts: list[Trajectory], at: Recomposition, *, smoothing: float = 0.9, most: float = 4.0) -> list[Trajectory]:
     """GLM-4.1V-Thinking (arXiv 2507.01006): a step answers 1 / (1 - e) times its problems, at most `most` times, e the moving average over the steps
     before of the share of problems whose answers are all right or all wrong. Of the groups with both outcomes those train whose share of right

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from pipelines import seeding
 from pipelines.records import Problem
+from pipelines.rl.demands import Need, needs
 from pipelines.rl.tasks.draw import Draw
 
 
+@needs(Need.RATES)
 class Cyclic:
     """Modified cyclical curriculum learning (MCCL): epoch after epoch the easiest `first` of the problems, twice as many, and so on up to all; then
     from the start, `cycle` epochs in all. In each epoch problems that were made from others (`parents`) come after those that were not.
