@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from pipelines.progress import Journal
 
 EXAMPLES = Path(__file__).parents[1] / "data" / "examples"
 COLD_START = 300
@@ -93,10 +95,24 @@ def supervised(folder: Path, policy: Any, rows: list[Any], settings: Any) -> Non
 
 
 @contextmanager
-def journal(folder: Path, name: str) -> Iterator[Any]:
-    """A journal that shows nothing."""
-    from pipelines.progress import Journal
-
+def journal(folder: Path, name: str, answers: int | None = None) -> Iterator[Any]:
+    """A journal that shows nothing. answers: the block ends after the step by which so many are answered."""
     folder.mkdir()
-    with open(os.devnull, "w") as nowhere:
-        yield Journal(folder / "journal.jsonl", name, nowhere)
+    with open(os.devnull, "w") as nowhere, suppress(_Answered):
+        yield _Counted(folder / "journal.jsonl", name, nowhere, answers)
+
+
+class _Answered(Exception):
+    """There are as many answers as were wanted."""
+
+
+class _Counted(Journal):
+    def __init__(self, path: Path, name: str, out: TextIO, most: int | None) -> None:
+        super().__init__(path, name, out)
+        self._left = float("inf") if most is None else most
+
+    def record(self, step: int, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        super().record(step, metrics, clock)
+        self._left -= metrics.get("answered", 0.0)
+        if self._left <= 0:
+            raise _Answered

@@ -90,9 +90,10 @@ def _reads(kind: str, settings: Any) -> list[Path]:
         read = [*map(paths.model, (*settings.models_read, *settings.reward_models_read)), *map(paths.rows, settings.rows_read)]
         if kind == "extrapolate":
             read = [paths.KEPT / settings.init, paths.model(settings.start)]
+            read += [paths.model(settings.init), *map(paths.rows, settings.rows_read)] if settings.search else []
         if kind == "synthesise":
             read += [paths.CURATION, paths.BENCHMARKS]
-        if kind == "merge" and settings.search:
+        if kind in ("merge", "extrapolate") and settings.search:
             read.append(paths.BENCHMARKS)
         if kind == "command":
             read += [*map(Path, settings.code), *([paths.environment(settings.environment)] if settings.environment else [])]

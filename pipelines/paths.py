@@ -29,6 +29,9 @@ SEARCH = "search.json"
 REWARD_MODEL = "reward_model.json"
 """Name of what makes a folder a reward model: how it reads responses, what was fitted and measured."""
 
+PRINCIPLES = "principles.jsonl"
+"""Name of the rows {prompt, response, principle, label, evidence} that were read from feedback, in the folder of the reward model they taught."""
+
 EXTRAPOLATION = "extrapolation.json"
 """Name of what an extrapolation found of every tensor, in the folder of its model."""
 
@@ -40,6 +43,8 @@ GRADED = "graded.parquet"
 """Name of all graded problems, of a stage of kind grade."""
 UNGRADED = "ungraded.parquet"
 """Name of the problems beyond its limit."""
+OUTPUTS = "outputs.parquet"
+"""Name of what a teacher has said of answers' tokens, of a stage of kind sample."""
 STRONG = "strong.parquet"
 """Name of those that its second policy graded, with that one's pass rates."""
 SCORED = "scores.parquet"

@@ -44,6 +44,10 @@ class Journal:
         self._first = 0
         self._spoke = float("-inf")
 
+    def part(self, name: str) -> Journal:
+        """The journal of a part of the stage that is trained by itself, beside the stage's own."""
+        return Journal(self.path.with_name(f"{name}-{self.path.name}"), f"{self.title} {name}", self._out, lines=not self._live)
+
     def cut(self, step: int) -> None:
         """Forget rows after `step`: they belong to work that is about to be done again."""
         for path in (self.path, self._clock):

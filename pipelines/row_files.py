@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,18 @@ def first(path: Path) -> dict[str, Any]:
         _require(path)
         return dict.fromkeys(pq.read_schema(path).names)
     return next((row for _, row in lines(path) if isinstance(row, dict)), {})
+
+
+def value(row: Mapping[str, Any], *keys: str) -> Any:
+    """What stands under the first of these keys that is there.
+
+    Raises:
+        Malformed: none of them is there, or it is null.
+    """
+    found = next((row[key] for key in keys if row.get(key) is not None), None)
+    if found is None:
+        raise Malformed(f"key {' or '.join(map(repr, keys))} is {'null' if any(key in row for key in keys) else 'missing'}")
+    return found
 
 
 def _require(path: Path) -> None:

@@ -202,7 +202,10 @@ def _merge(given: Any) -> Iterator[str]:
 
 def _extrapolate(given: Any) -> Iterator[str]:
     yield f"{given.method} ({_pairs(given.settings) or 'its defaults'}) of the steps that {given.init} kept from {given.start} on"
-    yield f"read at step {given.target}"
+    if given.search:
+        yield f"search: read at {_pairs(given.search.grid)}, budget {given.search.budget}"
+    else:
+        yield f"read at step {given.target}"
 
 
 def _evaluation(given: Any) -> Iterator[str]:

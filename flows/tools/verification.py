@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.records import Outcome, Problem, Verdict
-from pipelines.row_files import Malformed, lines
+from pipelines.row_files import Malformed, lines, value
 from pipelines.sources import loose
 
 BATCH = 512
@@ -100,9 +100,10 @@ def _pairs(path: Path) -> Iterator[tuple[dict[str, Any], tuple[Problem, str] | M
             yield {}, Malformed(f"{where}{row}")
             continue
         try:
-            if not isinstance(row.get("prediction"), str):
-                raise Malformed(f"expected `prediction` to be a string, got {row.get('prediction')!r}")
-            yield row, (loose.problem(row), row["prediction"])
+            prediction = value(row, "prediction")
+            if not isinstance(prediction, str):
+                raise Malformed(f"expected `prediction` to be a string, got {prediction!r}")
+            yield row, (loose.problem(row), prediction)
         except Malformed as reason:
             yield row, Malformed(f"{where}{reason}")
 

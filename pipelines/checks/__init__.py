@@ -102,7 +102,7 @@ def questions(params: Params) -> list[tables.Question]:
             if isinstance(stage, SamplingStage):
                 more["kl_reset"] = stage.reset is not None and stage.reset.kl is not None
             if isinstance(stage, PreferenceStage):
-                more["lacking"] = names.lacking(stage)
+                more |= {"taught": "critic", "lacking": names.lacking(stage)}
             if isinstance(stage, DistilStage):
                 more |= {"taught": "teachers"} if stage.leaves_rollouts else {"taught": "stored", "lacking": []}
             asked.append({"key": key, "about": "recipe", "name": stage.recipe, "overrides": stage.overrides, **more})
@@ -116,7 +116,9 @@ def questions(params: Params) -> list[tables.Question]:
                 )  # fmt: skip
         elif stage.kind == "extrapolate":
             given = {**stage.settings, "target": stage.target}
-            asked.append({"key": key, "about": "merge", "method": stage.method, "settings": given, "grid": {}, "experts": 2})
+            grids = {key: dict[str, Any]()} | ({f"{key}.search.grid": stage.search.grid} if stage.search else {})
+            for at, values in grids.items():
+                asked.append({"key": at, "about": "merge", "method": stage.method, "settings": given, "grid": values, "experts": 2})
         elif stage.kind == "synthesise":
             generators |= {f"{key}.generators.{source}": given for source, given in (stage.generators or {}).items()}
     for key, source in {**names.sources(params), **generators}.items():

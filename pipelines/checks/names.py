@@ -13,6 +13,7 @@ from pipelines.config.checking import nearest
 from pipelines.config.common import GenerationSettings
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.evaluation import MergeStage
+from pipelines.config.extrapolation import ExtrapolateStage
 from pipelines.config.preference import PreferenceStage
 from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import SamplingStage
@@ -87,7 +88,9 @@ def generations(params: Params) -> dict[str, GenerationSettings]:
             found[f"stages.{name}.generation"] = stage.generation
         if isinstance(stage, GradeStage) and stage.strong and stage.strong.generation:
             found[f"stages.{name}.strong.generation"] = stage.strong.generation
-        if isinstance(stage, MergeStage) and stage.search:
+        if isinstance(stage, PreferenceStage) and stage.critic.completions:
+            found[f"stages.{name}.critic.generation"] = stage.critic.generation
+        if isinstance(stage, MergeStage | ExtrapolateStage) and stage.search:
             found[f"stages.{name}.search.generation"] = stage.search.generation
     return found
 
@@ -124,6 +127,7 @@ def endpoints(params: Params) -> Faults:
         if stage.paired and stage.pairs.judge and not stage.pairs.judge.stage:
             needed[f"stages.{name}.pairs.judge"] = "judge", JUDGE_URL
     judging = [stage.judge for _, stage in of_kind(params, Judging)]
+    judging += [stage.search.judge for _, stage in of_kind(params, MergeStage) if stage.search]
     asking = {"train": not judging or None in judging, "benchmarks": params.evaluation.judge is None}
     for key, source in sources(params).items():
         if isinstance(source, FileSource) and source.verifier == "judge" and asking[key.split(".")[1]]:

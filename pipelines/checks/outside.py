@@ -21,7 +21,7 @@ from pipelines.config.command import CommandStage
 from pipelines.config.evaluation import MergeStage
 from pipelines.config.learning import LearningStage
 from pipelines.config.sources import FileSource
-from pipelines.config.stage import FILES, TEXT
+from pipelines.config.stage import FILES, TEXT, Reading
 from pipelines.config.training import TrainedStage
 from pipelines.curation.judging import ASKING
 from pipelines.errors import InfrastructureError, UserError
@@ -70,7 +70,8 @@ def faults(params: Params, root: Path, device: str) -> names.Faults:
     for name, stage in params.stages.items():
         for reference in stage.rows_read:
             if reference.endswith((*FILES, TEXT)) and not (root / reference).is_file():
-                yield f"stages.{name}.data", f"{reference}: no such file{models.neighbour(root / reference)}"
+                key = "stored" if reference == getattr(stage, "stored", None) else "data" if isinstance(stage, Reading) else "search.data"
+                yield f"stages.{name}.{key}", f"{reference}: no such file{models.neighbour(root / reference)}"
     yield from _commands(params, root)
     yield from _devices(params, device)
 

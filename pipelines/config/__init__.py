@@ -25,7 +25,7 @@ from pipelines.config.rl import RlStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.selection import SelectStage
 from pipelines.config.sources import SourcesSettings
-from pipelines.config.stage import FILES, ROLLOUTS, TEXT, Reading
+from pipelines.config.stage import FILES, OUTPUTS, ROLLOUTS, TEXT, Reading
 from pipelines.config.training import BaseSettings, PretrainStage, SftStage
 from pipelines.errors import UserError
 
@@ -112,7 +112,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     for model in stage.models_read:
         if model not in models:
             keys = ("init", "start", "reference", "models", "teachers")
-            key = next((key for key in keys if model in _names(getattr(stage, key, None))), "strong.model")
+            nested = "outputs.by" if stage.kind == "sample" else "strong.model"
+            key = next((key for key in keys if model in _names(getattr(stage, key, None))), nested)
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     for key, scorer in stage.reward_models_named:
         if scorer not in reward_models:
@@ -127,6 +128,12 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
         files = (*FILES, TEXT) if stage.kind == "pretrain" else FILES
+        if stage.kind == "distil" and reference == stage.stored and reference.endswith(OUTPUTS):
+            there = [f"{other}{OUTPUTS}" for other, each in others.items() if each.kind == "sample" and each.outputs]
+            if reference not in there:
+                choice = f"choose one of {', '.join(there)}" if there else "give a stage of kind sample `outputs`"
+                yield f"stored: '{reference}' names no outputs; {choice}{nearest(reference, there)}"
+            continue
         if not reference.endswith(files) and reference.removesuffix("/problems") not in rows:
             key = "data" if isinstance(stage, Reading) else "search.data"
             choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(files)}"

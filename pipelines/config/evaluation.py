@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, Positive, Section, Share
 from pipelines.config.diagnostics import DiagnosticsSettings
-from pipelines.config.stage import Reading, Served, Starting
+from pipelines.config.searching import SearchingSettings
+from pipelines.config.stage import Served, Starting
 
 
 class TokenizerPolicy(Section):
@@ -31,9 +32,8 @@ class CandidateSettings(Section):
     """Setting -> values to try."""
 
 
-class SearchSettings(Reading):
-    """Choose the merge by problems that no training has seen, such as those that the limit of a stage of kind grade left ungraded:
-    `data: difficulty/ungraded`."""
+class SearchSettings(SearchingSettings):
+    """Choose the merge by problems that no training has seen."""
 
     candidates: tuple[CandidateSettings, ...] = (
         CandidateSettings(method="linear"),
@@ -44,17 +44,6 @@ class SearchSettings(Reading):
     """Tried in this order, after the stage's method with its own settings."""
     greedy: bool = True
     """Try the greedy soup too (arXiv 2203.05482)."""
-    budget: Positive = 8
-    """Merges that are scored, at most; the experts themselves come on top."""
-    problems: Annotated[int, Field(ge=4)] = 200
-    """Validation problems of each domain; half of them choose, the other half compares the winner with the best expert."""
-    samples: Positive = 4
-    """Responses per problem; the score of a problem is the share of correct ones (pass@1)."""
-    generation: GenerationSettings = GenerationSettings()
-    judge: Served | None = None
-    """The reward model that judges benchmarks of verifier `judge`; null asks the endpoint that TOUCHSTONE_JUDGE_URL names."""
-    bootstrap: Positive = 10000
-    """Resamples of problems for intervals."""
 
 
 class MergeStage(Starting):
@@ -81,6 +70,10 @@ class MergeStage(Starting):
     @property
     def rows_read(self) -> tuple[str, ...]:
         return self.search.rows_read if self.search else ()
+
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return tuple((f"search.{key}", name) for key, name in self.search.reward_models_named) if self.search else ()
 
 
 class GateSettings(Section):

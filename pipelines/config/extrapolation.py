@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from pipelines.config.common import Positive
+from pipelines.config.searching import SearchingSettings
 from pipelines.config.stage import StageSettings
+
+
+class TargetSearchSettings(SearchingSettings):
+    """Choose the step, and settings of the method, by problems that no training has seen: as the search of kind merge, with the model that the
+    training ended with in the place of the experts."""
+
+    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    """`target` and settings of the method -> values to try in every combination, after the stage's own: {target: [80, 100, 120]}."""
+
+    @model_validator(mode="after")
+    def _targets(self) -> TargetSearchSettings:
+        if wrong := [value for value in self.grid.get("target", []) if not isinstance(value, int) or isinstance(value, bool) or value < 1]:
+            raise ValueError(f"grid: target: expected numbers of steps, got {wrong[0]!r}")
+        return self
 
 
 class ExtrapolateStage(StageSettings):
@@ -27,7 +44,17 @@ class ExtrapolateStage(StageSettings):
     `epochs` (1000) and `rate` (2e-5) of next."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Stored dtype of the weights."""
+    search: TargetSearchSettings | None = None
+    """Try several steps and keep the one that validates best, as NExt chooses its coefficient; null reads at `target` alone."""
 
     @property
     def models_read(self) -> tuple[str, ...]:
         return (self.init, *([self.start] if self.start else []))
+
+    @property
+    def rows_read(self) -> tuple[str, ...]:
+        return self.search.rows_read if self.search else ()
+
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return tuple((f"search.{key}", name) for key, name in self.search.reward_models_named) if self.search else ()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
+from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
 from pipelines.config.learning import Answered, LearningStage
 from pipelines.config.stage import BOUND, ROLLOUTS, Reading, Served, Starting
 
@@ -78,6 +78,30 @@ class Responding(Starting, Reading):
         return tuple(name for name in self.data if name.endswith(ROLLOUTS))
 
 
+class CriticSettings(Section):
+    """V, what a response is expected to earn from a state on, for recipes that read it of a critic: a_lol in its prompt (least squares),
+    direct_advantage before each step (cross-entropy). It is the reference with a linear head, which learns before the policy does."""
+
+    weights: Literal["head", "all"] | None = None
+    """What learns: the `head` on the frozen reference, or `all` weights. Null: as in the papers, the head for a_lol and all for direct_advantage."""
+    completions: Count = 0
+    """So many answers of the reference from every state, judged by the verifiers, whose mean is what V learns there; they need the problems as rows
+    in `data`. 0: V learns what the responses themselves have earned, as though the reference had given them."""
+    generation: GenerationSettings = GenerationSettings()
+    """Of completions."""
+    epochs: Rate = 4.0
+    """Passes over the responses."""
+    batch_size: Positive = 64
+    """Responses per optimiser step."""
+    optimiser: OptimiserSettings = OptimiserSettings(lr=1e-3, weight_decay=0.0)
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> CriticSettings:
+        if self.generation.engine == "server":
+            raise ValueError("generation.engine: a chat endpoint cannot go on from a state; choose torch, vllm or vllm_server")
+        return self
+
+
 class PreferenceStage(LearningStage, Responding):
     """Training on stored responses: pairs, or responses with a score, from files, from the rollouts of other stages, or as a judge prefers."""
 
@@ -93,6 +117,8 @@ class PreferenceStage(LearningStage, Responding):
     behaviour: Literal["reference"] | None = None
     """Log-probabilities under the policy that answered, where the data lack them, as files do: those under the reference, computed once. Null refuses
     recipes that read them."""
+    critic: CriticSettings = CriticSettings()
+    """Of a_lol, direct_advantage and other recipes whose `inputs` say `by: critic`."""
     max_tokens: Positive = 512
     """Longer prompts with their response are left out and counted."""
     temperature: Rate = 1.0

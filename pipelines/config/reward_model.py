@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.config.common import OptimiserSettings, Positive, Span
+from pipelines.config.common import Count, OptimiserSettings, Positive, Section, Span
 from pipelines.config.preference import PairSettings, Responding
 from pipelines.config.training import TrainedStage, TrainingSettings
 
@@ -19,6 +19,29 @@ def _whole(question: str) -> str:
     if missing := [name for name in ("{problem}", "{principle}", "{response}") if name not in question]:
         raise ValueError(f"must hold {missing[0]}")
     return question
+
+
+class FeedbackSettings(Section):
+    """Rows of files whose `feedback`, a text or one of each who gave some, says what a response is worth: an OpenAI-compatible endpoint reads
+    principles from it, with yes or no (RLBFF). Its address and key come from TOUCHSTONE_TEACHER_URL and TOUCHSTONE_TEACHER_KEY."""
+
+    model: str = "default"
+    """Model name sent with each request."""
+    people: Positive = 2
+    """Responses on which fewer have given feedback are left out. Of several all must name a principle."""
+    evidence: Annotated[float, Field(ge=0.0, le=100.0)] = 60.0
+    """The words that the endpoint quotes must stand in the feedback: their partial ratio, 100 where they do to the letter, must be above this."""
+    cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Similarity of the embeddings above which two principles are one. The paper has a third of the rows at .9 and three times as many at .7."""
+    embedding: str = "all-MiniLM-L6-v2"
+    """`all-MiniLM-L6-v2` (extra `embedding`), a folder or a hub id; the paper's is Qwen3-Embedding-8B."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    max_tokens: Positive = 1024
+    """Longest reply."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for one request."""
+    retries: Count = 3
+    """Further tries after a failed request."""
 
 
 class ScorerTrainingSettings(TrainingSettings):
@@ -58,6 +81,8 @@ class RewardModelStage(TrainedStage, Responding):
     """hl_gauss: classes that the span is cut into, with three standard deviations of a target beyond each end."""
     principle: str | None = None
     """entailment: the principle of rows that name none, of rollouts, and of who asks the model without one."""
+    feedback: FeedbackSettings = FeedbackSettings()
+    """entailment: how principles are read from rows with `feedback`."""
     question: Annotated[str, AfterValidator(_whole)] = QUESTION
     """entailment: what the model is asked; {problem}, {principle} and {response} stand for theirs."""
     reads: Literal["response", "answer"] = "response"

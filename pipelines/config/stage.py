@@ -12,6 +12,8 @@ FILES = (".jsonl", ".parquet")
 """Endings of a file of the user's own."""
 TEXT = ".txt"
 """Ending of a file of plain text; kind pretrain reads it."""
+OUTPUTS = "/outputs"
+"""Ending of a reference to what a teacher has said of answers' tokens, of kind sample with `outputs`; kind distil reads it under `stored`."""
 ROLLOUTS = "/rollouts"
 """Ending of a reference to what a stage has sampled, of kind rl or a command with rollouts; kind sft reads it."""
 

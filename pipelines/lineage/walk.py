@@ -100,7 +100,8 @@ class Lineage:
             statement = self.statements[stage]
             yield f"{indent}{stage}  {_origin(statement)}"
             yield from (f"{indent}  wrote {line}" for line in _written(statement))
-            yield from (f"{indent}  {line}" for line in self._seen(stage))
+            if seen := self.seen(stage):
+                yield f"{indent}  saw " + ", ".join(f"{count:,} rows of {reference}" for reference, count in seen.items())
             for entry in resolved(statement):
                 label, found, more = entry.get("name") or entry["uri"], digest(entry), told(entry)
                 yield f"{indent}  read {label}  {found[:SHORT] if found else 'no digest: it lives on a hub, and nobody asked for a commit'}"
@@ -114,13 +115,10 @@ class Lineage:
         for stage in stages:
             yield from visit(stage, 0)
 
-    def _seen(self, stage: str) -> list[str]:
+    def seen(self, stage: str) -> dict[str, int]:
         """How many rows a stage has read by each reference; the rows themselves are in the view `seen` of `touchstone query`."""
         file = self.root / paths.seen(stage)
-        if not file.is_file():
-            return []
-        counts = Counter(pq.read_table(file, columns=["data"])["data"].to_pylist())
-        return ["saw " + ", ".join(f"{count:,} rows of {reference}" for reference, count in counts.items())]
+        return Counter(pq.read_table(file, columns=["data"])["data"].to_pylist()) if file.is_file() else {}
 
     def verify(self, stages: list[str]) -> tuple[Broken | None, int, list[str]]:
         """(first broken link or None, links checked, notes on code that has changed since)."""

@@ -225,28 +225,29 @@ class RewardModel:
         model of scores, the place in the span. standard: (r - mean) / spread, cut to LARGEST. raw: r. A blank response, and one that is too long
         to be read, gets the lowest r of the problems that fitted the temperature.
         """
+        with self._lock:  # of the tokenizer too: what is split into characters is a state that all its calls share
+            raw = self._raw(asked, principle or self.record.form.principle)
+        return [self._scaled(each, scale) for each in raw]
+
+    @torch.no_grad()
+    def _raw(self, asked: Sequence[tuple[Problem, str]], principle: str | None) -> list[float]:
         form = self.record.form
-        told = principle or form.principle
         prompts: dict[tuple[str, str], list[int]] = {}
         texts: dict[int, Text] = {}
         for place, (problem, response) in enumerate(asked):
             key = problem.prompt, problem.answer_type
             if key not in prompts:
                 prompts[key] = prompt_ids(self._tokenizer, form, problem)
-            text = text_ids(self._tokenizer, form, prompts[key], problem, response, told)
+            text = text_ids(self._tokenizer, form, prompts[key], problem, response, principle)
             if response.strip() and len(text[0]) <= form.max_tokens:
                 texts[place] = text
-        found = dict.fromkeys(range(len(asked)), self.record.calibration.lowest)
-        found |= dict(zip(texts, self._raw(list(texts.values())), strict=True))
-        return [self._scaled(raw, scale) for raw in found.values()]
-
-    @torch.no_grad()
-    def _raw(self, texts: Sequence[Text]) -> list[float]:
-        found: list[float] = []
-        with self._lock:
-            for start in range(0, len(texts), ROWS):
-                out = outputs(self._model, self.record.form, texts[start : start + ROWS])
-                found += worth(out, self.record.form, self.record.calibration.temperature).tolist()
+        found = [self.record.calibration.lowest] * len(asked)
+        places = list(texts)
+        for start in range(0, len(places), ROWS):
+            rows = places[start : start + ROWS]
+            out = outputs(self._model, form, [texts[place] for place in rows])
+            for place, value in zip(rows, worth(out, form, self.record.calibration.temperature).tolist(), strict=True):
+                found[place] = value
         return found
 
     def _scaled(self, raw: float, scale: Scale) -> float:

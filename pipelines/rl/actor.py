@@ -34,10 +34,15 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningSt
         else:
             models[name] = frozen[name]
     if "value_BT" in recipe.needs:
-        policy.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device)
-        torch.nn.init.zeros_(policy.value_head.weight)
-        torch.nn.init.zeros_(policy.value_head.bias)
+        add_value_head(policy)
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
+
+
+def add_value_head(policy: Any) -> None:
+    """Give `policy` one, in place, which says 0 of everything."""
+    policy.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device)
+    torch.nn.init.zeros_(policy.value_head.weight)
+    torch.nn.init.zeros_(policy.value_head.bias)
 
 
 def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"]) -> None:

@@ -125,7 +125,7 @@ def make_step(
     names = [name for name, declared in TENSORS.items() if declared.held and name in held and name in recipe.read]
     anchors = {name: torch.tensor(held[name], device=ids_BT.device) for name in names}
     rows = [by_id[r.problem_id] for r in trajectories]
-    return Step(step, actor, settings, seed, rows, trajectories, ids_BT, score_BT, batch.having(**anchors), history.rewards_by_part)
+    return Step(step, actor, settings, seed, rows, trajectories, ids_BT, score_BT, batch.having(**anchors), history)
 
 
 def left_out(rollouts: Sequence[Trajectory], batch: Batch, keep: Mapping[str, torch.Tensor]) -> dict[tuple[int, int, int], str]:

@@ -48,14 +48,15 @@ def reads(row: Recipe) -> list[str]:
 def another_forward(row: Recipe) -> set[str]:
     """Which of them cost a forward pass beside the update's own."""
     asked = {name: TENSORS[name] for name in reads(row)}
-    return {name for name, d in asked.items() if (name in row.before if d.when is When.BEFORE else d.when is When.READ and not d.free)}
+    read = {name for name, d in asked.items() if (name in row.before if d.when is When.BEFORE else d.when is When.READ and not d.free)}
+    return read | set(row.of_critic)
 
 
 def needs(row: Recipe) -> frozenset[Need]:
     """What it cannot run without."""
     found = {need for function, _ in _data_half(row) for need in needs_of(function)}
     found |= {Need.TEACHER if role.source in ("teachers", "stored") else Need.POLICY for role in roles_of(row).values()}
-    if VALUE in row.needs:
+    if VALUE in row.needs or row.of_critic:
         found.add(Need.VALUE)
     if any(TENSORS[name].solution for name in row.needs):
         found.add(Need.SOLUTIONS)
@@ -67,10 +68,11 @@ def cost(row: Recipe, group: int = GROUP) -> Cost:
     least = most = group
     for function, settings in _data_half(row):
         least, most = count_of(function)(least, **settings)[0], count_of(function)(most, **settings)[1]
-    heavy = another_forward(row)
-    passes = sorted({TENSORS[name].role or ("the policy before the update" if TENSORS[name].when is When.BEFORE else name) for name in heavy})
+    heavy = another_forward(row) - set(row.of_critic)
+    passes = {TENSORS[name].role or ("the policy before the update" if TENSORS[name].when is When.BEFORE else name) for name in heavy}
+    passes |= {"critic"} if row.of_critic else set()
     policies = tuple(name for name in roles_of(row) if ROLES[name].source != "stored")
-    return Cost((least, most * row.single["play"]().width), tuple(passes), policies, VALUE in row.needs)
+    return Cost((least, most * row.single["play"]().width), tuple(sorted(passes)), policies, VALUE in row.needs)
 
 
 def _data_half(row: Recipe) -> Iterator[tuple[Bound, dict[str, object]]]:

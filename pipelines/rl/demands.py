@@ -23,7 +23,7 @@ class Need(enum.StrEnum):
     TEACHER = "teacher"
     """Models that teach, or what they have said."""
     VALUE = "value"
-    """A value head, which trains beside the policy."""
+    """A value head, which trains beside the policy or before it."""
 
 
 _NEEDS: dict[Any, frozenset[Need]] = {}

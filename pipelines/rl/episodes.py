@@ -87,8 +87,7 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Asking:
-    """How problems are put to the policy of a run. longest: tokens that a prompt may have, with what opens the answer, so that the answer has
-    room."""
+    """How problems are put to the policy of a run. longest: tokens of a prompt with what opens the answer, so that the answer has room."""
 
     environment: Environment
     tokenizer: Any
@@ -105,8 +104,8 @@ Guide = Callable[[Task, int, Asking], Task]
 
 @dataclass(frozen=True)
 class Answers:
-    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged; greedy(path): of
-    one in which the policy says the likeliest token each time. judge(trajectories): wait for their verdicts. together: run several side by side."""
+    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged. greedy(path):
+    the same, of the policy's likeliest token each time. judge(trajectories): wait for their verdicts. together: run several side by side."""
 
     answer: Callable[[int], Awaitable[list[Trajectory]]]
     greedy: Callable[[int], Awaitable[list[Trajectory]]]

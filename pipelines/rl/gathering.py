@@ -38,11 +38,18 @@ def tensors_over_ranks(function: Callable[[Batch], Mapping[str, Tensor]], batch:
 
 
 def add_up(names: Sequence[str], totals: Sequence[Mapping[str, Tensor]], like: Tensor) -> dict[str, Tensor]:
-    """The sums `names` over slices, and over the slices of all ranks; a rank without a slice takes part with zeros."""
-    result = {name: sum((total[name] for total in totals), torch.zeros((), dtype=like.dtype, device=like.device)) for name in names}
-    if dist.is_initialized():
-        for value in result.values():
-            dist.all_reduce(value)
+    """The sums (or lists) `names` over slices, and over the slices of all ranks; a rank without a slice takes part with nothing."""
+    result: dict[str, Tensor] = {}
+    for name in names:
+        shares = [total[name] for total in totals]
+        if TENSORS[name].listed:
+            result[name] = torch.cat([like.new_zeros(0), *shares])
+            if dist.is_initialized():
+                result[name] = torch.cat(_all(result[name], 0.0))
+        else:
+            result[name] = sum(shares, like.new_zeros(()))
+            if dist.is_initialized():
+                dist.all_reduce(result[name])
     return result
 
 

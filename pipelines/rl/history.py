@@ -5,13 +5,14 @@ Whoever keeps a state of his own builds it from here, so a run that was killed h
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.records import Outcome, Trajectory
-from pipelines.rl.account import episodes, of_policy
+from pipelines.rl.account import episodes, of_policy, place
 from pipelines.store import read_trajectories
 
 
@@ -25,7 +26,8 @@ class Tally:
 
 @dataclass
 class History:
-    """What earlier steps showed: by step the tally of each problem that was answered, mean reward by part and step, and the files themselves."""
+    """What earlier steps showed: by step the tally of each problem that was answered, mean reward by part and step, rewards by role, and the files
+    themselves. An answer's role is its reward's part `role`, which a play or an environment gives where there are several; else 0."""
 
     folder: Path
     tallies: dict[int, dict[str, Tally]] = field(default_factory=dict)
@@ -34,6 +36,10 @@ class History:
     visits: dict[str, list[Tally]] = field(default_factory=lambda: defaultdict(list))
     """By problem the tallies of the steps that answered it, in order."""
     rewards_by_part: list[dict[str, float]] = field(default_factory=list)
+    rewards_by_role: dict[float, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
+    """In order, of the steps before the one that was added last."""
+    last: list[tuple[tuple[int, int, int], float, float]] = field(default_factory=list)
+    """Place, role and reward of what was answered in that one, in order."""
 
     def read(self, told: Callable[[list[Trajectory]], None]) -> None:
         """Read back the files of a run that was interrupted, and tell each step's trajectories."""
@@ -45,6 +51,9 @@ class History:
     def add(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """What became of a step, of which what the policy answered in it counts, whether it trains or not."""
         answers = episodes(of_policy(trajectories))
+        for _, role, reward in self.last:
+            self.rewards_by_role[role].append(reward)
+        self.last = sorted((place(t), t.reward_parts.get("role", 0.0), t.reward) for t in answers if t.outcome != Outcome.INFRASTRUCTURE)
         sums: dict[str, float] = defaultdict(float)
         tallies: dict[str, Tally] = defaultdict(Tally)
         for trajectory in answers:

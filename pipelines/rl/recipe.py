@@ -157,6 +157,12 @@ class Recipe:
         """The tensors that the recipe reads and that are had so."""
         return tuple(name for name in TENSORS if name in self.read and TENSORS[name].when in when)
 
+    @property
+    def of_critic(self) -> tuple[str, ...]:
+        """The tensors that a critic says which was trained beforehand."""
+        chosen = (name for name in sorted(self.needs) if name in SETTABLE and "by" in methods.settings_of(SETTABLE[name]))
+        return tuple(name for name in chosen if self.setting(name, "by") == "critic")
+
     def setting(self, tensor: str, name: str) -> Any:
         """What the recipe, or its function's default, says of how the tensor is had."""
         return self.slots["inputs"].get(tensor, {}).get(name, methods.settings_of(SETTABLE[tensor])[name].default)
@@ -240,6 +246,13 @@ def recipe(name: str, **overrides: Any) -> Recipe:
     for slot in ("mismatch", "token_mask", "token_weight"):
         if slots[slot] and not bare.per_token:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
+    if "greedy_B" in bare.needs and slots["explore"]["name"] != "greedy_baseline":
+        raise UserError(f"recipe '{name}': center 'greedy' needs a greedy answer to each problem; set explore: {{name: greedy_baseline}}")
+    if plain := sorted(bare.needs & {"greedy_B", "role_baseline_B"}) if slots["reward"] else []:
+        raise UserError(f"recipe '{name}': slot 'reward' changes rewards that are compared with plain ones ({plain[0]}); change `parts` or `combine`")
+    signed = any("advantage_BT" in dict(inputs_of(f)) for f in (bare.single["ratio"], *bare.lists["token_mask"]))
+    if bare.by_component and signed:
+        raise UserError(f"recipe '{name}': its ratio or a token mask goes by the sign of the advantage, and here each part of the reward has its own")
     if "template_form" in (part["name"] for part in slots["parts"]) and slots["guidance"]["name"] != "templates":
         raise UserError(f"recipe '{name}': part 'template_form' is of the templates that guidance 'templates' draws; add it, or leave the part out")
     for make in bare.lists["tasks"]:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from pipelines import methods
 from pipelines.rl.recipe import Recipe, inputs_of
-from pipelines.rl.tensors import TENSORS
+from pipelines.rl.tensors import SETTABLE, TENSORS
 
 Follow = Callable[[Any, Mapping[str, Any], Recipe], None]
 """follow(policy of the role, the trained policy's weights, recipe)."""
@@ -30,10 +31,11 @@ def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Role:
-    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, or a copy of the policy. speaks:
-    functions of the loop sample from it. scored, updated: how it follows the policy once a step's batch is scored, and after the update."""
+    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, a critic that it trains first, or a
+    copy of the policy. speaks: functions of the loop sample from it. scored, updated: how it follows the policy once a step's batch is scored, and
+    after the update."""
 
-    source: Literal["init", "reference", "copy", "teachers", "stored"]
+    source: Literal["init", "reference", "copy", "teachers", "stored", "critic"]
     speaks: bool = False
     scored: Follow | None = None
     updated: Follow | None = None
@@ -48,15 +50,22 @@ ROLES: dict[str, Role] = {
     "teacher": Role("copy", updated=drift),
     "teachers": Role("teachers"),
     "stored": Role("stored"),
+    "critic": Role("critic"),
 }
 
 
 def untaught(recipe: Recipe, taught: str) -> str | None:
-    """Why a recipe does not go with what the stage names of teachers: `teachers`, `stored`, or "" for none; None where it does."""
+    """Why a recipe does not go with what the stage has beside policies: `teachers`, `stored`, a `critic` (kind preference), or "" for none of them;
+    None where it does."""
+    if recipe.of_critic and taught != "critic":
+        tensor = recipe.of_critic[0]
+        stand_in = methods.settings_of(SETTABLE[tensor])["by"].default
+        told = f"'{recipe.name}' reads {tensor} of a critic that learns from stored responses first: that is kind preference"
+        return f"{told}; or override inputs with {{{tensor}: {{by: {stand_in}}}}}"
     wanted = {role.source for role in roles_of(recipe).values()} & {"teachers", "stored"}
     if wanted - {taught}:
         return f"'{recipe.name}' trains on what teachers say: that is kind distil, with `{min(wanted - {taught})}`"
-    if taught and not wanted:
+    if taught in ("teachers", "stored") and not wanted:
         return f"'{recipe.name}' reads nothing of what `{taught}` names; take on_policy_distillation, topk_distillation or stored_distillation"
     return None
 
@@ -64,4 +73,5 @@ def untaught(recipe: Recipe, taught: str) -> str | None:
 def roles_of(recipe: Recipe) -> dict[str, Role]:
     """The policies that the recipe needs, by role: those that its tensors are of, and those that a function of its loop takes."""
     named = {TENSORS[name].role for name in recipe.needs} | {name for f in recipe.lists["recompose"] for name, _ in inputs_of(f)}
+    named |= {"critic"} if recipe.of_critic else set()
     return {name: role for name, role in sorted(ROLES.items()) if name in named}

@@ -57,6 +57,11 @@ def response_count(mask_BT: Tensor) -> Tensor:
     return present(mask_BT).sum().to(mask_BT)
 
 
+def observation_count(observed_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Number of tokens that a tool answered in the rows that train."""
+    return (observed_BT * present(mask_BT)[:, None]).sum().to(mask_BT)
+
+
 def step_count(step_value_BK: Tensor, mask_BT: Tensor) -> Tensor:
     """Number of steps of reasoning in the rows that train."""
     return (~step_value_BK.isnan() & present(mask_BT)[:, None]).sum().to(mask_BT)

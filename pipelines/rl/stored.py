@@ -26,7 +26,7 @@ def refuse(recipe: Recipe, lacking: Collection[Asks]) -> None:
         told = f"its slot '{slot}' says how problems are answered, and here the responses are stored; override it with its default"
         raise UserError(f"recipe '{recipe.name}': {told}")
     for name in sorted(recipe.needs):
-        asked = TENSORS[name].asks
+        asked = None if name in recipe.of_critic else TENSORS[name].asks
         if name == "logp_old_BT" and not recipe.lists["mismatch"]:
             asked = Asks.BEHAVIOUR  # what ratios of stale responses are to
         if asked is not None and asked in {*lacking, Asks.SAMPLING}:

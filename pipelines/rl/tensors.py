@@ -8,7 +8,8 @@ it here, with a function in inputs/ (of rollouts, of a forward pass), in statist
     BEFORE     by one pass of the policy before the update; `live` names what the update's own pass gives in its place where that is the same
     LIVE       by the update's pass of the policy, with gradient
     ROWS       of live tensors, row by row, with gradient: compute(tensors)
-    SUM        of live tensors over the whole batch of an optimiser step: compute(tensors) is a slice's share
+    SUM        of live tensors over the whole batch of an optimiser step: compute(tensors) is a slice's share, and the shares are added up, or stand
+               one after another where it is `listed`
     OF_SUMS    of those sums: compute(tensors), a scalar
     WHOLE      of the whole batch of an optimiser step, so that its slices add up to it: compute(tensors)
     COMPOSED   by objective.py, while it composes the slots
@@ -31,7 +32,7 @@ from pipelines.rl.inputs import facts, probes, scores, taught, teacher
 from pipelines.rl.objectives import pairwise
 from pipelines.rl.objectives.distillation import NONE
 from pipelines.rl.objectives.unpaired import reference_point
-from pipelines.rl.slots import regularisers
+from pipelines.rl.slots import regularisers, weighting
 
 
 class When(enum.Enum):
@@ -74,7 +75,7 @@ class Declared:
     held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own. asks: what of stored
     responses must be known for it.
     solution: it is read off the problem's worked solution. fill: what stands past a row's end where ranks' rows are put together. numbered: its
-    ids are of one rank alone.
+    ids are of one rank alone. listed: see SUM.
     """
 
     about: str
@@ -91,6 +92,7 @@ class Declared:
     solution: bool = False
     fill: float = 0.0
     numbered: bool = False
+    listed: bool = False
 
 
 def _given(about: str, **more: Any) -> Declared:
@@ -138,9 +140,14 @@ TENSORS: dict[str, Declared] = {
     "level_B": _read(facts.level, "preference level, 1 the best", free=True, asks=Asks.VERDICT),
     "baseline_B": _read(facts.baseline, "expected reward of the prompt under the reference policy", free=True),
     "pool_mean_B": _read(facts.pool_mean, "mean reward of all that the group was answered, also of what does not train", free=True),
+    "greedy_B": _read(facts.greedy, "reward of the greedy answer to the problem", free=True, asks=Asks.SAMPLING),
+    "role_baseline_B": _read(facts.role_baseline, "running mean of the rewards of the row's role before it", free=True, asks=Asks.SAMPLING),
     "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True, asks=Asks.VERDICT),
     "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
+    "observed_BT": _read(facts.observed, "1 on tokens of what a tool answered, else 0", free=True),
+    "turn_BT": _read(facts.turns, "number of the policy's turn, from 0, int; -1 where it reads", free=True),
+    "state_BT": _read(facts.states, "equal ids on turns of siblings that have read the same, int", free=True, numbered=True),
     # of policies that do not train
     "logp_ref_BT": _read(scores.of_frozen("ref"), "the frozen reference policy", role="ref"),
     "logp_sft_BT": _read(scores.of_frozen("sft"), "the SFT policy", role="sft"),
@@ -170,6 +177,7 @@ TENSORS: dict[str, Declared] = {
     "vocab_mean_old_BT": _before(scores.vocabulary_mean, "`vocab_mean_BT` before the update", live="vocab_mean_BT"),
     "logp_proxy_BT": _before(scores.proxy, "the policy before the update without its least likely tokens; very negative where the token is one"),
     "topk_BTK": _before(scores.likeliest, "the K likeliest tokens before the update, int"),
+    "squares_old_BT": _before(scores.squares, "sum over the vocabulary of squared probabilities, before the update"),
     "value_old_BT": _before(scores.value, "value estimates before the update", reads=Reads.HIDDEN),
     "hidden_old_BTH": _before(scores.hidden, "what the language-model head sees where it predicts the token, before the update", reads=Reads.HIDDEN),
     "special_old_B": _before(scores.reserved, "`special_B` before the update", reads=Reads.END, live="special_B"),
@@ -190,6 +198,7 @@ TENSORS: dict[str, Declared] = {
     "entropy_sum": Declared("aggregated entropy", When.SUM, regularisers.aggregate_entropy),
     "peak_sum": Declared("sum of `peak_entropy_B`", When.SUM, regularisers.sum_of_peaks),
     "peak_count": Declared("responses that have peak tokens", When.SUM, regularisers.count_of_peaks),
+    "harmful_N": Declared("squared log-ratios of tokens that moved with their advantage", When.SUM, weighting.harmful_squares, listed=True),
     "peak_entropy": Declared("mean of `peak_entropy_B`", When.OF_SUMS, regularisers.mean_peak),
     "entropy_anchor": Declared("`peak_entropy` of the first step: a scalar", held=True, held_of="peak_entropy"),
     # of a whole batch
@@ -200,6 +209,7 @@ TENSORS: dict[str, Declared] = {
     "pairs": _whole(pairwise.count_pairs, "pairs of a group whose rewards differ"),
     "level_pairs": _whole(pairwise.count_level_pairs, "pairs of a group whose levels differ"),
     "kl_point": _whole(reference_point, "KL to the reference that KTO compares with, nats, at least 0"),
+    "observations": _whole(statistics.observation_count, "tokens of tools in the rows that train"),
     "responses": _whole(statistics.response_count, "rows that train"),
     "steps": _whole(statistics.step_count, "steps of reasoning in the rows that train"),
     "prompts": _whole(statistics.prompt_count, "prompts with a row that trains"),

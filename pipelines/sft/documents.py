@@ -42,9 +42,7 @@ def read(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     found: dict[str, str] = {}
-    for number, text in _texts(path):
-        if not isinstance(text, str):
-            raise UserError(f"{path.name}:{number}: {FIELD}: expected a string, got {type(text).__name__}; a file that is read must be read whole")
+    for text in _texts(path):
         if text.strip():
             found[hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]] = text
     if not found:
@@ -63,12 +61,18 @@ def examples(tokenizer: Any, documents: Mapping[str, str], longest: int) -> list
     return found
 
 
-def _texts(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number of the row, or line, and what stands for its text."""
+def _texts(path: Path) -> Iterator[str]:
+    """The text of each row; of a file of text, its own."""
     if path.suffix == TEXT:
-        yield 1, path.read_text(encoding="utf-8", errors="replace")
-    else:
-        for number, row in row_files.rows(path, [FIELD]):
+        yield path.read_text(encoding="utf-8", errors="replace")
+        return
+    for number, row in row_files.rows(path, [FIELD]):
+        try:
             if isinstance(row, Malformed):
-                raise UserError(f"{path.name}:{number}: {row}")
-            yield number, row.get(FIELD)
+                raise row
+            text = row_files.value(row, FIELD)
+            if not isinstance(text, str):
+                raise Malformed(f"{FIELD}: expected a string, got {type(text).__name__}")
+        except Malformed as wrong:
+            raise UserError(f"{path.name}:{number}: {wrong}; a file that is read must be read whole") from None
+        yield text

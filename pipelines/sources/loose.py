@@ -27,7 +27,7 @@ def problem(row: dict[str, Any], *, answered: bool = True) -> Problem:
     Raises:
         Malformed: there is no answer although it must be `answered`.
     """
-    answer = next((row[key] for key in ANSWER if key in row), None if answered else "")
+    answer = row_files.value(row, *ANSWER) if answered else next((row[key] for key in ANSWER if key in row), "")
     if not isinstance(answer, str | int | float):
         raise Malformed(f"expected `gold` or `answer` to be a string or number, got {answer!r}")
     prompt = next((str(row[key]) for key in PROMPT if key in row), "")

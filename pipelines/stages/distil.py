@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import paths
+from pipelines import paths, row_files
 from pipelines.config.distil import EVERY, DistilStage
 from pipelines.errors import UserError
 from pipelines.models import ranks
@@ -80,6 +80,7 @@ def _stored(context: Context, chosen: Recipe, device: str) -> dict[str, float]:
         found.problems |= {problem.problem_id: problem for problem in given}
         found.of[reference] = {problem.problem_id for problem in given}
     file = _OutputFile(context.root, settings.stored, found, tokenizer, settings.generation.prompt, student.config.max_position_embeddings)
+    file.temperature = settings.generation.temperature
     file.read()
     stored.refuse(chosen, found.lacking)
     groups = [[trajectory] for kept in found.by_prompt.values() for trajectory in kept.values()]
@@ -94,9 +95,11 @@ def _stored(context: Context, chosen: Recipe, device: str) -> dict[str, float]:
 
 
 class _OutputFile(ResponseFile):
-    """Outputs of teachers: {.., response}, which is trained as it stands, or {.., tokens, topk, logp}. outputs: what was kept beside the tokens."""
+    """Outputs of teachers: {.., response}, which is trained as it stands, or {.., tokens, topk, logp, temperature?}. outputs: what was kept beside
+    the tokens. temperature: the student's."""
 
     outputs: dict[tuple[str, tuple[int, ...]], Output]
+    temperature: float
 
     def read(self) -> None:
         self.outputs = {}
@@ -121,8 +124,10 @@ class _OutputFile(ResponseFile):
 
     def _tokens(self, row: Mapping[str, Any]) -> tuple[list[int], Output]:
         """The ids of a response, and what the teacher said of each."""
-        ids, topk, logp = (row.get(name) for name in ("tokens", "topk", "logp"))
+        ids, topk, logp = (row_files.value(row, name) for name in ("tokens", "topk", "logp"))
         known = range(len(self._tokenizer))
+        if (told := row.get("temperature", 1.0)) != self.temperature:
+            raise Malformed(f"temperature: the log-probabilities are of temperature {told}, and generation.temperature is {self.temperature:g}")
         if not _ids(ids, known) or not ids:
             raise Malformed(f"tokens: expected ids of the student's tokenizer, 0 to {len(known) - 1}")
         if not isinstance(topk, list) or len(topk) != len(ids) or not all(each and _ids(each, known, once=True) for each in topk):

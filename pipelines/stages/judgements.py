@@ -1,40 +1,77 @@
 """Stored responses as a reward model learns from them: pairs, or responses with what they are worth, each as text in the model's own form.
 
-A row of a file may name a `principle` beside its response (loss entailment):
+A row of a file may name a `principle` beside its response (loss entailment), or have people's feedback on it, from which a teacher reads principles
+(pipelines/reward_model/principles.py):
 
     {prompt | messages | problem_id, response, principle, label}
+    {prompt | messages | problem_id, response, feedback: text | [text, ...]}
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipelines import paths
+from pipelines.chat import TEACHER_URL, Reply, teacher
 from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.stage import ROLLOUTS
 from pipelines.errors import UserError
+from pipelines.models import ranks
+from pipelines.models.embedding import Embedder
 from pipelines.models.reward_model import Form, Text, prompt_ids, text_ids
 from pipelines.records import Outcome, Problem, Trajectory, problem_id
 from pipelines.reward_model.examples import Example, Marked, Pair
+from pipelines.reward_model.principles import Principle, agreed, conversation, extracted
 from pipelines.row_files import Malformed
 from pipelines.stages import Context, responses, rows
 from pipelines.stages.pairing import paired
-from pipelines.stages.responses import CHOSEN, REJECTED, ScoredFile
+from pipelines.stages.responses import CHOSEN, REJECTED, RESPONSE, SCORES, ScoredFile, text_of
+
+
+@dataclass(frozen=True)
+class Commented:
+    """A response with what each who gave feedback on it has said. reference: the file."""
+
+    problem: Problem
+    response: Trajectory
+    feedback: list[str]
+    reference: str
 
 
 class JudgementFile(ScoredFile):
-    """A file of responses for one loss. principles: problem id -> the principle that its responses are held to, of rows that name one."""
+    """A file of responses for one loss. principles: problem id -> the principle that its responses are held to, of rows that name one. commented:
+    takes rows with feedback."""
 
-    def __init__(self, settings: RewardModelStage, principles: dict[str, str], *given: Any) -> None:
+    def __init__(self, settings: RewardModelStage, principles: dict[str, str], commented: list[Commented], *given: Any) -> None:
         super().__init__(*given)
-        self._settings, self._principles = settings, principles
+        self._settings, self._principles, self._commented = settings, principles, commented
 
     def _read(self, row: Mapping[str, Any]) -> None:
+        if "feedback" in row:
+            self._take(row)
+            return
         if not self._settings.paired and (CHOSEN in row or REJECTED in row):
             raise Malformed(f"loss {self._settings.loss} learns from responses with a label or a score each, and this is a pair")
         super()._read(row)
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        if self._settings.loss != "entailment":
+            raise Malformed(f"feedback: loss {self._settings.loss} reads none; take loss entailment")
+        if named := [name for name in ("principle", "label", *SCORES) if name in row]:
+            raise Malformed(f"feedback: principles and labels are read from it; leave {named[0]} out")
+        texts = [row["feedback"]] if isinstance(row["feedback"], str) else row["feedback"]
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise Malformed(f"feedback: expected a text, or a list of them, got {str(row['feedback'])[:80]!r}")
+        problem, prompt = super()._prompt(row)
+        name = next((name for name in RESPONSE if name in row), None)
+        if name is None:
+            raise Malformed("expected response beside feedback")
+        self._commented.append(Commented(problem, self._response(problem, prompt, text_of(row, name)), texts, self._name))
 
     def _prompt(self, row: Mapping[str, Any]) -> tuple[Problem, list[int]]:
         problem, ids = super()._prompt(row)
@@ -43,8 +80,10 @@ class JudgementFile(ScoredFile):
             return problem, ids
         if not entailment:
             raise Malformed(f"principle: loss {self._settings.loss} reads none; take loss entailment")
+        if named is None:
+            raise Malformed("key 'principle' is missing; the stage's own `principle` says one for all rows that name none")
         if not isinstance(named, str) or not named.strip():
-            raise Malformed(f"principle: expected text, got {named!r}; `principle` says one for all rows that name none")
+            raise Malformed(f"principle: expected text, got {named!r}")
         problem = replace(problem, problem_id=problem_id(problem.prompt, named))
         self._principles[problem.problem_id] = named
         return problem, ids
@@ -65,13 +104,25 @@ def _unfit(target: float, settings: RewardModelStage) -> str:
     return ""
 
 
+def _shared(replies: list[Reply]) -> list[Reply]:
+    """What the first process has, on all."""
+    (whole,) = ranks.collect([replies] if ranks.rank() == 0 else [])
+    return whole
+
+
 class Reader:
-    """The responses that the stage's references give, as examples. form: with the span of their scores. too_long: responses left out."""
+    """The responses that the stage's references give, as examples. form: with the span of their scores. too_long: responses left out.
+    read_of_feedback: rows that a teacher has read from feedback."""
 
     def __init__(self, context: Context, tokenizer: Any, form: Form) -> None:
         self.form, self._context, self._tokenizer, self._settings = form, context, tokenizer, context.settings
         self._principles: dict[str, str] = {}
-        self._found = responses.read(context, tokenizer, form.max_tokens, functools.partial(JudgementFile, self._settings, self._principles))
+        commented: list[Commented] = []
+        file = functools.partial(JudgementFile, self._settings, self._principles, commented)
+        self._found = responses.read(context, tokenizer, form.max_tokens, file)
+        self.read_of_feedback: list[dict[str, Any]] = []
+        if commented:
+            self._read_feedback(commented)
         known = self._found.of.items()
         self._sampled = {of for reference, ids in known if reference.endswith(ROLLOUTS) for of in ids}
         self._of_rows = {of for reference, ids in known if not reference.endswith(ROLLOUTS) for of in ids}
@@ -90,6 +141,45 @@ class Reader:
             raise UserError(f"{self._context.stage}: nothing to train on: there were {told}" + "; a pair needs two rewards" * self._settings.paired)
         self._context.journal.say(f"{len(read)} {'pairs' if self._settings.paired else 'responses'} to train and to measure on, of {told}")
         return read
+
+    def _read_feedback(self, commented: Sequence[Commented]) -> None:
+        """Enter a response for each principle that its feedback agrees on. Of several processes the first asks for all.
+
+        Raises:
+            UserError: there is no endpoint, or it answers nothing.
+        """
+        context, how = self._context, self._settings.feedback
+        enough = [each for each in commented if len(each.feedback) >= how.people]
+        asked = [text for each in enough for text in each.feedback]
+        replies: list[Reply] = []
+        if ranks.rank() == 0:
+            client = teacher(how, context.resume / paths.REPLIES)
+            if client is None:
+                raise UserError(f"{context.stage}: rows with feedback need the address of an OpenAI-compatible endpoint in {TEACHER_URL}")
+            show = functools.partial(context.journal.show, text="texts of feedback")
+            conversations = [conversation(text) for text in asked]
+            replies = client.complete_all(conversations, temperature=how.temperature, max_tokens=how.max_tokens, progress=show)
+        replies = _shared(replies)
+        if replies and all(reply.text is None for reply in replies):
+            raise UserError(f"{context.stage}: the teacher answered none of {len(replies)} requests; the first failed with: {replies[0].error}")
+        dropped: Counter[str] = Counter({"too few people": len(commented) - len(enough)})
+        embed, answers = Embedder(how.embedding), iter(zip(asked, replies, strict=True))
+        for each in enough:
+            given = [extracted(reply, text, how.evidence, dropped) for text, reply in itertools.islice(answers, len(each.feedback))]
+            for principle in agreed(given, embed, how.cosine, dropped):
+                self._enter(each, principle)
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count) or "nothing"
+        context.journal.say(f"{len(self.read_of_feedback)} principles of {len(asked)} texts of feedback; left out: {told}")
+
+    def _enter(self, commented: Commented, principle: Principle) -> None:
+        of = problem_id(commented.problem.prompt, principle.text)
+        problem, outcome = replace(commented.problem, problem_id=of), Outcome.CORRECT if principle.met else Outcome.WRONG
+        response = replace(commented.response, problem_id=of, reward=float(principle.met), outcome=outcome.value)
+        self._principles[of], self._found.problems[of] = principle.text, problem
+        self._found.of.setdefault(commented.reference, set()).add(of)
+        self._found.by_prompt.setdefault((of, tuple(response.prompt_ids)), {})[tuple(response.response_ids)] = response
+        row = {"prompt": problem.prompt, "response": response.response, "principle": principle.text, "label": principle.met}
+        self.read_of_feedback.append(row | {"evidence": principle.evidence})
 
     def _pairs(self, device: str) -> list[Pair]:
         found, read = [], []

@@ -16,7 +16,6 @@ from pipelines.models.adapters import add_adapters
 from pipelines.models.loading import load_policy, write_vocabulary
 from pipelines.models.reward_model import RewardModel
 from pipelines.records import Problem, Trajectory
-from pipelines.rl.journal import notices
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.rewards import Judges
 from pipelines.rl.roles import roles_of
@@ -73,8 +72,6 @@ def learn(
                 shutil.copyfile(path, folder / path.name)  # an interrupted run continues from the others
             write_vocabulary(folder, tokenizer)
     context.accepted.extend(checkpoints.accepted())
-    for text in notices(context.journal.rows()):
-        context.notice(text)
     return trained.summary | hand_over(context, kept)
 
 

@@ -20,7 +20,7 @@ from pipelines.rl.collate import tensors
 from pipelines.rl.inputs.step import scored
 from pipelines.rl.recipe import recipe
 from pipelines.rl.tensors import Asks
-from pipelines.stages import Context, responses, rows
+from pipelines.stages import Context, critic, responses, rows
 from pipelines.stages.learning import beside_policy, learn
 from pipelines.stages.pairing import paired
 from pipelines.stages.responses import Responses
@@ -51,10 +51,13 @@ def run(context: Context) -> dict[str, float]:
             _score(beside_policy(reference, tokenizer, device, f"{context.stage}: the reference"), groups, settings)
         elif Asks.BEHAVIOUR in found.lacking:
             groups = [[replace(r, segments=[replace(s, logp=[]) for s in r.segments]) for r in group] for group in groups]  # of all or of none
+        beside, figures = {}, dict[str, float]()
+        if chosen.of_critic:
+            beside["critic"], figures = critic.trained(context, chosen, found, groups, tokenizer, device)
         read = map(paths.rows, settings.rows_read)
-        made = learn(context, __name__, chosen, list(found.problems.values()), device, stored=groups, reads=read)
+        made = learn(context, __name__, chosen, list(found.problems.values()), device, stored=groups, beside=beside, reads=read)
     counted = {"groups": len(groups), "responses": sum(map(len, groups)), "too_long": found.too_long}
-    return made | {name: float(count) for name, count in counted.items()}
+    return made | figures | {name: float(count) for name, count in counted.items()}
 
 
 def _groups(context: Context, found: Responses, device: str) -> Groups:

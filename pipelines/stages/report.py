@@ -83,6 +83,7 @@ def _node(lineage: Lineage, stage: str) -> StageNode:
         code=state["sha256"],
         commit=(state["git_commit"] or "none")[:12] + (" with uncommitted changes" if state["dirty"] else ""),
         versions=state["libraries"] | statement["predicate"]["runDetails"]["builder"]["version"],
+        seen=lineage.seen(stage),
         notices=notices(statement),
     )
 

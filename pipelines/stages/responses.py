@@ -10,6 +10,7 @@ Rows without a prompt whose chosen and rejected are messages take the turns that
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -124,7 +125,7 @@ def _prune(kept: dict[tuple[int, ...], Trajectory], most: int, key: tuple[object
 def _holds_responses(path: Path) -> bool:
     """Whether the first row of a file is a response, and not a problem."""
     names = set(row_files.first(path))
-    return {CHOSEN, REJECTED} <= names or bool(names & set(RESPONSE))
+    return bool(names & {CHOSEN, REJECTED, *RESPONSE})
 
 
 class ResponseFile(ABC):
@@ -132,7 +133,7 @@ class ResponseFile(ABC):
     prompts. longest: tokens that a prompt with its response may have."""
 
     def __init__(self, root: Path, name: str, found: Responses, tokenizer: Any, template: PromptSettings, longest: int) -> None:
-        self._path, self._name, self._found = root / name, name, found
+        self._path, self._name, self._found = root / paths.rows(name), name, found
         self._tokenizer, self._template, self._longest = tokenizer, template, longest
 
     def read(self) -> None:
@@ -197,6 +198,8 @@ class ScoredFile(ResponseFile):
 
     def _read(self, row: Mapping[str, Any]) -> None:
         if CHOSEN in row or REJECTED in row:
+            for name in (CHOSEN, REJECTED):
+                row_files.value(row, name)
             shared = _shared(row) if not {"prompt", "messages", "problem_id"} & set(row) else []
             problem, prompt = self._prompt({**row, "messages": shared} if shared else row)
             better, worse = (self._response(problem, prompt, text_of(row, name)) for name in (CHOSEN, REJECTED))
@@ -254,7 +257,7 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
 def _messages(value: Any, name: str) -> list[dict[str, str]]:
     wanted = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
     if not wanted or any(not isinstance(turn.get(part), str) for turn in value for part in ("role", "content")):
-        raise Malformed(f"{name}: expected text, or messages of role and content, got {str(value)[:80]!r}")
+        raise Malformed(f"{name}: expected text, or messages of role and content, got {json.dumps(value, default=str)[:80]}")
     return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from typing import Any
 
@@ -57,9 +58,12 @@ def run(context: Context) -> dict[str, float]:
         with deterministic(device):
             fitted, measured = measure(context, model.eval(), form, measuring, fitting)
     save(context.root / paths.model(context.stage), model, tokenizer, Record(form=form, calibration=fitted, measured=measured))
+    if read.read_of_feedback:
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in read.read_of_feedback)
+        (context.root / paths.model(context.stage) / paths.PRINCIPLES).write_text(rows)
     _tell(context, int(summary["steps"]), measured)
     context.accepted.extend(checkpoints.accepted())
-    return summary | measured | {"too_long": float(read.too_long)}
+    return summary | measured | {"too_long": float(read.too_long), "principles": float(len(read.read_of_feedback))}
 
 
 def _objective(form: Form, settings: RewardModelStage) -> Objective[Any]:

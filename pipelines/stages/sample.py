@@ -1,7 +1,8 @@
 """Kind sample: a model or an endpoint answers rows; its answers are kept as rollouts, and right ones as solutions of the rows.
 
-Writes data/rows/<NAME>/{problems, dropped}.parquet with ledger.json, and data/rollouts/<NAME>, each whole or not at all. A row keeps its id, source
-and licence; where the answer is a program, the program becomes the row's answer, so the row is a new one whose parent is the row that was asked.
+Writes data/rows/<NAME>/{problems, dropped}.parquet with ledger.json, with `outputs` also outputs.parquet, and data/rollouts/<NAME>, each whole or not
+at all. A row keeps its id, source and licence; where the answer is a program, the program becomes the row's answer, so the row is a new one whose
+parent is the row that was asked.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipelines.records import Dropped, Outcome, Problem, Trajectory, one_turn, p
 from pipelines.stages import Context, rows
 from pipelines.stages.answers import Answer, Policy, forget_others
 from pipelines.stages.identity import identity
+from pipelines.stages.outputs import Outputs
 from pipelines.store import replacing_folder, write_dropped, write_json, write_problems, write_trajectories
 from pipelines.verifiers.text import program, working
 
@@ -60,25 +62,31 @@ def run(context: Context) -> dict[str, float]:
         problems, account.dropped = policy.fitting(problems)
         if not problems:
             raise UserError(f"{context.stage}: there is nothing to ask: the prompts of {len(account.dropped)} rows exceed the model's context")
+        outputs = Outputs(context, policy) if settings.outputs else None
         of_rollouts = stack.enter_context(replacing_folder(context.root / paths.ROLLOUTS / context.stage))
         of_rows = stack.enter_context(replacing_folder(context.root / paths.ROWS / context.stage))
-        _write_rollouts(of_rollouts, _answered(policy, problems, account, context))
+        _write_rollouts(of_rollouts, _answered(policy, problems, account, outputs, context))
         write_vocabulary(of_rollouts, policy.tokenizer)
         _refuse_empty(account, context)
+        policies = [policy, *outputs.write(of_rows, stack, work)] if outputs else [policy]
         write_problems(of_rows / paths.MADE, account.kept)
         write_dropped(of_rows / paths.DROPPED, account.dropped)
         write_json(of_rows / paths.LEDGER, _ledger(account, settings))
     if settings.generation.engine == "server":
         context.journal.say("an endpoint says no log-probabilities, so the rollouts have none; their ids are the text through the tokenizer of init")
-    forget_others(context, [policy])
-    return _summary(account)
+    forget_others(context, policies)
+    return _summary(account) | (outputs.figures() if outputs else {})
 
 
-def _answered(policy: Policy, problems: Sequence[Problem], account: Account, context: Context) -> Iterator[list[Trajectory]]:
+def _answered(
+    policy: Policy, problems: Sequence[Problem], account: Account, outputs: Outputs | None, context: Context
+) -> Iterator[list[Trajectory]]:
     """The answers to each row as trajectories; the account is kept on the way."""
     settings: SampleStage = context.settings
     for place, (problem, answers) in enumerate(zip(problems, policy.answers(problems, settings.samples), strict=True)):
         _enter(account, problem, answers, context)
+        if outputs:
+            outputs.take(problem, answers)
         asked = len(account.asked)
         context.journal.show(place + 1, len(problems), f"{len(account.solved)} of {asked} rows solved" if asked else "")
         yield [_trajectory(policy, problem, place, answer, settings.init) for answer in answers]

@@ -34,14 +34,14 @@ def save(
             save_policy(context.root / paths.model(context.stage) if keep == name else context.work / name, plain, tokenizer)
 
 
-def opened(context: Context, module: str, **read: Any) -> Checkpoints:
-    """The stage's checkpoints, ready for what it is made from now. module: the stage's own, by its dotted name. read: as `identity` takes it. Of
-    several processes all must call.
+def opened(context: Context, module: str, part: str = "", **read: Any) -> Checkpoints:
+    """The stage's checkpoints, or those of a `part` of it that is trained by itself, ready for what it is made from now. module: the stage's own, by
+    its dotted name. read: as `identity` takes it. Of several processes all must call.
 
     Raises:
         UserError: an interrupted run was made otherwise, and nobody said what becomes of it.
     """
-    checkpoints = Checkpoints(context.resume, identity(context, module, **read), context.on_change, writes=context.first, stage=context.stage)
+    checkpoints = Checkpoints(context.resume / part, identity(context, module, **read), context.on_change, writes=context.first, stage=context.stage)
     if context.first and (note := checkpoints.prepare()):
         context.journal.say(note)
     ranks.wait()

@@ -69,6 +69,10 @@ FAULTS = [
     ({f"{MATH}__data": "difficulty/grade"}, "stages.math.data: 'difficulty/grade' names no rows; choose one of curation/base"),
     ({f"{MATH}__data": ["difficulty", "row.jsonl"]}, "stages.math.data: row.jsonl: no such file; did you mean 'rows.jsonl'?"),
     ({f"{MATH}__data": {"difficulty": {"where": {"domain": ["cod"]}}}}, "stages.math.data.difficulty.where.domain: 'cod' is the domain of no source in sources.train"),
+    (
+        {"stages__t": {"kind": "distil", "init": "base", "data": "difficulty", "stored": "row.jsonl", "recipe": "stored_distillation"}},
+        "stages.t.stored: row.jsonl: no such file; did you mean 'rows.jsonl'?",
+    ),
     ({"stages__more": {"kind": "pretrain", "init": "base", "data": "note.txt"}}, "stages.more.data: note.txt: no such file"),
     ({"stages__later": {"kind": "extrapolate", "init": "math", "target": 9}}, "stages.later.init: 'math' keeps no weights along its training; give a stage that trains `keep: {every: ...}`"),
     ({"stages__math__keep": {"every": 1}, "stages__later": {"kind": "extrapolate", "init": "math", "target": 9, "settings": {"rnk": 1}}}, "stages.later.settings: method 'relex': unknown setting 'rnk'; did you mean 'rank'?"),

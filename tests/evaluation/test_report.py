@@ -17,12 +17,14 @@ from pipelines import paths
 from pipelines.__main__ import write_plot
 from pipelines.config.curation import CurationSettings, SynthesiseStage
 from pipelines.config.evaluation import ReportSettings
+from pipelines.config.extrapolation import ExtrapolateStage
+from pipelines.config.sampling import SampleStage
 from pipelines.config.sources import ArithmeticSource, SourcesSettings
 from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
 from pipelines.evaluation.report import Inputs, render, training
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
-from pipelines.stages import Context, curation, report, sources, synthesise
+from pipelines.stages import Context, curation, extrapolate, report, sample, sources, synthesise
 from pipelines.store import read_problems, write_json, write_problems, write_table
 
 ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
@@ -34,6 +36,7 @@ RESULTS = (
     "differences",
     "calibration",
     "rewards",
+    "extrapolation",
     "entropy",
     "boundary",
     "scaling",
@@ -41,7 +44,7 @@ RESULTS = (
     "outcomes",
     "samples",
 )
-SECTIONS = (*RESULTS, "curation", "difficulty", "synthesis", "lineage")
+SECTIONS = (*RESULTS, "curation", "difficulty", "sampled", "synthesis", "lineage")
 JUDGED = {
     "accuracy": 0.731, "accuracy_low": 0.622, "accuracy_high": 0.818, "pairs": 120.0, "pairs_better_shorter": 60.0, "accuracy_better_shorter": 0.512,
     "pairs_better_longer": 0.0, "ece": 0.031, "ece_before": 0.092, "brier": 0.188, "temperature": 1.64,
@@ -49,10 +52,10 @@ JUDGED = {
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
-def run(root: Path, name: str, settings: object, module: object) -> None:
+def run(root: Path, name: str, settings: object, module: object) -> dict[str, float]:
     work = root / paths.WORK / name
     work.mkdir(parents=True, exist_ok=True)
-    module.run(Context(name, root, 7, settings, work, Journal(work / "journal.jsonl", name)))  # type: ignore[attr-defined]
+    return module.run(Context(name, root, 7, settings, work, Journal(work / "journal.jsonl", name)))  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +74,33 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(graded / paths.LEDGER, {"reasons": {"too_hard": 1}})
     write_problems(graded / paths.MADE, [p for p in rows if 0 < (p.pass_rate or 0) < 1])
     run(root, "synthesis", SynthesiseStage(data="difficulty/graded", budget=6, generators={"stories": ArithmeticSource.model_validate(story)}), synthesise)
+    said = {problem.prompt: [f"\\boxed{{{problem.answer if i % 3 else 0}}}", "no idea"] for i, problem in enumerate(rows)}
+    write_json(root / "script.json", said)
+    scripted = {"engine": "scripted", "script": str(root / "script.json"), "max_new_tokens": 8}
+    asking = SampleStage.model_validate({"init": "sums", "data": "difficulty/graded", "samples": 2, "generation": scripted})
+    write_json(root / paths.METRICS / "asked.json", run(root, "asked", asking, sample))
+    for step, model in ((40, "sft"), (130, "sums")):
+        shutil.copytree(root / paths.model(model), root / paths.KEPT / "sums" / f"step-{step:06d}")
+    going_on = ExtrapolateStage(init="sums", start="base", target=200, method="line")
+    write_json(root / paths.METRICS / "later.json", run(root, "later", going_on, extrapolate))
     write_plot(root / paths.PLOTS / "sft.csv", [{"step": i, "loss": 2 / i, "lr": 0.1} for i in range(1, 30)])
     write_plot(root / paths.PLOTS / "sums.csv", [{"step": i, "reward": i / 50, "length": 9.0 + i % 3, "kl": 0.1 * i} for i in range(1, 50)])
     write_json(root / paths.METRICS / "base.json", {"parameters": 12345})
     write_json(root / paths.METRICS / "judge.json", JUDGED)
     write_plot(root / paths.PLOTS / "judge.csv", [{"step": i, "loss": 0.7 - i / 50} for i in range(1, 10)])
-    for stage, kind, inputs, outputs in (
+    for stage, kind, inputs, outputs, *given in (
         ("sources", "sources", [], [paths.SOURCES]),
         ("curation", "curation", [paths.SOURCES], [paths.CURATION]),
         ("sft", "sft", [paths.CURATION], [paths.model("sft")]),
         ("difficulty", "grade", [paths.model("sft")], [paths.ROWS / "difficulty"]),
         ("synthesis", "synthesise", [paths.rows("difficulty/graded")], [paths.ROWS / "synthesis"]),
+        ("asked", "sample", [paths.model("sums"), paths.rows("difficulty/graded")], [paths.ROWS / "asked"], asking.model_dump(mode="json")),
+        ("later", "extrapolate", [paths.KEPT / "sums", paths.BASE], [paths.model("later")], going_on.model_dump(mode="json")),
         ("judge", "reward_model", [paths.model("sft")], [paths.METRICS / "judge.json"]),
-        ("sums", "rl", [paths.model("sft"), paths.ROWS], [paths.model("sums")]),
+        ("sums", "rl", [paths.model("sft"), paths.ROWS / "difficulty", paths.ROWS / "synthesis"], [paths.model("sums")]),
         ("evaluation", "evaluation", [paths.BENCHMARKS, paths.model("sft"), paths.model("sums")], [paths.EVALUATION]),
     ):
-        settings = {"note": ATTACK, "seeded": True}
+        (settings,) = given or [{"note": ATTACK, "seeded": True}]
         beginning = begin(root, stage, {"seed": 7, "kind": kind, "settings": settings}, inputs=inputs, modules=["pipelines.stages.report"])
         write_manifest(beginning, outputs=outputs)
     for model in ("sft", "sums"):
@@ -153,10 +167,20 @@ def test_every_section_is_there_and_full(page: str) -> None:
         "0.512 of 60",
         "0.031, 0.092",
         "Loss (nats per pair or response)",
+        "sums gave 180 answers: correct 60, unparsable 90, wrong 30. Of 90 rows 60 are handed on; left out: no right answer 30.",
+        "saw rows: 90 of difficulty/graded",
         "level 2",
     ):
         assert expected in text, expected
     assert seen.tags["svg"] >= 10
+
+
+def test_an_extrapolation_says_how_straight_it_went(project: Path, page: str) -> None:
+    table = page.partition('id="extrapolation"')[2].partition("</section>")[0]
+    cells = re.findall(r"<td>(.*?)</td>", table)
+    assert cells[:6] == ["later", "sums", "line", "2", "130", "200"]
+    told = json.loads((project / paths.METRICS / "later.json").read_text())
+    assert cells[6:] == ["–", "1", "1", f"{told['length']:.3g}"], "two points lie on a line, and nothing is left out of it"
 
 
 def test_headline_says_better_only_where_the_interval_does(project: Path, page: str) -> None:
@@ -203,12 +227,16 @@ def test_figures_of_a_program_stand_beside_those_of_our_own_trainers() -> None:
         "math": rows(reward=0.1, length=4.0), "grpo": rows(reward=0.2, kl=0.1), "sft": rows(loss=2.0), "theirs": rows(loss=3.0, grad_norm=1.0),
         "odd": rows(perplexity=9.0), "silent": [],
     }  # fmt: skip
+    stages["student"] = rows(reward=0.1, advantage_mean=-0.4)
+    stages["sft"][2]["held_out_loss"] = 1.0
     stages["grpo"][0].pop("reward")  # a program need not tell everything at every step
-    kinds = {"math": "rl", "sft": "sft"} | dict.fromkeys(("grpo", "theirs", "odd", "silent"), "command")
+    kinds = {"math": "rl", "sft": "sft", "student": "distil"} | dict.fromkeys(("grpo", "theirs", "odd", "silent"), "command")
     drawn = str(training.curves(stages, kinds, dict.fromkeys(stages, "c-a")))
-    heads = ["Supervised training", "Reinforcement learning", "What programs measured"]
-    supervised, rl, programs = (drawn.partition(f"<h3>{head}</h3>")[2].partition("<h3>")[0] for head in heads)
+    heads = ["Supervised training", "Reinforcement learning", "Distillation", "What programs measured"]
+    supervised, rl, distilled, programs = (drawn.partition(f"<h3>{head}</h3>")[2].partition("<h3>")[0] for head in heads)
     assert "sft: loss" in supervised and "theirs: loss" in supervised and "odd" not in supervised
+    assert "sft: loss on what is held out" in supervised and "theirs: loss on what is held out" not in supervised
+    assert "Mean advantage (nats per token)" in distilled and "Mean reward" in distilled and "student" not in rl
     assert "Mean reward" in rl and rl.count("grpo") >= 2 and "kl" in rl and "grad_norm" not in rl
     assert "grad_norm" in programs and "perplexity" in programs and "2 more measures" in programs
 
@@ -238,7 +266,7 @@ def test_a_missing_part_leaves_a_sentence(tmp_path: Path, evaluated: Path) -> No
     assert tuple(Reader(empty).ids) == SECTIONS and empty.count('class="absent"') == len(SECTIONS)
     shutil.copytree(evaluated / paths.EVALUATION, tmp_path / paths.EVALUATION)
     run(tmp_path, "report", ReportSettings(), report)
-    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 6  # training, reward models, curation, difficulty, synthesis, lineage
+    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 8  # training, reward models, extrapolation, curation, difficulty, sampled, synthesis, lineage
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:

@@ -80,8 +80,11 @@ def test_verify_says_what_held_the_programs_in(tmp_path, capsys):
 
 BAD = [
     ("not json", "line 2: not JSON: Expecting value"),
-    ('{"id": "x", "gold": "1"}', "line 2: expected `prediction` to be a string, got None"),
-    ('{"id": "x", "prediction": "1"}', "line 2: expected `gold` or `answer` to be a string or number, got None"),
+    ('{"id": "x", "gold": "1"}', "line 2: key 'prediction' is missing"),
+    ('{"id": "x", "gold": "1", "prediction": 1}', "line 2: expected `prediction` to be a string, got 1"),
+    ('{"id": "x", "prediction": "1"}', "line 2: key 'answer' or 'gold' is missing"),
+    ('{"id": "x", "prediction": "1", "answer": null}', "line 2: key 'answer' or 'gold' is null"),
+    ('{"id": "x", "prediction": "1", "gold": [1]}', "line 2: expected `gold` or `answer` to be a string or number, got [1]"),
     ("[1]", "line 2: expected an object, got list"),
 ]
 

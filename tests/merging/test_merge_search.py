@@ -17,7 +17,7 @@ from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.records import Problem, problem_id
-from pipelines.stages import Context
+from pipelines.stages import Context, searching
 from pipelines.stages import merge as stage
 from pipelines.store import discard, read_json, write_problems
 
@@ -112,7 +112,7 @@ def context(root: Path, settings: MergeStage = SETTINGS) -> Context:
 
 def test_validation_is_of_rows_that_nothing_was_trained_or_tested_on(project: Path) -> None:
     assert SETTINGS.search is not None
-    parts = stage.validation(context(project), SETTINGS.search)
+    parts = searching.validation(context(project), SETTINGS.search)
     assert {part: len(problems) for part, problems in parts.items()} == {"choose": 6, "confirm": 6}
     both = [row.problem_id for problems in parts.values() for row in problems]
     assert set(both) == {problem(i, "math" if i % 2 else "code").problem_id for i in range(12)}
@@ -167,11 +167,11 @@ def test_what_stands_in_the_way_of_a_search(project: Path, tmp_path: Path) -> No
     assert checks.faults(params.model_copy(update={"stages": params.stages | {"merged": SETTINGS}}), ROOT) == []
     write_problems(tmp_path / paths.rows("difficulty/ungraded"), [])
     with pytest.raises(UserError, match=r"merged: no row is left of difficulty/ungraded; there were 0"):
-        stage.validation(context(tmp_path), SETTINGS.search)
+        searching.validation(context(tmp_path), SETTINGS.search)
     write_problems(tmp_path / paths.rows("difficulty/ungraded"), [problem(2)])
     with pytest.raises(UserError, match=r"1 problems are too few to choose"):
-        stage.validation(context(tmp_path), SETTINGS.search)
+        searching.validation(context(tmp_path), SETTINGS.search)
     write_problems(tmp_path / paths.rows("difficulty/ungraded"), [problem(1)])
     write_problems(tmp_path / paths.BENCHMARKS / "math.parquet", [problem(1)])
     with pytest.raises(UserError, match="is in a benchmark"):
-        stage.validation(context(tmp_path), SETTINGS.search)
+        searching.validation(context(tmp_path), SETTINGS.search)

@@ -26,7 +26,7 @@ from pipelines.progress import Journal
 from pipelines.sft.examples import document
 from pipelines.sources.arithmetic import problems
 from pipelines.stages import Context, extrapolate, sft
-from pipelines.store import read_json, write_problems
+from pipelines.store import discard, read_json, write_problems
 
 BASE = torch.tensor([1.0, 1.0])
 
@@ -205,6 +205,34 @@ def test_the_stage_learns_to_look_ahead(trained: Path) -> None:
     assert all(torch.equal(made[name], last[name]) for name in made)
 
 
+def test_the_step_is_chosen_by_problems_that_no_figure_is_of(trained: Path) -> None:
+    """Every target is scored on one half, the best compared with the model that the training ended with on the other."""
+    write_problems(trained / "held.parquet", list(problems(ArithmeticSource(kind="arithmetic", count=12), 2, "held", Path())))
+    search = {"data": "held.parquet", "grid": {"target": [21, 30]}, "problems": 12, "samples": 2, "bootstrap": 100, "generation": {"max_new_tokens": 8}}
+    summary = stage(trained, method="line", settings={"window": 2}, search=search)
+    record = read_json(trained / paths.model("later") / paths.SEARCH)
+    assert [trial["name"] for trial in record["trials"]] == ["sft", *(f"line window 2, target {target}" for target in (24, 21, 30))]
+    assert record["problems"] == {"choose": 6, "confirm": 6} and record["expert"] == "sft"
+    merges = record["trials"][1:]
+    best = max(merges, key=lambda trial: trial["mean"])
+    assert record["winner"] == best["name"] and summary["target"] == best["settings"]["target"] and summary["search_trials"] == 4.0
+    assert read_json(trained / paths.model("later") / paths.EXTRAPOLATION)["target"] == best["settings"]["target"]
+    first, second, made = (
+        load_file(folder / "model.safetensors")
+        for folder in (trained / paths.KEPT / "sft" / "step-000015", trained / paths.KEPT / "sft" / "step-000018", trained / paths.model("later"))
+    )
+    beyond = (summary["target"] - 18) / 3
+    assert all(torch.allclose(tensor, second[name] + beyond * (second[name] - first[name]), atol=1e-5) for name, tensor in made.items())
+    with pytest.raises(UserError, match="later.search.grid.target: step 12 is not later than 18"):
+        stage(trained, search=search | {"grid": {"target": [30, 12]}})
+    with pytest.raises(ValueError, match="grid: target: expected numbers of steps, got 1.5"):
+        stage(trained, search=search | {"grid": {"target": [1.5]}})
+    write_problems(trained / paths.BENCHMARKS / "b.parquet", list(problems(ArithmeticSource(kind="arithmetic", count=1), 2, "held", Path())))
+    with pytest.raises(UserError, match="later.search: problem .* is in a benchmark"):
+        stage(trained, search=search)
+    discard(trained / paths.BENCHMARKS)
+
+
 def test_what_cannot_go_on_is_said(trained: Path) -> None:
     with pytest.raises(UserError, match="later.target: step 18 is not later than 18, the last that sft kept"):
         stage(trained, target=18)
@@ -228,6 +256,10 @@ def test_the_graph_follows() -> None:
     assert paths.KEPT / "first" in stages["first"].makes and stages["first"].feeds(stages["later"])
     assert resolve(params, "later").start == "base" and stages["later"].reads == (paths.KEPT / "first", paths.BASE)
     assert stages["later"].makes == (paths.model("later"),)
+    content["stages"]["later"]["search"] = {"data": "curation/rl", "grid": {"target": [80, 120]}}
+    searched = graph.graph(Params.model_validate(content))["later"]
+    assert searched.reads == (paths.KEPT / "first", paths.BASE, paths.model("first"), paths.rows("curation/rl"), paths.BENCHMARKS)
+    del content["stages"]["later"]["search"]
     content["stages"]["later"]["init"] = "second"
     with pytest.raises(ValueError, match=r"init: 'second' keeps no weights along its training; give a stage that trains `keep: \{every: ...\}`, or choose"):
         Params.model_validate(content)

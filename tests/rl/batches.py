@@ -30,7 +30,7 @@ def pg(recipe: Recipe, advantage: float, **tensors):
     """Loss and gradient of F-pg at a given advantage."""
     logp = tensors.pop("logp", NEW).clone().requires_grad_()
     one = torch.ones(1, 3, dtype=torch.float64)
-    made = batch(torch.tensor([1.0]), torch.tensor([0]), one, logp_old_BT=OLD, logp_roll_BT=ROLL, **{"advantage_BT": advantage * one, **tensors})
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), one, **{"logp_old_BT": OLD, "logp_roll_BT": ROLL, "advantage_BT": advantage * one, **tensors})
     loss, _ = objective(recipe, made, logp)
     (gradient,) = torch.autograd.grad(loss, logp)
     return float(loss.detach()), gradient[0]
@@ -63,11 +63,14 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         confidence_B=torch.rand(rows, **double), candidates_B=torch.full((rows,), 2.0, dtype=torch.float64), rank_B=right.double(),
         level_B=2 - right + torch.randint(0, 2, (rows,), generator=g), diversity_B=torch.rand(rows, **double), baseline_B=torch.rand(rows, **double) / 2,
         components_BK=torch.stack([torch.rand(rows, **double), right.double()], -1), component_weight_K=torch.tensor([0.7, 1.3], dtype=torch.float64),
-        pool_mean_B=torch.full((rows,), 0.4, dtype=torch.float64),
+        pool_mean_B=torch.full((rows,), 0.4, dtype=torch.float64), greedy_B=torch.full((rows,), 0.5, dtype=torch.float64),
+        observed_BT=(torch.arange(width) == count[:, None]).double(), turn_BT=torch.arange(width).expand(rows, width) // 3,
+        state_BT=torch.arange(width) // 3 + 10 * (torch.arange(rows)[:, None] // group),
+        role_baseline_B=torch.full((rows,), 0.3, dtype=torch.float64),
         reprompt_B=torch.rand(rows, generator=g) < 0.7, share_BT=torch.where(torch.arange(width) < 1, torch.arange(rows)[:, None] // group, 100 + torch.arange(rows * width).view(rows, width)),
         step_BT=steps, potential_BK=normal(rows, 3).clamp(-1, 1).masked_fill(~known, torch.nan), step_value_BK=torch.rand(rows, 3, **double).masked_fill(~known, torch.nan),
         logp_sft_BT=near(old), logp_dpo_BT=near(old), logp_prev_BT=near(old), logp_tempered_BT=near(old), logp_proxy_BT=old + 0.4 * mask, logp_expert_BT=near(old), mismatched_B=normal(rows),
-        entropy_old_BT=torch.rand(rows, width, **double), value_old_BT=normal(rows, width), vocab_mean_old_BT=normal(rows, width), special_old_B=normal(rows) - 20,
+        entropy_old_BT=torch.rand(rows, width, **double), squares_old_BT=old.exp() ** 2 + (1 - old.exp()) ** 2 * torch.rand(rows, width, **double), value_old_BT=normal(rows, width), vocab_mean_old_BT=normal(rows, width), special_old_B=normal(rows) - 20,
         hidden_old_BTH=normal(rows, width, hidden), topk_BTK=torch.randint(0, 50, (rows, width, k), generator=g),
         teacher_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], logp_taught_BT=near(old),
         taught_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], stored_topk_BTK=torch.randint(0, 50, (rows, width, k), generator=g),
@@ -127,7 +130,7 @@ def with_masked_rows(made: Batch, live, count: int):
         if not is_by_row(name):
             return value
         more = other[:count]
-        return torch.cat([value, torch.zeros_like(more) if name == "mask_BT" else more + 1000 if name in ("group_B", "share_BT") else more])
+        return torch.cat([value, torch.zeros_like(more) if name == "mask_BT" else more + 1000 if name in ("group_B", "share_BT", "state_BT") else more])
 
     grown = {name: grow(name, value, getattr(others, name)) for name, value in made.tensors().items()}
     return made.having(**grown), {name: grow(name, value, other_live[name]) for name, value in live.items()}

@@ -1,17 +1,23 @@
-"""kill -9 at random instants of an RL stage that runs as users run it: what the run leaves that was continued is what one leaves that nobody disturbed."""
+"""kill -9 at random instants of a stage that runs as users run it: what the run leaves that was continued is what one leaves that nobody disturbed."""
 
 import contextlib
+import importlib
 import json
 import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from killing import Harness
+from loops import PROBLEMS, TOKENIZER, response
 
-from pipelines import paths
-from pipelines.store import read_json
+from pipelines import graph, paths
+from pipelines.models.loading import save_policy, write_vocabulary
+from pipelines.records import POLICY
+from pipelines.stages import ENTRIES
+from pipelines.store import read_json, write_trajectories
 
 STEPS, EVERY = 7, 2
 """Steps of the stage, and of them between two checkpoints."""
@@ -20,10 +26,9 @@ IN_FLIGHT = {"kind": "in_flight", "bound": 2, "groups": 8}
 
 def made(root: Path) -> dict[str, bytes]:
     folders = (root / paths.model("t"), root / paths.ROLLOUTS / "t")
-    files = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for folder in folders for path in sorted(folder.glob("*"))}
     files |= {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted((root / paths.KEPT / "t").rglob("*.*"))}
-    told = (paths.METRICS / "t.json", paths.PLOTS / "t.csv", paths.manifest("t"))
-    files |= {path.name: (root / path).read_bytes() for path in told if path.suffix == ".json"}
+    files |= {path.as_posix(): (root / path).read_bytes() for path in (paths.METRICS / "t.json", paths.manifest("t"), paths.seen("t"))}
     return files | {"journal": (root / paths.WORK / "t" / "journal.jsonl").read_bytes()}
 
 
@@ -33,14 +38,34 @@ def forget(root: Path) -> None:
 
 
 def other(rl_project: Path, root: Path, **changes) -> tuple[Path, Harness, dict[str, bytes], float]:
-    """A project of other settings in `root`, its harness, what it leaves alone, and how long that takes."""
+    """A project of other settings in `root`, and what `alone` gives of it."""
     shutil.copytree(rl_project, root)
     given = read_json(root / "given.json")
     given["settings"] |= changes
     (root / "given.json").write_text(json.dumps(given))
+    return alone(root)
+
+
+def of_kind(rl_project: Path, root: Path, kind: str, teacher, **settings) -> tuple[Path, Harness, dict[str, bytes], float]:
+    """A project in `root` whose stage `t` is of another kind, with responses and a teacher for it, and what `alone` gives of it."""
+    shutil.copytree(rl_project, root)
+    save_policy(root / paths.model("math"), teacher, TOKENIZER)
+    answers = [response(p, f"<think> </think>\\boxed{{{p.answer}{wrong}}}", float(not wrong)) for p in PROBLEMS[:22] for wrong in ("", "1")]
+    folder = root / paths.ROLLOUTS / "math"
+    write_trajectories(folder / "step-000001.parquet", [replace(t, origin=POLICY, sample_id=n) for n, t in enumerate(answers)])
+    write_vocabulary(folder, TOKENIZER)
+    (root / "outputs.jsonl").write_text("\n".join(json.dumps({"problem_id": t.problem_id, "response": t.response}) for t in answers[:24:2]))
+    _, module, name = ENTRIES[kind]
+    given = getattr(importlib.import_module(module), name).model_validate({"init": "sft", **settings})
+    (root / "given.json").write_text(json.dumps(graph.stage("t", kind, given).given(1)))
+    return alone(root)
+
+
+def alone(root: Path) -> tuple[Path, Harness, dict[str, bytes], float]:
+    """The project, its harness, what its stage leaves that nobody disturbs, and how long that takes."""
     harness = Harness(root, "t")
     ended, seconds = harness("end")
-    assert ended == 0
+    assert ended == 0 and harness.steps() == STEPS
     return root, harness, made(root), seconds
 
 

@@ -18,6 +18,8 @@ from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.records import GUIDE, PROMPT, Outcome, Segment, Trajectory
 from pipelines.rl import recipe
+from pipelines.rl.actor import add_value_head
+from pipelines.rl.inputs.step import Actor
 from pipelines.rl.roles import roles_of
 from pipelines.rl.teachers import Outputs, Teacher, Teachers
 from pipelines.rl.train import train
@@ -107,9 +109,17 @@ def shaken(start, by: float, seed: int):
     return policy
 
 
+def critic(weights, bias: float = 0.0) -> Actor:
+    """One whose head says `bias` of everything."""
+    policy = policy_of(weights)
+    add_value_head(policy)
+    torch.nn.init.constant_(policy.value_head.bias, bias)
+    return Actor(policy.requires_grad_(False), TOKENIZER, value_head=policy.value_head)
+
+
 def beside(row: str, weights, **overrides):
     """What a recipe needs beside the policy that starts from `weights`."""
-    given = {"teachers": Teachers({"*": Teacher(shaken(weights, 0.02, 1))}), "stored": Outputs({})}
+    given = {"teachers": Teachers({"*": Teacher(shaken(weights, 0.02, 1))}), "stored": Outputs({}), "critic": critic(weights)}
     return {name: given.get(name) or policy_of(weights) for name, role in roles_of(recipe(row, **overrides)).items() if role.source != "copy"}
 
 

@@ -235,6 +235,7 @@ def test_the_stage_with_stored_outputs(tmp_path, start):
     assert not (tmp_path / paths.ROLLOUTS / "taught").exists(), "nothing was answered"
     for wrong, said in [
         ({"tokens": [10**6]}, r"outputs.jsonl:2: tokens: expected ids of the student's tokenizer, 0 to \d+"),
+        ({"topk": None}, "outputs.jsonl:2: key 'topk' is null"),
         ({"topk": [[1]]}, "outputs.jsonl:2: topk: expected a list of different ids for each of the"),
         ({"logp": [[0.0, 0.0]] * len(ids[1])}, "outputs.jsonl:2: logp: of token 0: expected log-probabilities whose probabilities add up to at most 1"),
         ({"logp": [[-1.0]] * len(ids[1])}, "outputs.jsonl:2: logp: expected a log-probability for each id of topk"),

@@ -123,7 +123,12 @@ def test_files_hold_pairs_or_scored_responses_with_text_messages_or_ids_of_rows(
     ("rows", "said"),
     [
         ([PAIR, "{"], "mine.jsonl:2: not JSON"),
-        ([PAIR, {"prompt": "p", "chosen": "a"}], "mine.jsonl:2: rejected: expected text, or messages of role and content, got 'None'"),
+        ([PAIR, {"prompt": "p", "chosen": "a"}], "mine.jsonl:2: key 'rejected' is missing; a file that a stage reads must be read whole"),
+        ([PAIR, {"prompt": "p", "rejected": "a"}], "mine.jsonl:2: key 'chosen' is missing"),
+        ([{"prompt": "p", "chosen": "a"}], "mine.jsonl:1: key 'rejected' is missing"),
+        ([PAIR, {"rejected": [{"role": "user", "content": "a"}]}], "mine.jsonl:2: key 'chosen' is missing"),
+        ([PAIR, {"prompt": "p", "chosen": None, "rejected": "a"}], "mine.jsonl:2: key 'chosen' is null"),
+        ([PAIR, {"prompt": "p", "chosen": "a", "rejected": 3}], "mine.jsonl:2: rejected: expected text, or messages of role and content, got 3"),
         ([PAIR, {"prompt": "p", "chosen": "a", "rejected": "a"}], "mine.jsonl:2: chosen and rejected are the same"),
         ([PAIR, {"chosen": "a", "rejected": "b"}], "mine.jsonl:2: chosen: expected text, or messages"),
         ([{"prompt": "p", "response": "a"}], "mine.jsonl:1: expected one of label, score, reward beside response"),

@@ -2,9 +2,13 @@
 
 import json
 import re
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,9 +19,12 @@ from safetensors.torch import load_file
 
 from pipelines import graph, paths, prompting
 from pipelines.__main__ import run as run_stage
+from pipelines.config.curation import GradeStage
+from pipelines.config.evaluation import EvaluationSettings, MergeStage
 from pipelines.config.preference import PreferenceStage
 from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import RlStage
+from pipelines.config.sampling import SampleStage
 from pipelines.config.stage import Served
 from pipelines.errors import UserError
 from pipelines.models.loading import load_policy, load_tokenizer, save_policy, write_vocabulary
@@ -29,7 +36,7 @@ from pipelines.rl.rewards.parts import reward_model as part
 from pipelines.rl.rewards.scoring import Scoring
 from pipelines.stages import Context, preference, reward_model
 from pipelines.stages.judging import judge_of
-from pipelines.store import read_json, read_trajectories, write_problems, write_trajectories
+from pipelines.store import read_json, read_problems, read_trajectories, write_problems, write_trajectories
 from pipelines.verifiers import VerifierPool
 
 TRAIN = {"epochs": 6, "batch_size": 16, "optimiser": {"lr": 3e-3}, "max_tokens": 128}
@@ -65,12 +72,12 @@ def rows(root: Path, name: str, *given: dict[str, object]) -> None:
     (root / name).write_text("\n".join(map(json.dumps, given)))
 
 
-def made(root: Path, name: str, form: Form, figures: dict[str, float] | None = None, **fitted: float) -> RewardModel:
+def made(root: Path, name: str, form: Form, figures: dict[str, float] | None = None, seed: int = 1, **fitted: float) -> RewardModel:
     """A reward model that has learnt nothing, measured as told."""
     measured = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, **(figures or {})}
     model = begin(root / paths.model("sft"), form, "cpu", name)
     if form.answers is None:
-        torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(seed))
     save(root / paths.model(name), model, TOKENIZER, Record(form=form, calibration=Calibration(**fitted), measured=measured))
     return RewardModel.load(root / paths.model(name))
 
@@ -214,7 +221,9 @@ MARKED = {"prompt": "p", "response": "a", "label": True}
         ({"loss": "binary"}, {"prompt": "p", "response": "a", "score": 0.3}, "mine.jsonl:2: score: loss binary learns from 0 and 1, or from a label, got 0.3"),
         ({"loss": "hl_gauss", "span": [0, 5]}, {"prompt": "p", "response": "a", "score": 7}, r"mine.jsonl:2: score: 7 is outside `span` \[0.0, 5.0\]"),
         ({"loss": "entailment"}, {**MARKED, "principle": " "}, "mine.jsonl:2: principle: expected text, got ' '"),
-        ({"loss": "entailment"}, MARKED, "mine.jsonl:2: principle: expected text, got None"),
+        ({"loss": "entailment"}, MARKED, "mine.jsonl:2: key 'principle' is missing; the stage's own `principle` says one for all rows"),
+        ({}, {"prompt": "p", "chosen": "a"}, "mine.jsonl:2: key 'rejected' is missing"),
+        ({}, {"prompt": "p", "rejected": "a"}, "mine.jsonl:2: key 'chosen' is missing"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_of_no_use_to_the_loss_is_named_by_its_line(root, given, row, said):
@@ -318,6 +327,102 @@ def test_it_judges_problems_of_verifier_judge(root):
     assert judge_of(context(root), None, "cpu") is None
     with pytest.raises(UserError, match="scorer: reward model scorer orders"):
         judge_of(context(root), Served(stage="scorer", bound=0.85), "cpu")
+
+
+def test_threads_that_ask_at_once_get_what_one_gets(root):
+    model = made(root, "scorer", plain())
+    asked = [(problem, text) for problem in PROBLEMS[:20] for text in (RIGHT, WRONG, "<|user|>")]
+    alone = [model.scores([each]) for each in asked]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(lambda each: model.scores([each]), asked))
+    finally:
+        sys.setswitchinterval(interval)
+    assert together == alone
+
+
+TEXTS = ("<think> one </think>It is good.", "<think> two </think>It is bad, and here is why.", "<think> three </think>Nobody knows.")
+
+
+@pytest.fixture
+def asked(root):
+    """The project with a reward model and problems that it judges, and what engines say: per problem and text the score, and for each problem a
+    threshold that the best text alone reaches. Nothing may ask an endpoint."""
+    model = made(root, "scorer", plain())
+    scores = {problem.prompt: model.scores([(problem, text) for text in TEXTS]) for problem in PROBLEMS[:6]}
+    first, second = zip(*(sorted(found)[-2:] for found in scores.values()), strict=True)
+    thresholds = [json.dumps({"threshold": (low + high) / 2}) for low, high in zip(first, second, strict=True)]
+    judged = [replace(p, verifier="judge", verifier_args=threshold) for p, threshold in zip(PROBLEMS, thresholds, strict=False)]
+    write_problems(root / paths.rows("difficulty"), judged)
+    (root / "script.json").write_text(json.dumps({problem.prompt: TEXTS for problem in judged}))
+    scripted = {"engine": "scripted", "script": str(root / "script.json"), "max_new_tokens": 64}
+    return {"data": "difficulty", "samples": 3, "generation": scripted, "judge": {"stage": "scorer"}}, scores
+
+
+def test_rows_are_graded_by_it(root, asked):
+    given, scores = asked
+    stage = graph.stage("graded", "grade", GradeStage.model_validate({"init": "sft", "band": [0, 1], **given}))
+    assert paths.model("scorer") in stage.reads
+    run_stage("graded", root, stage.given(1), "cpu")
+    assert [row.pass_rate for row in read_problems(root / paths.ROWS / "graded" / paths.GRADED)] == [pytest.approx(1 / 3)] * 6
+    read = read_json(root / paths.manifest("graded"))["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert "data/models/scorer" in {entry.get("name") for entry in read}
+    answers = [row for file in (root / paths.WORK / "graded").rglob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert sorted(row["score"] for row in answers) == pytest.approx(sorted(score for found in scores.values() for score in found), abs=1e-5)
+    made(root, "scorer", plain(), seed=2)
+    run_stage("graded", root, stage.given(1), "cpu")
+    again = [row.pass_rate for row in read_problems(root / paths.ROWS / "graded" / paths.GRADED)]
+    assert again != [pytest.approx(1 / 3)] * 6, "what another reward model has said is not kept"
+    made(root, "scorer", plain(), {"accuracy_low": 0.5})
+    with pytest.raises(UserError, match=r"graded: reward model scorer orders 0.900 \[0.500, 0.950\] of held-out pairs rightly"):
+        run_stage("graded", root, stage.given(1), "cpu")
+
+
+def test_answers_are_sampled_and_judged_by_it(root, asked):
+    given, scores = asked
+    run_stage("more", root, graph.stage("more", "sample", SampleStage.model_validate({"init": "sft", **given})).given(1), "cpu")
+    rollouts = [t for file in sorted((root / paths.ROLLOUTS / "more").glob("*.parquet")) for t in read_trajectories(file)]
+    prompts = {problem.problem_id: problem.prompt for problem in PROBLEMS}
+    assert len(rollouts) == 18
+    for t in rollouts:
+        found = scores[prompts[t.problem_id]]
+        assert t.reward == pytest.approx(found[TEXTS.index(t.response)], abs=1e-5), "its probability is the reward of the rollout"
+        assert (t.outcome == Outcome.CORRECT) == (found.index(max(found)) == TEXTS.index(t.response))
+    for row in read_problems(root / paths.rows("more")):
+        assert row.solution == ("one", "two", "three")[scores[row.prompt].index(max(scores[row.prompt]))]
+
+
+def test_checkpoints_are_evaluated_by_it(root, asked):
+    given, scores = asked
+    shutil.copytree(root / paths.model("sft"), root / paths.model("other"))
+    write_problems(root / paths.BENCHMARKS / "open.parquet", read_problems(root / paths.rows("difficulty")))
+    settings = EvaluationSettings.model_validate({
+        **{key: given[key] for key in ("samples", "generation", "judge")}, "models": ["sft", "other"], "rollouts": [], "ks": [1, 3], "bootstrap": 50,
+        "gate": {"candidate": "other", "against": "sft", "improve": ["open"]}, "diagnostics": {"entropy_problems": 0},
+    })  # fmt: skip
+    stage = graph.stage("evaluation", "evaluation", settings)
+    assert paths.model("scorer") in stage.reads
+    told = run_stage("evaluation", root, stage.given(1), "cpu")
+    assert told["sft_open_pass_at_1"] == pytest.approx(1 / 3) and told["other_open_pass_at_3"] == 1.0
+    rows = pq.read_table(root / paths.SAMPLES / "sft" / "open.parquet").to_pylist()
+    assert [row["score"] for row in rows] == pytest.approx([scores[row["prompt"]][TEXTS.index(row["response"])] for row in rows], abs=1e-5)
+    made(root, "scorer", plain(), seed=2)
+    assert run_stage("evaluation", root, stage.given(1), "cpu")["sft_open_pass_at_1"] != pytest.approx(1 / 3), "samples are judged anew"
+
+
+def test_merges_are_searched_by_it(root, asked):
+    given, _ = asked
+    for name in ("math", "code"):
+        shutil.copytree(root / paths.model("sft"), root / paths.model(name))
+    search = {**given, "problems": 4, "bootstrap": 50, "budget": 1, "greedy": False, "candidates": [{"method": "linear"}]}
+    settings = MergeStage.model_validate({"init": "sft", "models": ["math", "code"], "method": "linear", "search": search})
+    stage = graph.stage("merged", "merge", settings)
+    assert paths.model("scorer") in stage.reads
+    run_stage("merged", root, stage.given(1), "cpu")
+    trials = read_json(root / paths.model("merged") / paths.SEARCH)["trials"]
+    assert [trial["mean"] for trial in trials] == [pytest.approx(1 / 3)] * len(trials)
 
 
 def test_the_folder_has_all_that_serving_needs(root):

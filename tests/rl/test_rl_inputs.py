@@ -75,7 +75,7 @@ def step_of(row="grpo", made=MADE, frozen=("ref",), **changes) -> Step:
     actor.frozen.update(models)
     ids, score, batch = tensors(made, torch.device("cpu"), 1, 24)
     rows = [BY_ID[r.problem_id] for r in made]
-    return Step(1, actor, stage, (1, "t"), rows, made, ids, score, batch, [])
+    return Step(1, actor, stage, (1, "t"), rows, made, ids, score, batch, History(Path()))
 
 
 def plain(model, made: Trajectory, temperature=1.0) -> torch.Tensor:

@@ -10,7 +10,8 @@ import signal
 import pytest
 import torch
 from killing import Harness
-from kills import EVERY, IN_FLIGHT, STEPS, forget, killed, left, made, other
+from kills import EVERY, IN_FLIGHT, STEPS, forget, killed, left, made, of_kind, other
+from loops import shaken
 
 import pipelines.__main__ as process
 from pipelines import paths
@@ -55,6 +56,29 @@ def test_killed_with_groups_of_several_turns_in_flight(rl_project, tmp_path, mos
         "tasks": [{"name": "drop_high_pass"}, {"name": "bots"}],
     }
     killed(*other(rl_project, tmp_path / "p", recipe="scale_rl", schedule=IN_FLIGHT, overrides=overrides), most)
+
+
+STEPPING = {"prompts_per_step": 4, "checkpoint_every": 2, "optimiser": {"lr": 1e-3, "schedule": "constant"}, "keep": {"every": 3}, "steps": STEPS}
+SAMPLING = STEPPING | {"group_size": 2, "generation": {"max_new_tokens": 12}, "data": ["graded", "new"]}
+KINDS = {
+    "dpo": ("preference", STEPPING | {"data": "math/rollouts", "recipe": "dpo"}),
+    "kto": ("preference", STEPPING | {"data": "math/rollouts", "recipe": "kto", "pairs": None}),
+    "teacher": ("distil", SAMPLING | {"teachers": {"*": "math"}}),
+    "top k": ("distil", SAMPLING | {"teachers": {"*": "math"}, "recipe": "topk_distillation", "schedule": IN_FLIGHT}),
+    "stored": ("distil", STEPPING | {"data": ["graded"], "stored": "outputs.jsonl", "recipe": "stored_distillation"}),
+    "scorer": (
+        "reward_model",
+        {"data": "math/rollouts", "train": {"batch_size": 2, "checkpoint_every": 2, "optimiser": {"lr": 1e-3}, "held_out": {"problems": 2, "every": 2}}},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "most"), [*((case, 3) for case in ("dpo", "teacher", "scorer")), *(pytest.param(case, 20, marks=LONG) for case in KINDS)]
+)
+def test_stages_of_other_kinds_that_are_killed(rl_project, start, tmp_path, case, most):
+    kind, settings = KINDS[case]
+    killed(*of_kind(rl_project, tmp_path / "p", kind, shaken(start, 0.05, 1), **settings), most)
 
 
 PLAYS = """

@@ -20,8 +20,8 @@ from pipelines.rl.tasks import Draw, draw
 from pipelines.rl.update import group_buckets, laid_down, length_buckets, prompt_buckets
 from pipelines.store import read_trajectories
 
-STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap"]
-"""grpo, and rows with state of their own: further draws, a value head, a teacher, an earlier policy, held statistics, histories."""
+STATEFUL = ["grpo", "dapo", "ppo", "sdpo", "remix", "siren", "laser", "scale_rl", "recap", "rae", "remax", "gpg"]
+"""grpo, and rows with state of their own: further draws, a value head, a teacher, an earlier policy, held statistics, histories, a greedy answer."""
 
 
 @pytest.mark.parametrize("row", STATEFUL)

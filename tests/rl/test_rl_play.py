@@ -41,7 +41,7 @@ def test_svs():
     assert [t.outcome for t in found[0]] == ["correct"] * 2 + ["wrong"] * 6
     for asked in (found[1], found[2]):
         assert [t.reward for t in asked] == [0, 1, 1, 1, 1, 1, 0, 0]
-        assert [t.reward_parts for t in asked] == [{"variant": t.reward} for t in asked]
+        assert [t.reward_parts for t in asked] == [{"variant": t.reward, "role": 1.0} for t in asked]
         assert [t.outcome for t in asked] == ["correct" if t.reward else "wrong" for t in asked]
         assert asked[3].detail == "3 of 8 answers to it are right"
     for number in range(8):

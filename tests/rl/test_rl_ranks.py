@@ -120,9 +120,12 @@ LOOPS = {
     "taught": {"row": "topk_distillation"},
     "validated": {"row": "grpo", "validation": ValidationSettings(every=1, problems=1, samples=4)},
     "reset": {"row": "grpo_kl", "reset": ResetSettings(kl=1e-7)},
+    "roles": {"row": "rae"},
+    "moments": {"row": "m2po", "minibatches": 2},
 }
-"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, problems and prompts that are chosen, answers made
-beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks, a reset."""
+"""Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, problems and
+prompts that are chosen, answers made beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks, a
+reset, a baseline that goes through the answers of all ranks, a mask by what all ranks' tokens have moved."""
 
 
 def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, stored=None, **changes) -> dict:

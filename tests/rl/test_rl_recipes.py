@@ -120,8 +120,7 @@ def test_what_a_row_needs_and_costs():
     assert cost(RECIPES["grpo"]) == Cost((8, 8), (), (), value=False)
     assert cost(RECIPES["dapo"]).answers == (8, 8 * (1 + 3))
     assert cost(RECIPES["reinforce_ada"], group=4).answers == (8, 4 * 8)
-    assert cost(RECIPES["self"]).answers == (1, 8 + 1) and cost(RECIPES["rlcs"]).answers == (8, 4 * 8)
-    assert needs(RECIPES["sparkle"]) == {Need.SOLUTIONS, Need.POLICY} and needs(RECIPES["mccl"]) == {Need.RATES}
+    assert cost(RECIPES["remax"]).answers == (9, 9)
     assert cost(RECIPES["npo"]).answers == (8, 8 + 4) and cost(RECIPES["npo"]).policies == ("guide",)
     assert cost(RECIPES["svs"]).answers == (8, 8 * (1 + 4 * (1 + 8)))
     assert cost(RECIPES["ppo_kl"]) == Cost((8, 8), ("ref", "the policy before the update"), ("ref",), value=True)
@@ -131,10 +130,12 @@ def test_what_a_row_needs_and_costs():
     assert needs(RECIPES["calib_rl"]) >= {Need.SOLUTIONS}
     assert needs(recipe("grpo", guidance={"name": "solution_prefix"})) == {Need.SOLUTIONS}
     assert needs(RECIPES["topk_distillation"]) == {Need.TEACHER}
+    assert needs(RECIPES["mccl"]) == {Need.RATES}
+    assert cost(RECIPES["self"]).answers == (1, 9) and cost(RECIPES["remax"]).answers == (9, 9)
 
 
 def test_rows_are_found_by_slot_paper_and_need():
-    assert [row.name for row in found(part="explore")] == ["self", "reinforce_ada"]
+    assert [row.name for row in found(part="explore")] == ["self", "reinforce_ada", "remax"]
     assert [row.name for row in found(paper="2508.14029")] == ["svs"]
     assert [row.name for row in found(need="value", paper="ppo as in")] == ["ppo_kl"]
     with pytest.raises(UserError, match="did you mean 'explore'"):

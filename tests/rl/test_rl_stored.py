@@ -75,7 +75,7 @@ def test_every_group_trains_once_in_each_pass_in_an_order_of_its_own():
         ("topr", {Asks.BEHAVIOUR}, r"recipe 'topr' reads logp_roll_BT .* their log-probabilities under the policy that answered"),
         ("grpo", {Asks.BEHAVIOUR}, r"recipe 'grpo' reads logp_old_BT .* their log-probabilities under the policy that answered"),
         ("trpa", {Asks.VERDICT}, r"recipe 'trpa' reads level_B .* a verdict on each"),
-        ("direct_advantage", {Asks.PROBLEM}, r"recipe 'direct_advantage' reads step_value_BK .* as rows beside them"),
+        ("direct_advantage", {Asks.VERDICT}, r"recipe 'direct_advantage' reads correct_B .* a verdict on each"),
         ("recap", set(), "recipe 'recap' reads component_weight_K .* a policy that answers as it trains"),
     ],
 )

@@ -360,6 +360,19 @@ def test_topk_distillation():
     assert loss_of(RECIPES["topk_distillation"], made, torch.zeros(1, 1).double(), {"student_topk_BTK": torch.tensor([[[0.7, 0.2]]]).double().log()}) == pytest.approx(0.085123, abs=1e-6)
 
 
+def test_ssb():
+    """The student holds .5 of the token that the teacher holds .25 of, and both know the rest as one bucket."""
+    known = {"stored_logp_BTK": torch.tensor([[[0.25]]]).log().double()}
+    made = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 1).double(), **known)
+    live = {"student_stored_BTK": torch.tensor([[[0.5]]]).log().double()}
+    divergence = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert loss_of(RECIPES["ssb"], made, torch.zeros(1, 1).double(), live) == pytest.approx(divergence, abs=1e-6)
+    warm = recipe("ssb", objective={"name": "stored_distillation", "divergence": 1.0, "temperature": 2.0})
+    assert loss_of(warm, made, torch.zeros(1, 1).double(), live) == pytest.approx(4 * divergence, abs=1e-6)
+    same = batch(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 1).double(), stored_logp_BTK=live["student_stored_BTK"])
+    assert loss_of(RECIPES["ssb"], same, torch.zeros(1, 1).double(), live) == pytest.approx(0.0, abs=1e-9)
+
+
 def test_stored_distillation():
     def loss(kept, said):
         """kept, said: probabilities, None past the last that the teacher kept; what the student says there must not matter."""

@@ -59,9 +59,10 @@ def test_which_files_hold_documents(project: Path) -> None:
         True, True, True, False, False,
     ]  # fmt: skip
     assert list(documents.read(project / "rows.jsonl").values()) == ["one", "two"], "each once, and none that is empty"
-    (project / "bad.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
-    with pytest.raises(UserError, match="bad.jsonl:2: text: expected a string, got int"):
-        documents.read(project / "bad.jsonl")
+    for row, said in (('{"text": 3}', "text: expected a string, got int"), ('{"content": "b"}', "key 'text' is missing"), ("{", "not JSON")):
+        (project / "bad.jsonl").write_text(f'{{"text": "a"}}\n{row}\n')
+        with pytest.raises(UserError, match=f"bad.jsonl:2: {said}"):
+            documents.read(project / "bad.jsonl")
     with pytest.raises(UserError, match=r"none\.txt: no such file"):
         documents.read(project / "none.txt")
 

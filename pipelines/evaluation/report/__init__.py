@@ -1,7 +1,7 @@
 """The report: one HTML page that stands alone. No script, no request: its content security policy forbids both.
 
-results.py   did RL help, curves, scores       training.py    learning curves      rows.py     waterfall, difficulty, synthesis
-diagnostics.py  boundary, scaling, weights                reward_models.py  what each is worth
+results.py   did RL help, curves, scores       training.py    learning curves      rows.py     waterfall, difficulty, samples, synthesis
+diagnostics.py  boundary, scaling, weights     models.py      reward models, extrapolations
 samples.py   before and after RL               provenance.py  graph, settings      charts.py   SVG; html.py escaping
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.evaluation.report import diagnostics, provenance, results, reward_models, rows, samples, training
+from pipelines.evaluation.report import diagnostics, models, provenance, results, rows, samples, training
 from pipelines.evaluation.report.html import Html, el, join, number
 from pipelines.evaluation.report.inputs import Graded, Inputs, StageNode, colours, gate_of, models_of
 
@@ -45,6 +45,7 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
     against, candidate = gate_of(scores) if scores else ("", "")
     shade = colours(list(dict.fromkeys([*(models_of(scores) if scores else []), *inputs.curves])), against, candidate)
     judges = {name: inputs.metrics[name] for name, kind in inputs.kinds.items() if kind == "reward_model" and name in inputs.metrics}
+    later = [node for node in graph if node.kind == "extrapolate" and node.stage in inputs.metrics]
     by_topic = [el("h3", "By topic"), results.topics(scores)] if scores else []
     none = "No scores: stage `evaluation` has not run."
     found: list[tuple[str, str, Html | None, str]] = [
@@ -59,15 +60,22 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("scores", "Scores", join([results.table(scores), by_topic]) if scores else None, none),
         ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
         ("calibration", "Calibration", results.calibration(scores) if scores else None, none),
-        ("rewards", "Reward models", reward_models.table(judges) if judges else None, "No stage of kind reward_model."),
+        ("rewards", "Reward models", models.reward_models(judges) if judges else None, "No stage of kind reward_model."),
+        ("extrapolation", "Extrapolations", models.extrapolations(later, inputs.metrics) if later else None, "No stage of kind extrapolate."),
         ("entropy", "Entropy", results.entropy(scores) if scores else None, none),
         *diagnostics.sections(inputs.diagnostics, shade),
         ("outcomes", "What became of the responses", results.outcomes(scores) if scores else None, none),
         ("samples", "Before and after RL", samples.section(inputs.samples, pairs, shown) if pairs else None, "No model of RL to compare."),
         ("curation", "Curation", rows.curation(ledgers, inputs.card), "No ledger of sources or curation."),
         ("difficulty", "Difficulty", _of_kind(inputs, "grade", lambda name: rows.difficulty(inputs.graded[name], ledgers[name])), "None is graded."),
+        ("sampled", "Answers that were sampled", _of_kind(inputs, "sample", lambda name: rows.sampled(ledgers[name])), "No ledger of kind sample."),
         ("synthesis", "Synthesis", _of_kind(inputs, "synthesise", lambda name: rows.synthesis(ledgers[name])), "No ledger of synthesis."),
-        ("lineage", "Where it all came from", join([provenance.graph(graph), provenance.details(graph)]) if graph else None, "No manifests."),
+        (
+            "lineage",
+            "Where it all came from",
+            join([provenance.graph(graph), provenance.details(graph, inputs.metrics)]) if graph else None,
+            "No manifests.",
+        ),
     ]
     return [(anchor, title, content or el("p", sentence, class_="absent")) for anchor, title, content, sentence in found]
 

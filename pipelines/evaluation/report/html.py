@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 VOID = {"meta", "br", "hr", "col"}
 # A control or a bidirectional override in a model's response would garble the page around it.
@@ -46,6 +46,12 @@ def join(children: Child) -> Html:
     if isinstance(children, Iterable) and not isinstance(children, str):
         return Html("".join(join(child) for child in children))
     return text(children)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
+    """A table that scrolls where the page is narrow."""
+    head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
+    return el("div", el("table", head, el("tbody", [el("tr", [el("td", cell) for cell in row]) for row in rows])), class_="scroll")
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -12,8 +12,8 @@ from pipelines.evaluation.scores import others
 @dataclass(frozen=True)
 class StageNode:
     """One stage of the graph as its manifest tells it. kind: as params say. made: folder -> digest; read: name -> digest ("" for a hub id).
-    origins: name of what it read -> where that came from and how it was converted, where there is more to say. notices: what somebody should
-    look at."""
+    origins: name of what it read -> where that came from and how it was converted, where there is more to say. seen: reference -> how many rows it
+    has read of it. notices: what somebody should look at."""
 
     stage: str
     kind: str
@@ -26,6 +26,7 @@ class StageNode:
     commit: str
     versions: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    seen: Mapping[str, int] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
 

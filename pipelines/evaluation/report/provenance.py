@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from pipelines.config import MODELS
-from pipelines.evaluation.report.html import Html, el, join
+from pipelines.evaluation.report.html import Html, el, join, number
 from pipelines.evaluation.report.inputs import StageNode
 
 SHORT = 10
@@ -94,12 +94,12 @@ def _box(node: StageNode, x: float, y: float) -> Html:
     )
 
 
-def details(nodes: Sequence[StageNode]) -> Html:
-    """What each stage read and wrote, its seed, code and settings, folded."""
-    return join([_stage(node) for node in nodes])
+def details(nodes: Sequence[StageNode], metrics: Mapping[str, Mapping[str, float]]) -> Html:
+    """What each stage read and wrote, its figures, seed, code and settings, folded. metrics: stage -> what it has measured."""
+    return join([_stage(node, metrics.get(node.stage, {})) for node in nodes])
 
 
-def _stage(node: StageNode) -> Html:
+def _stage(node: StageNode, metrics: Mapping[str, float]) -> Html:
     rows = [("wrote", name, digest) for name, digest in node.made.items()] + [("read", name, digest) for name, digest in node.read.items()]
     table = el(
         "table",
@@ -112,11 +112,15 @@ def _stage(node: StageNode) -> Html:
         ),
     )
     facts = el("p", f"seed {node.seed} · code ", el("code", node.code[:SHORT]), f" · commit {node.commit}", class_="note")
+    seen = ", ".join(f"{count:,} of {reference}" for reference, count in node.seen.items())
+    figures = " · ".join(f"{name} {number(value)}" for name, value in metrics.items())
     settings = el("pre", json.dumps(node.settings, indent=2, ensure_ascii=False))
     return el(
         "details",
         el("summary", el("b", node.stage), " ", el("small", f"wrote {len(node.made)}, read {len(node.read)}")),
         facts,
+        el("p", f"saw rows: {seen}", class_="note") if seen else None,
+        el("p", figures, class_="note") if figures else None,
         el("div", table, class_="scroll"),
         settings,
     )

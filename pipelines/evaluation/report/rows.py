@@ -1,4 +1,4 @@
-"""The report's data sections: where rows came from, what each step dropped, what RL got to see, what was synthesised."""
+"""The report's data sections: where rows came from, what each step dropped, what was graded, sampled and synthesised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.evaluation.report.charts import histogram
-from pipelines.evaluation.report.html import Html, el, join, number
+from pipelines.evaluation.report.html import Html, el, join, number, table
 from pipelines.evaluation.report.inputs import Graded
 from pipelines.evaluation.report.results import legend
 
@@ -49,9 +49,9 @@ def _card(content: Mapping[str, Any]) -> Html:
     return join(
         [
             el("h3", "Data card"),
-            _table(("Source", "Licence", "Domain", "Rows", "Kept", "With worked solution"), sources),
-            _table(("Characters of the", "Rows", "Least", "Median", "95 %", "Most"), lengths),
-            el("details", el("summary", f"Topics of the kept rows ({len(content['topics']):,})"), _table(("Topic", "Rows"), topics)),
+            table(("Source", "Licence", "Domain", "Rows", "Kept", "With worked solution"), sources),
+            table(("Characters of the", "Rows", "Least", "Median", "95 %", "Most"), lengths),
+            el("details", el("summary", f"Topics of the kept rows ({len(content['topics']):,})"), table(("Topic", "Rows"), topics)),
             [
                 el("details", el("summary", f"Dropped by {step}: {reason.replace('_', ' ')}"), [_example(example) for example in shown])
                 for (step, reason), shown in reasons.items()
@@ -63,11 +63,6 @@ def _card(content: Mapping[str, Any]) -> Html:
 def _example(example: Mapping[str, Any]) -> Html:
     where = el("p", el("b", f"{example['source']} {example['source_id']}"), f": {example['detail']}", class_="note")
     return join([where, el("pre", f"{example['prompt']}\n→ {example['answer']}")])
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
-    return el("div", el("table", head, el("tbody", [el("tr", [el("td", cell) for cell in row]) for row in rows])), class_="scroll")
 
 
 def _bar(name: str, kept: int, dropped: int, first: int, reasons: Mapping[str, int]) -> Html:
@@ -132,7 +127,7 @@ def difficulty(graded: Sequence[Graded], ledger: Mapping[str, Any] | None) -> Ht
     note = "RL learns where groups of answers differ: problems that a policy always or never solves teach nothing." + (
         f" Left aside: {aside}." if aside else ""
     )
-    entries = [("goes to RL", "w-kept"), ("left aside", "w-aside")]
+    entries = [("handed on", "w-kept"), ("left aside", "w-aside")]
     return join([el("p", note, class_="note"), legend(entries), el("div", charts, class_="grid-charts")])
 
 
@@ -143,13 +138,26 @@ def synthesis(ledger: Mapping[str, Any]) -> Html:
     for e in sorted(entries, key=lambda e: e["pass_rate"]):
         cells = [e["domain"], ", ".join(e["topics"]), f"{e['problems']:,}", f"{e['pass_rate']:.2f}"]
         cells += [el("span", "weak", class_="chip bad") if e["weak"] else "", f"{e['proposed']:,}", f"{e['kept']:,}"]
-        rows.append(el("tr", [el("td", cell) for cell in cells]))
+        rows.append(cells)
     proposed, kept = sum(e["proposed"] for e in entries), sum(e["kept"] for e in entries)
     weak = sum(e["weak"] for e in entries)
     dropped = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for s in ledger.get("steps", []) for reason, count in s["reasons"].items())
     said = f"Method: {ledger['method']}. {weak} of {len(entries)} topics are weak; "
     said += f"{number(proposed)} problems were proposed for them and {number(kept)} kept."
     said += f" Dropped: {dropped}." if dropped else ""
-    heads = ("Domain", "Topics", "Problems", "Pass rate", "", "Proposed", "Kept")
-    head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
-    return join([el("p", said, class_="note"), el("div", el("table", head, el("tbody", rows)), class_="scroll")])
+    return join([el("p", said, class_="note"), table(("Domain", "Topics", "Problems", "Pass rate", "", "Proposed", "Kept"), rows)])
+
+
+def sampled(ledger: Mapping[str, Any]) -> Html:
+    """Who answered which rows, how often rightly, and which rows are handed on."""
+    maker, (step,) = ledger["maker"], ledger["steps"]
+    by = (maker["endpoint"] or "an endpoint") if maker["engine"] == "server" else maker["model"]
+    outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in ledger["answers"].items())
+    said = f"{by} gave {sum(ledger['answers'].values()):,} answers: {outcomes}. Of {step['input']:,} rows {step['kept']:,} are handed on"
+    left_out = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in step["reasons"].items())
+    said += f"; left out: {left_out}." if left_out else "."
+    rows = [
+        [domain, f"{of['asked']:,}", f"{of['solved']:,}", f"{of['pass_rate']:.3f}", f"{of['low']:.3f} to {of['high']:.3f}"]
+        for domain, of in ledger["domains"].items()
+    ]
+    return join([el("p", said, class_="note"), table(("Domain", "Rows asked", "With a right answer", "Pass rate", "95 % interval"), rows)])

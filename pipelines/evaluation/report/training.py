@@ -22,6 +22,10 @@ PANELS = {
     "tokens_per_second": "Tokens per second",
 }
 """Columns of the journals of RL, and of programs that report a reward, that have a chart of their own, in this order; others stand below, folded."""
+SUPERVISED = {"loss": "loss (nats per token)", "held_out_loss": "loss on what is held out"}
+"""Likewise, of supervised training, a chart for each stage."""
+TAUGHT = {"loss": "Loss", "advantage_mean": "Mean advantage (nats per token)"} | PANELS
+"""Likewise, of stages whose answers teachers judge: where nothing else is added, the advantage is minus the reverse KL to the teacher in one draw."""
 STORED = {"loss": "Loss", "pair_accuracy": "Share of pairs ranked right", "pair_margin": "Margin of pairs (nats)", "entropy": PANELS["entropy"]}
 """Likewise, of stages that train on stored responses."""
 SCORERS = {"loss": "Loss (nats per pair or response)", "held_out_loss": "Loss on what is held out"}
@@ -32,16 +36,27 @@ POINTS = 160
 
 def curves(stages: Mapping[str, Rows], kinds: Mapping[str, str], shade: Mapping[str, str]) -> Html:
     """All learning curves. stages: name -> rows with `step`. kinds: of the stages. shade: their colours."""
-    rl = {name: rows for name, rows in stages.items() if rows and (kinds[name] == "rl" or _has(rows, "reward"))}
-    others = {name: rows for name, rows in stages.items() if name not in rl and rows}
+    rl = {name: rows for name, rows in stages.items() if rows and (kinds[name] == "rl" or (kinds[name] == "command" and _has(rows, "reward")))}
+    taught = {name: rows for name, rows in stages.items() if kinds[name] == "distil" and _has(rows, "reward")}
+    others = {name: rows for name, rows in stages.items() if name not in rl | taught and rows}
     stored = {name: rows for name, rows in others.items() if kinds[name] in ("preference", "distil")}
     scorers = {name: rows for name, rows in others.items() if kinds[name] == "reward_model"}
     parts: list[Html] = []
     supervised = {name: rows for name, rows in others.items() if name not in {*stored, *scorers} and _has(rows, "loss")}
-    if pretraining := [_series(stage, shade[stage], rows, "loss") for stage, rows in supervised.items()]:
-        charts = [line_chart(f"{series.name}: loss (nats per token)", [series], "step") for series in pretraining]
+    if supervised:
+        charts = [
+            line_chart(f"{stage}: {title}", [_series(stage, shade[stage], rows, name)], "step")
+            for stage, rows in supervised.items()
+            for name, title in SUPERVISED.items()
+            if _has(rows, name)
+        ]
         parts += [el("h3", "Supervised training"), el("div", charts, class_="grid-charts")]
-    charted = (("Reinforcement learning", rl, PANELS), ("Stored responses", stored, STORED), ("Reward models", scorers, SCORERS))
+    charted = (
+        ("Reinforcement learning", rl, PANELS),
+        ("Distillation", taught, TAUGHT),
+        ("Stored responses", stored, STORED),
+        ("Reward models", scorers, SCORERS),
+    )
     for heading, stepping, panels in charted:
         if stepping:
             names = _names(stepping)

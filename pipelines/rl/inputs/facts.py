@@ -4,14 +4,17 @@ rollout's `reward_parts`, under the same name."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines import prompting
-from pipelines.records import Outcome, Trajectory
+from pipelines.records import POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
+from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.statistics import component_weights
 from pipelines.verifiers.confidence import stated_confidence
@@ -66,8 +69,11 @@ def level(step: Step) -> Tensor:
     return step.tensor([_OUTCOME_LEVEL.get(r.outcome, 3) for r in step.rollouts], torch.long)
 
 
-def baseline(step: Step) -> Tensor:
-    """The problem's pass rate under the SFT policy where difficulty measured it, else the group's mean reward."""
+def baseline(step: Step, *, by: Literal["pass_rate", "critic"] = "pass_rate") -> Tensor:
+    """by `pass_rate`: the problem's pass rate under the SFT policy where difficulty measured it, else the group's mean reward. `critic`: what a
+    critic that was trained beforehand says of the prompt."""
+    if by == "critic":
+        return of_critic(step).gather(1, step.score_BT.int().argmax(1, keepdim=True))[:, 0]
     mean = group_mean(step.batch.reward_B, step.batch.group_B).tolist()
     return step.tensor([m if p.pass_rate is None else p.pass_rate for p, m in zip(step.problems, mean, strict=True)])
 
@@ -76,6 +82,26 @@ def pool_mean(step: Step) -> Tensor:
     """`pool_mean` of the reward parts, else the mean reward of the group."""
     mean = group_mean(step.batch.reward_B, step.batch.group_B).tolist()
     return step.tensor([r.reward_parts.get("pool_mean", m) for r, m in zip(step.rollouts, mean, strict=True)])
+
+
+def greedy(step: Step) -> Tensor:
+    """`greedy` of the reward parts: the reward of the group's greedy answer. What stands in for one of the group has the others'."""
+    known = {r.group_id: r.reward_parts["greedy"] for r in step.rollouts if "greedy" in r.reward_parts}
+    return step.tensor([known[r.group_id] for r in step.rollouts])
+
+
+def role_baseline(step: Step, *, decay: float = 0.95) -> Tensor:
+    """A running mean of the rewards of the row's role, b = decay b + (1 - decay) R from 0 on, as it stood before the row in the order of steps,
+    groups and samples. What is of an earlier step, or a guide's, has it as the step began."""
+    start: dict[float, float] = {}
+    for role, rewards in step.history.rewards_by_role.items():
+        weights = (1 - decay) * decay ** np.arange(len(rewards) - 1, -1, -1)
+        start[role] = float(weights @ np.array(rewards))
+    now, before = dict(start), dict[tuple[int, int], float]()
+    for (group, sample, _), role, reward in step.history.last:
+        before[group, sample] = now.get(role, 0.0)
+        now[role] = decay * before[group, sample] + (1 - decay) * reward
+    return step.tensor([before.get((r.group_id, r.sample_id), start.get(r.reward_parts.get("role", 0.0), 0.0)) for r in step.rollouts])
 
 
 def components(step: Step, *, parts: Sequence[str] = ("format", "correct")) -> Tensor:
@@ -87,7 +113,7 @@ def component_weight(
     step: Step, *, parts: Sequence[str] = ("format", "correct"), window: int = 10, temperature: float = 5.0, form: str = "paper"
 ) -> Tensor:
     """RECAP's weights from 1 - mean reward of each part over the steps so far."""
-    history = torch.tensor([[1 - row[part] for row in step.rewards_by_part] for part in parts], dtype=torch.float32)
+    history = torch.tensor([[1 - row[part] for row in step.history.rewards_by_part] for part in parts], dtype=torch.float32)
     return component_weights(history.reshape(len(parts), -1), window=window, temperature=temperature, form=form).to(step.ids_BT.device)
 
 
@@ -102,3 +128,38 @@ def shared_prefix(step: Step) -> Tensor:
             row.append(node)
         rows.append(row)
     return step.tokens(rows, -1)
+
+
+def observed(step: Step) -> Tensor:
+    """1 on what a tool answered, the chat template's frame around it included."""
+    rows = [[s.author == TOOL for s in r.turns for _ in s.ids] for r in step.rollouts]
+    return step.tokens(rows, 0).to(step.batch.mask_BT)
+
+
+def turns(step: Step) -> Tensor:
+    """Number of the policy's turn that the token is of, from 0; -1 where the policy reads."""
+    return step.tokens([[turn for turn, _, size in _turns(r) for _ in range(size)] for r in step.rollouts], -1)
+
+
+def states(step: Step) -> Tensor:
+    """Equal ids on turns of siblings that answer the same: the prompt, or what was read since the turn before; -1 where the policy reads."""
+    ids: dict[tuple[int, tuple[int, ...]], int] = {}
+    rows = []
+    for r in step.rollouts:
+        row: list[int] = []
+        for turn, read, size in _turns(r):
+            row += [-1 if turn < 0 else ids.setdefault((r.group_id, read), len(ids))] * size
+        rows.append(row)
+    return step.tokens(rows, -1)
+
+
+def _turns(rollout: Trajectory) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """For each segment after the prompt: number of the turn or -1, what was read before it since the last turn, and how many ids it has."""
+    number, read = 0, tuple(rollout.prompt_ids)
+    for segment in rollout.turns:
+        if segment.trains or segment.author == POLICY:
+            yield number, read, len(segment.ids)
+            number, read = number + 1, ()
+        else:
+            yield -1, (), len(segment.ids)
+            read += tuple(segment.ids)

@@ -20,6 +20,7 @@ from pipelines.generation import Request, TorchGenerator
 from pipelines.models.scoring import chosen, entropy, pad
 from pipelines.records import Outcome
 from pipelines.rl import account
+from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step, scored
 
 Form = Literal["paper", "code"]
@@ -65,11 +66,15 @@ def potentials(step: Step, *, samples: int = 5, tokens: int = 10, form: Form = "
     return _by_row(step, prefixes, potential(accuracy, confidence))
 
 
-def step_values(step: Step, *, delimiters: Sequence[str] = DELIMITERS) -> Tensor:
-    """Probability of the right answer when the response is cut before each step (B, K), nan past a response's last."""
+def step_values(step: Step, *, delimiters: Sequence[str] = DELIMITERS, by: Literal["policy", "critic"] = "policy") -> Tensor:
+    """Probability of a correct end before each step (B, K), nan past a response's last. by `policy`: of the right answer when it is forced there;
+    `critic`: as a critic that was trained beforehand says."""
     tokenizer = step.actor.tokenizer
     prefixes = [(row, start) for row, r in enumerate(step.rollouts) for start in step_starts(tokenizer, r.response_ids, delimiters)]
-    return _by_row(step, prefixes, _forced(step, prefixes, "paper"))
+    if by == "policy":
+        return _by_row(step, prefixes, _forced(step, prefixes, "paper"))
+    rows, starts = torch.tensor(prefixes, device=step.ids_BT.device).T
+    return _by_row(step, prefixes, torch.sigmoid(of_critic(step)[rows, step.score_BT.int().argmax(1)[rows] + starts]))
 
 
 def _by_row(step: Step, prefixes: Sequence[tuple[int, int]], values: Tensor) -> Tensor:

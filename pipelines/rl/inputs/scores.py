@@ -40,6 +40,11 @@ def vocabulary_mean(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
     return logp_NV.detach().mean(-1)
 
 
+def squares(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """Sum over the vocabulary of the squared probabilities."""
+    return (2 * logp_NV).exp().sum(-1)
+
+
 def proxy(logp_NV: Tensor, at: Mapping[str, Tensor], *, kappa: float = 0.02) -> Tensor:
     """log-probability of the token once those below kappa times the likeliest are taken away (Lp-Reg); -1e4 when it is one of them."""
     keep = logp_NV >= logp_NV.max(-1, keepdim=True).values + torch.tensor(kappa).log().to(logp_NV)
@@ -102,6 +107,12 @@ def of_frozen(role: str) -> Callable[[Step], Tensor]:
         return in_parts(step, step.actor.frozen[role], {"logp": chosen})["logp"]
 
     return logp
+
+
+def of_critic(step: Step) -> Tensor:
+    """What the head of the frozen critic says before each token (B, T)."""
+    critic: Actor = step.actor.frozen["critic"]
+    return in_parts(step, critic.policy, {}, on_hidden={"value": value(critic)})["value"]
 
 
 def tempered(step: Step, *, floor: float = 0.5) -> Tensor:

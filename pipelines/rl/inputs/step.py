@@ -14,12 +14,13 @@ from pipelines.models.precision import autocast
 from pipelines.models.scoring import Score, token_scores
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.batch import Batch
+from pipelines.rl.history import History
 
 
 @dataclass
 class Actor:
     """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev` and `teacher` follow the policy; `teachers` and
-    `stored` are what rl/teachers.py has under these names."""
+    `stored` are what rl/teachers.py has under these names; `critic` is a policy with a value head that were trained before."""
 
     policy: Any
     tokenizer: Any
@@ -36,7 +37,7 @@ def scored(settings: LearningStage, model: Any, ids_BT: Tensor, score_BT: Tensor
 
 @dataclass
 class Step:
-    """Rollouts of one step as tensors, row by row, with what they came from. `rewards_by_part` holds the history of mean rewards."""
+    """Rollouts of one step as tensors, row by row, with what they came from. history: of the steps until this one."""
 
     number: int
     actor: Actor
@@ -47,7 +48,7 @@ class Step:
     ids_BT: Tensor
     score_BT: Tensor
     batch: Batch
-    rewards_by_part: list[dict[str, float]]
+    history: History
 
     def tensor(self, values: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tensor:
         """One value a row."""

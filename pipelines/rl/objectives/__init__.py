@@ -9,7 +9,7 @@ from torch import Tensor
 from pipelines.rl.objectives.distillation import distillation, stored_distillation
 from pipelines.rl.objectives.implicit_critic import implicit_critic
 from pipelines.rl.objectives.negative_aware import negative_aware
-from pipelines.rl.objectives.pairwise import contrastive, normalised_preference, odds_ratio, preference, trust_region_preference
+from pipelines.rl.objectives.pairwise import contrastive, normalised_preference, odds_ratio, preference, reward_difference, trust_region_preference
 from pipelines.rl.objectives.random_policy_value import random_policy_value
 from pipelines.rl.objectives.self_distillation import self_distillation
 from pipelines.rl.objectives.step_regression import step_regression
@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Objective] = {
     "normalised_preference": Objective(normalised_preference, whole_groups=True),
     "unpaired": Objective(unpaired),
     "trust_region_preference": Objective(trust_region_preference, whole_groups=True),
+    "reward_difference": Objective(reward_difference, whole_groups=True),
     "contrastive": Objective(contrastive, whole_groups=True),
     "step_regression": Objective(step_regression),
     "self_distillation": Objective(self_distillation, per_token=True),

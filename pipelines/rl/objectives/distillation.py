@@ -21,8 +21,9 @@ def distillation(student_topk_BTK: Tensor, taught_topk_BTK: Tensor, *, divergenc
     return divergence_of(student_topk_BTK, taught_topk_BTK, divergence)
 
 
-def stored_distillation(student_stored_BTK: Tensor, stored_logp_BTK: Tensor, *, divergence: float = 0.0) -> Tensor:
+def stored_distillation(student_stored_BTK: Tensor, stored_logp_BTK: Tensor, *, divergence: float = 0.0, temperature: float = 1.0) -> Tensor:
     """Loss per token (B, T), nats, over the tokens that the teacher kept. A teacher that kept the token itself with probability 1 gives the
-    cross-entropy, to 2e-6: no probability of the rest is taken below 1e-7."""
+    cross-entropy, to 2e-6: no probability of the rest is taken below 1e-7. temperature: of both; the loss is times its square, so that gradients stay
+    as large (arXiv 1503.02531)."""
     there = stored_logp_BTK > NONE
-    return divergence_of(student_stored_BTK.where(there, NONE), stored_logp_BTK.where(there, NONE), divergence)
+    return temperature**2 * divergence_of(student_stored_BTK.where(there, NONE), stored_logp_BTK.where(there, NONE), divergence)

@@ -1,4 +1,4 @@
-"""Objectives on pairs of responses to one prompt, the better one first: DPO, IPO, ORPO, SimPO, AlphaPO, TRPA and CoPG.
+"""Objectives on pairs of responses to one prompt, the better one first: DPO, IPO, ORPO, SimPO, AlphaPO, TRPA, PRDP and CoPG.
 
 One function covers the preference losses: a link of the difference of two scores, the score being a log-ratio or log-odds of
 a response. Pairs are all pairs of a group whose rewards (TRPA: levels) differ, so the same rows train on preference data
@@ -129,6 +129,28 @@ def trust_region_preference(
     first, second = _pairs(torch.lt, level_B, group_B, mask_BT)
     weight = torch.where(level_B[first] == 1, best, 1.0).to(score_B)
     return -torch.nn.functional.logsigmoid(beta * weight * _difference(score_B, first, second)).sum() / level_pairs
+
+
+def reward_difference(
+    logp_BT: Tensor,
+    logp_old_BT: Tensor,
+    logp_ref_BT: Tensor,
+    reward_B: Tensor,
+    group_B: Tensor,
+    mask_BT: Tensor,
+    pairs: Tensor,
+    *,
+    beta: float = 0.1,
+    eps: float = 0.05,
+) -> Tensor:
+    """PRDP (arXiv 2402.08714): (X_i - X_j - (R_i - R_j) / beta)^2, X the mean log-ratio to the reference, or the same of log-ratios within `eps` of
+    the old policy's where that is more; the mean over pairs."""
+    gap_BT, old_BT = logp_BT - logp_ref_BT, logp_old_BT - logp_ref_BT
+    near_BT = torch.minimum(torch.maximum(gap_BT, old_BT - eps), old_BT + eps)
+    first, second = _pairs(torch.gt, reward_B, group_B, mask_BT)
+    wanted = _difference(reward_B.to(logp_BT), first, second) / beta
+    free, held = ((_difference(token_mean(each, mask_BT), first, second) - wanted) ** 2 for each in (gap_BT, near_BT))
+    return torch.maximum(free, held).sum() / pairs.clamp(min=1)
 
 
 def contrastive(

@@ -83,7 +83,7 @@ class VariationalSynthesis:
             return
         earned = judged > 0 and self._low * judged <= len(right) <= self._high * judged
         proposal.outcome = (Outcome.CORRECT if earned else Outcome.WRONG).value
-        proposal.reward, proposal.reward_parts = float(earned), {"variant": float(earned)}
+        proposal.reward, proposal.reward_parts = float(earned), {"variant": float(earned), "role": 1.0}
         proposal.detail = f"{len(right)} of {judged} answers to it are right" if answers is not None else "no variant"
 
 

@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipelines.errors import UserError
 from pipelines.rl.batch import group_index, group_mean, group_sum, present
+from pipelines.rl.slots.routing import drop_zero_variance
 
 Singleton = Literal["zero", "keep"]
 
@@ -40,6 +42,15 @@ def center_group_mean(shaped_B: Tensor, group_B: Tensor, *, singleton: Singleton
     return torch.where(size > 1, shaped_B - total / size, _alone(shaped_B, singleton))
 
 
+def center_length_mean(shaped_B: Tensor, group_B: Tensor, mask_BT: Tensor, *, singleton: Singleton = "zero") -> Tensor:
+    """R - sum of length * R / sum of lengths over the group: the baseline of least variance where a token's score has the same size everywhere (OPO,
+    arXiv 2505.23585)."""
+    length_B = mask_BT.sum(-1)
+    total, size = group_sum(length_B * shaped_B, group_B)
+    tokens, _ = group_sum(length_B, group_B)
+    return torch.where(size > 1, shaped_B - total / tokens.clamp(min=1), _alone(shaped_B, singleton))
+
+
 def center_leave_one_out(shaped_B: Tensor, group_B: Tensor, *, singleton: Singleton = "zero") -> Tensor:
     """R - mean of the others in the group (RLOO, arXiv 2402.14740) = G/(G-1) (R - mean)."""
     total, size = group_sum(shaped_B, group_B)
@@ -60,6 +71,16 @@ def center_pool_mean(shaped_B: Tensor, pool_mean_B: Tensor) -> Tensor:
     return shaped_B - pool_mean_B
 
 
+def center_greedy(shaped_B: Tensor, greedy_B: Tensor) -> Tensor:
+    """R - R of the greedy answer to the problem (ReMax, arXiv 2310.10505)."""
+    return shaped_B - greedy_B
+
+
+def center_role_mean(shaped_B: Tensor, role_baseline_B: Tensor) -> Tensor:
+    """R - running mean of the role's rewards before it (SPIRAL's role-conditioned advantage, arXiv 2506.24119)."""
+    return shaped_B - role_baseline_B
+
+
 def scale_none(centred_B: Tensor) -> Tensor:
     """No division (Dr.GRPO, arXiv 2503.20783)."""
     return centred_B
@@ -70,6 +91,26 @@ def scale_group_std(centred_B: Tensor, shaped_B: Tensor, group_B: Tensor, *, ddo
     squares, size = group_sum((shaped_B - group_mean(shaped_B, group_B)) ** 2, group_B)
     std_B = torch.where(size > 1, (squares / (size - ddof).clamp(min=1)).sqrt(), 1.0)
     return centred_B / (std_B + eps)
+
+
+def scale_group_mean(centred_B: Tensor, shaped_B: Tensor, group_B: Tensor) -> Tensor:
+    """A / mean of the group's rewards, 0 where that is 0: a prompt of success rate p weighs 1/p (MaxRL, arXiv 2602.02710).
+
+    Raises:
+        UserError: a reward is below 0, so the mean says nothing of how often the prompt is solved.
+    """
+    if (shaped_B < 0).any():
+        least = float(shaped_B.min())
+        raise UserError(f"scale 'group_mean' divides by the mean reward of a group, and there is a reward of {least:g}; keep them at 0 or above")
+    mean_B = group_mean(shaped_B, group_B)
+    return torch.where(mean_B > 0, centred_B / torch.where(mean_B > 0, mean_B, 1.0), 0.0)
+
+
+def scale_valid_share(centred_B: Tensor, shaped_B: Tensor, group_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """A * B / (B - M), M of the B responses being in groups without variance, which still count in the denominators (GPG, arXiv 2504.02546)."""
+    rows = present(mask_BT)
+    valid = rows & drop_zero_variance(shaped_B, group_B)
+    return centred_B * rows.sum() / valid.sum().clamp(min=1)
 
 
 def scale_batch_std(

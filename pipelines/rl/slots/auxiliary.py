@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipelines.rl.batch import present
 from pipelines.rl.objectives.self_distillation import self_distillation
 
 
@@ -50,3 +51,9 @@ def distil(
     """SRPO's routed part: SDPO's divergence times `distil_weight_BT`, which is 0 on responses that are not routed here."""
     term = self_distillation(student_topk_BTK, teacher_topk_BTK, logp_BT, logp_old_BT, divergence=divergence, cap=cap)
     return coefficient * distil_weight_BT * term
+
+
+def observation_ce(logp_BT: Tensor, observed_BT: Tensor, mask_BT: Tensor, observations: Tensor, *, coefficient: float = 0.1) -> Tensor:
+    """ECHO (prime-rl): coefficient times the mean cross-entropy of what tools answered, a mean of its own beside that over the policy's tokens."""
+    seen_BT = observed_BT * present(mask_BT)[:, None]
+    return -coefficient * (logp_BT * seen_BT).sum() / observations.clamp(min=1)

@@ -103,6 +103,16 @@ def taper(
     return -torch.where(advantage_BT >= 0, ratio.clamp(*positive), ratio.clamp(*negative)) * advantage_BT * logp_BT
 
 
+def soft_gamma(
+    x_BT: Tensor, advantage_BT: Tensor, logp_BT: Tensor, *, positive: Sequence[float] = (2.0, 3.0), negative: Sequence[float] = (3.0, 2.0)
+) -> Tensor:
+    """-sg(phi) A log pi, phi = exp(lam) r^k exp(-lam r), which is 1 at r = 1 and highest at r = k / lam; (k, lam) is `positive` where A >= 0, else
+    `negative` (VESPO, arXiv 2602.10693)."""
+    log_ratio = x_BT.detach()
+    first, second = ((k * log_ratio + lam * (1 - log_ratio.exp())).exp() for k, lam in (positive, negative))
+    return -torch.where(advantage_BT >= 0, first, second) * advantage_BT * logp_BT
+
+
 def _pessimistic(ratio: Tensor, clipped: Tensor, advantage_BT: Tensor, dual: float | Tensor | None) -> Tensor:
     loss = torch.maximum(-advantage_BT * ratio, -advantage_BT * clipped)
     return loss if dual is None else torch.where(advantage_BT < 0, torch.minimum(loss, -advantage_BT * dual), loss)

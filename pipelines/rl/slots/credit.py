@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import group_index, present
+from pipelines.rl.batch import group_index, group_mean, group_sum, present
 
 
 def broadcast(advantage_B: Tensor, mask_BT: Tensor) -> Tensor:
@@ -81,13 +81,60 @@ def step_potential(
     return (advantage_B[:, None] * factor_BT + xi * bonus_BT) * mask_BT
 
 
+def token_optimal(
+    advantage_B: Tensor,
+    token_reward_BT: Tensor,
+    logp_old_BT: Tensor,
+    squares_old_BT: Tensor,
+    group_B: Tensor,
+    mask_BT: Tensor,
+    *,
+    zero_tail: bool = False,
+) -> Tensor:
+    """G_t - B_t, B_t the mean over the group of the returns G at the same place of the response, weighted by the size of the score so far,
+    W_t = sum_{s<=t} (1 - 2 pi + sum_v pi_v^2): the baseline of least variance for each token (OTB, arXiv 2602.07078).
+
+    Where one response alone is left the advantage is 0, or G with `zero_tail`; it is 0 in a group of one.
+    """
+    return_BT = return_to_go(advantage_B, token_reward_BT, mask_BT)
+    weight_BT = ((1 - 2 * logp_old_BT.exp() + squares_old_BT) * mask_BT).cumsum(-1)
+    trained = mask_BT > 0
+    index_B, groups = group_index(group_B)
+    place_N = (index_B[:, None] * mask_BT.shape[1] + mask_BT.cumsum(-1).long() - 1)[trained]
+
+    def total(value_BT: Tensor) -> Tensor:
+        return torch.zeros(groups * mask_BT.shape[1]).to(mask_BT).index_add(0, place_N, value_BT[trained])[place_N]
+
+    _, size_B = group_sum(advantage_B, group_B)
+    rest_BT = torch.where(size_B > 1, 0.0, 1.0)[:, None] * return_BT if zero_tail else return_BT
+    baseline_N = torch.where(total(mask_BT) > 1, total(return_BT * weight_BT) / total(weight_BT).clamp(min=1e-8), rest_BT[trained])
+    return return_BT - torch.zeros_like(mask_BT).masked_scatter(trained, baseline_N)
+
+
 def shared_prefix_mean(advantage_B: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """ARPO's hard attribution (arXiv 2507.19849): a token that d siblings share has the mean of their advantages."""
-    spread_BT = advantage_B[:, None].expand_as(mask_BT)
-    index, ids = group_index(share_BT[mask_BT > 0])
-    total = torch.zeros(ids).to(advantage_B).index_add(0, index, spread_BT[mask_BT > 0])
-    size = torch.zeros_like(total).index_add(0, index, torch.ones_like(index, dtype=total.dtype))
-    return torch.zeros_like(mask_BT).masked_scatter(mask_BT > 0, (total / size.clamp(min=1))[index])
+    index, _ = group_index(share_BT[mask_BT > 0])
+    mean_N = group_mean(advantage_B[:, None].expand_as(mask_BT)[mask_BT > 0], index)
+    return torch.zeros_like(mask_BT).masked_scatter(mask_BT > 0, mean_N)
+
+
+def step_group(
+    advantage_B: Tensor, shaped_B: Tensor, turn_BT: Tensor, state_BT: Tensor, mask_BT: Tensor, *, gamma: float = 0.95, omega: float = 1.0
+) -> Tensor:
+    """A + omega A_S on the tokens of each turn (GiGPO, arXiv 2505.10978): A_S is the turn's return, gamma^(turns left) R, minus the mean of all turns
+    of siblings that answer the same state, as often as each comes to it; 0 where no other does.
+    """
+    trained = mask_BT > 0
+    turn_BT = torch.where(trained, turn_BT, -1)
+    before_BT = torch.nn.functional.pad(turn_BT.cummax(-1).values[:, :-1], (1, 0), value=-1)
+    first_N = (turn_BT > before_BT)[trained]
+    left_BT = turn_BT.amax(-1, keepdim=True) - turn_BT
+    return_N = (shaped_B[:, None] * gamma**left_BT)[trained]
+    index_N, states = group_index(state_BT[trained])
+    total = torch.zeros(states).to(return_N).index_add(0, index_N[first_N], return_N[first_N])
+    size = torch.zeros_like(total).index_add(0, index_N[first_N], torch.ones_like(return_N[first_N]))
+    apart_N = torch.where(size[index_N] > 1, return_N - (total / size)[index_N], 0.0)
+    return advantage_B[:, None] * mask_BT + omega * torch.zeros_like(mask_BT).masked_scatter(trained, apart_N.to(mask_BT))
 
 
 def projection_residual(

@@ -6,6 +6,7 @@ sg(v) + logp - sg(logp); the gradients of a sequence's tokens add up to that of 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 LOG_LIMIT = 20.0
@@ -38,6 +39,15 @@ def sequence_geometric(logp_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> T
     return _through_own_token(((logp_BT - anchor_BT) * mask_BT).sum(-1, keepdim=True) / length, logp_BT)
 
 
+def sequence_geometric_clipped(logp_BT: Tensor, anchor_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor, *, limit: float = 0.4) -> Tensor:
+    """The same mean, of log ratios that are at most `limit` where A > 0 and at least -limit where A < 0: one token moves it no further, and has no
+    gradient beyond (GMPO, arXiv 2507.20673)."""
+    x_BT = logp_BT - anchor_BT
+    x_BT = torch.where(advantage_BT > 0, x_BT.clamp(max=limit), torch.where(advantage_BT < 0, x_BT.clamp(min=-limit), x_BT))
+    length = mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    return _through_own_token((x_BT * mask_BT).sum(-1, keepdim=True) / length, x_BT)
+
+
 def sequence_product(logp_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """The sum over the response at every token: the exact ratio of the whole response."""
     return _through_own_token(((logp_BT - anchor_BT) * mask_BT).sum(-1, keepdim=True), logp_BT)
@@ -54,5 +64,5 @@ def cumulative_geometric(logp_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) ->
     return _through_own_token(total / mask_BT.cumsum(-1).clamp(min=1), logp_BT)
 
 
-def _through_own_token(value: Tensor, logp_BT: Tensor) -> Tensor:
-    return value.detach().clamp(max=10.0) + logp_BT - logp_BT.detach()
+def _through_own_token(value: Tensor, own_BT: Tensor) -> Tensor:
+    return value.detach().clamp(max=10.0) + own_BT - own_BT.detach()

@@ -50,6 +50,11 @@ def kl_old(logp_BT: Tensor, logp_old_BT: Tensor, *, coefficient: float, estimato
     return coefficient * divergence(logp_BT, logp_old_BT, estimator)
 
 
+def kl_roll(logp_BT: Tensor, logp_roll_BT: Tensor, *, coefficient: float, estimator: Estimator = "k2") -> Tensor:
+    """coefficient * KL(pi, mu) to the policy that answered; 2e-3 k2 is the 1e-3 (log pi - log mu)^2 of prime-rl."""
+    return coefficient * divergence(logp_BT, logp_roll_BT, estimator)
+
+
 def kl_convex(
     logp_BT: Tensor,
     logp_ref_BT: Tensor,

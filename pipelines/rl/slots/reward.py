@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import group_mean, group_sum, scaled
+from pipelines.errors import UserError
+from pipelines.rl.batch import group_mean, group_sum, present, scaled
 
 
 def overlong(
@@ -49,6 +51,33 @@ def decoupled(
         deviation = (squares / (size - 1).clamp(min=1)).sqrt()
         out_B = out_B + (1.0 if weights is None else weights[place]) * centred_B / (deviation + eps)
     return out_B
+
+
+def log_tamed(
+    shaped_B: Tensor,
+    components_BK: Tensor,
+    mask_BT: Tensor,
+    *,
+    weights: Sequence[float] | None = None,
+    threshold: Literal["mean", "median"] = "mean",
+    limit: float | None = None,
+) -> Tensor:
+    """PaCo-RL: the weighted sum of the parts, where log(1 + r) stands for a part whose deviation (ddof 0) over mean is, in the batch, above the
+    `threshold` of all parts' (or above `limit`), so that one that varies much does not rule the sum.
+
+    Raises:
+        UserError: such a part has a value of -1 or less.
+    """
+    rows_BK = components_BK[present(mask_BT)]
+    if not len(rows_BK):
+        return torch.zeros_like(shaped_B)
+    varies_K = rows_BK.std(0, correction=0) / (rows_BK.mean(0) + 1e-6)
+    bound = limit if limit is not None else varies_K.mean() if threshold == "mean" else varies_K.quantile(0.5)
+    wild_K = varies_K > bound
+    if (rows_BK[:, wild_K] <= -1).any():
+        raise UserError("reward 'log_tamed' takes log(1 + r) of a part of the reward with a value of -1 or less; shift it first")
+    tamed_BK = torch.where(wild_K, components_BK.log1p(), components_BK)
+    return (tamed_BK if weights is None else tamed_BK * torch.tensor(weights).to(tamed_BK)).sum(-1)
 
 
 def clamp(shaped_B: Tensor, *, low: float, high: float) -> Tensor:

@@ -18,6 +18,60 @@ def unmastered(logp_BT: Tensor, entropy_BT: Tensor, correct_B: Tensor, mask_BT: 
     return (~(settled_B[:, None] & (logp_BT.detach().exp() >= tau))).to(mask_BT)
 
 
+def probability_gap(
+    logp_BT: Tensor, logp_roll_BT: Tensor, advantage_BT: Tensor, *, low: float = 0.2, high: float = 0.2, signed: bool = True
+) -> Tensor:
+    """DPPO's total variation (arXiv 2602.04879): tokens whose probability has moved by more than `high` up where A > 0, or by more than `low` down
+    elsewhere, do not train. A rare token may change by any ratio, where PPO clips it. signed: false drops what moved too far either way."""
+    gap_BT = logp_BT.detach().exp() - logp_roll_BT.exp()
+    up, down = gap_BT > high, gap_BT < -low
+    return (~(torch.where(advantage_BT > 0, up, down) if signed else up | down)).to(logp_BT)
+
+
+def binary_kl(logp_BT: Tensor, logp_roll_BT: Tensor, advantage_BT: Tensor, *, limit: float = 0.05) -> Tensor:
+    """DPPO's divergence (arXiv 2602.04879): tokens with KL(mu || pi) > `limit`, of the choice between this token and all others, do not train where
+    they have moved in the direction of their advantage."""
+    x_BT = logp_BT.detach()
+    return (~((bernoulli_kl(logp_roll_BT, x_BT) > limit) & (advantage_BT * (x_BT - logp_roll_BT) > 0))).to(logp_BT)
+
+
+def binary_kl_both(logp_BT: Tensor, logp_roll_BT: Tensor, *, limit: float = 0.1) -> Tensor:
+    """KPop: tokens with KL(mu || pi) or KL(pi || mu) > `limit`, of the choice between this token and all others, do not train, whatever their
+    advantage."""
+    x_BT = logp_BT.detach()
+    return ((bernoulli_kl(logp_roll_BT, x_BT) <= limit) & (bernoulli_kl(x_BT, logp_roll_BT) <= limit)).to(logp_BT)
+
+
+def bernoulli_kl(logp: Tensor, logq: Tensor) -> Tensor:
+    """KL(p || q) of one event, p and q inside [1e-6, 1 - 1e-6]."""
+    p, q = (value.exp().clamp(1e-6, 1 - 1e-6) for value in (logp, logq))
+    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+def second_moment(
+    logp_BT: Tensor, logp_roll_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor, harmful_N: Tensor | None = None, *, limit: float = 0.04
+) -> Tensor:
+    """M2PO (arXiv 2510.01161): of the optimiser step's tokens that have moved in the direction of their advantage, by D = log pi - log mu, those with
+    the largest D^2 do not train, so many that the mean of the rest is at most `limit`."""
+    square_BT = _harm(logp_BT, logp_roll_BT, advantage_BT, mask_BT)
+    ordered_N = (square_BT[square_BT > 0] if harmful_N is None else harmful_N).sort().values
+    mean_N = ordered_N.cumsum(0) / torch.arange(1, len(ordered_N) + 1, device=ordered_N.device)
+    above_N = ordered_N[mean_N > limit]
+    return (square_BT < above_N[0]).to(logp_BT) if len(above_N) else torch.ones_like(logp_BT)
+
+
+def harmful_squares(logp_BT: Tensor, logp_roll_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """D^2 (N,) of the tokens that have moved in the direction of their advantage."""
+    square_BT = _harm(logp_BT, logp_roll_BT, advantage_BT, mask_BT)
+    return square_BT[square_BT > 0]
+
+
+def _harm(logp_BT: Tensor, logp_roll_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """D^2 of those tokens, 0 of the others."""
+    d_BT = logp_BT.detach() - logp_roll_BT
+    return torch.where((advantage_BT * d_BT > 0) & (mask_BT > 0), d_BT**2, 0.0)
+
+
 def without_teacher(reprompt_B: Tensor, correct_B: Tensor, mask_BT: Tensor) -> Tensor:
     """Responses that are right, or that no teacher could score: the others are distilled instead (SRPO)."""
     return (correct_B.bool() | ~reprompt_B.bool())[:, None].to(mask_BT).expand_as(mask_BT)
