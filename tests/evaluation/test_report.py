@@ -74,7 +74,7 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(graded / paths.LEDGER, {"reasons": {"too_hard": 1}})
     write_problems(graded / paths.MADE, [p for p in rows if 0 < (p.pass_rate or 0) < 1])
     run(root, "synthesis", SynthesiseStage(data="difficulty/graded", budget=6, generators={"stories": ArithmeticSource.model_validate(story)}), synthesise)
-    said = {problem.prompt: [f"\\boxed{{{problem.answer if i % 3 else 0}}}", "no idea"] for i, problem in enumerate(rows)}
+    said = {problem.prompt: [f"\\boxed{{{problem.answer if i % 3 else -1}}}", "no idea"] for i, problem in enumerate(rows)}
     write_json(root / "script.json", said)
     scripted = {"engine": "scripted", "script": str(root / "script.json"), "max_new_tokens": 8}
     asking = SampleStage.model_validate({"init": "sums", "data": "difficulty/graded", "samples": 2, "generation": scripted})
@@ -167,8 +167,8 @@ def test_every_section_is_there_and_full(page: str) -> None:
         "0.512 of 60",
         "0.031, 0.092",
         "Loss (nats per pair or response)",
-        "sums gave 180 answers: correct 60, unparsable 90, wrong 30. Of 90 rows 60 are handed on; left out: no right answer 30.",
-        "saw rows: 90 of difficulty/graded",
+        "sums gave 192 answers: correct 64, unparsable 96, wrong 32. Of 96 rows 64 are handed on; left out: no right answer 32.",
+        "saw rows: 96 of difficulty/graded",
         "level 2",
     ):
         assert expected in text, expected
@@ -180,7 +180,7 @@ def test_an_extrapolation_says_how_straight_it_went(project: Path, page: str) ->
     cells = re.findall(r"<td>(.*?)</td>", table)
     assert cells[:6] == ["later", "sums", "line", "2", "130", "200"]
     told = json.loads((project / paths.METRICS / "later.json").read_text())
-    assert cells[6:] == ["–", "1", "1", f"{told['length']:.3g}"], "two points lie on a line, and nothing is left out of it"
+    assert cells[6:] == ["–", "1.000", "1.000", f"{told['length']:.3g}"], "two points lie on a line, and nothing is left out of it"
 
 
 def test_headline_says_better_only_where_the_interval_does(project: Path, page: str) -> None:
