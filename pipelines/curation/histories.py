@@ -42,7 +42,7 @@ def learning_impact(visits: Visits, *, epochs: int | None = None) -> dict[str, f
     length = epochs or (counts[(len(counts) - 1) // 2] if counts else 0)
     curves = {name: filled([MISSING if v.reward is None else v.reward for v in found], length) for name, found in visits.items()}
     whole = np.array([curve for curve in curves.values() if MISSING not in curve])
-    mean = whole.mean(0) if len(whole) else np.zeros(length)
+    mean = whole.mean(0).tolist() if len(whole) else [0.0] * length
     return {name: None if MISSING in curve else alignment(curve, mean) for name, curve in curves.items()}
 
 

@@ -106,7 +106,6 @@ DATA_HALF = {
 SELECTION = {
     "tasks": [{"name": "rule_reasoner", "every": 1, "by": "source"}, {"name": "success_pairs"}],
     "guidance": {"name": "templates", "names": ["abel", "simplerl"]},
-    "explore": {"name": "greedy_failures"},
 }
 LOOPS = {
     "spae": {"prompts_per_step": 3, "row": "spae"},

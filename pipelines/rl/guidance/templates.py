@@ -86,10 +86,11 @@ def templates(task: Task, path: int, at: Asking, *, names: Sequence[str] = tuple
     """
     if unknown := [name for name in names if name not in TEMPLATES] or not names:
         raise UserError(f"guidance 'templates': expected names of {', '.join(TEMPLATES)}, got {unknown if names else 'none'}")
-    for place in seeding.generator(*task.key, "template").permutation(len(names)).tolist():
-        prompt = replace(at, settings=TEMPLATES[names[place]].prompt).prompt(task.problem)
+    for place in seeding.generator(*task.key, "template").permutation(len(names)):
+        name = names[int(place)]
+        prompt = replace(at, settings=TEMPLATES[name].prompt).prompt(task.problem)
         if len(prompt.ids) <= at.longest:
-            return replace(task, prompt=prompt, figures={"template": float(list(TEMPLATES).index(names[place]))})
+            return replace(task, prompt=prompt, figures={"template": float(list(TEMPLATES).index(name))})
     raise UserError(f"guidance 'templates': none of {', '.join(names)} leaves room for an answer to problem {task.problem.problem_id}")
 
 
