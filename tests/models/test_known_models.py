@@ -137,7 +137,7 @@ def test_a_known_model_is_brought_in_and_its_origin_stands_everywhere(tmp_path, 
     assert f"read known:small-1m  {small.sha256[:12]}" in tree and line in tree
     broken, checked, _ = Lineage(tmp_path).verify(["base"])
     assert broken is None and checked > 5
-    page = str(details(report.read(tmp_path).graph))
+    page = str(details(report.read(tmp_path).graph, {"base": summary}))
     assert "known:small-1m" in page and line in page and small.sha256[:16] in page
     card = (tmp_path / paths.BASE / "README.md").read_text()
     assert card.startswith("---\nbase_model: someone/small\nlicense: gemma\n---\n")
