@@ -384,7 +384,7 @@ def test_an_open_env_server_that_fails_is_infrastructure(behaviour, detail):
 
 def test_more_sessions_than_the_server_has_are_infrastructure():
     with served(EchoServer(1)) as url:
-        (made,) = groups(lambda before, number: "651", [problem()], OpenEnv(url=url, sessions=4, seconds=0.5), count=4)
+        (made,) = groups(lambda before, number: "651", [problem()], OpenEnv(url=url, sessions=4, seconds=10), count=4)
     assert sorted(t.outcome for t in made) == ["correct"] + ["infrastructure"] * 3
     assert any("CAPACITY_REACHED" in t.detail for t in made)
 

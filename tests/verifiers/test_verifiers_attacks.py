@@ -126,11 +126,12 @@ def test_the_program_never_sees_what_it_is_judged_by(pool: VerifierPool) -> None
     """A program that searches every object of its interpreter finds no expected value, but finds one that was put there."""
     reversed_answers = [str(answer)[::-1] for answer in ANSWERS]
     spy = (
-        "import gc\n"
+        "import gc, re\n"
         f"WANTED = {reversed_answers}\n"
+        "NUMBER = r'(?<!\\w)%s(?!\\w)'  # no part of an address that happens to hold it\n"
         "def f(x):\n"
         "    objects = (o for o in gc.get_objects() if isinstance(o, (tuple, list, dict)))\n"
-        "    return 'seen' if any(wanted in str(o)[::-1] for o in objects for wanted in WANTED) else 'blind'\n"
+        "    return 'seen' if any(re.search(NUMBER % wanted, str(o)[::-1]) for o in objects for wanted in WANTED) else 'blind'\n"
         "if __name__ == '__main__': print(f(input()))\n"
     )
     for kind, task in KINDS.items():

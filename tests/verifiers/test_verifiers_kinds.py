@@ -222,7 +222,7 @@ def test_similarity(pool: VerifierPool) -> None:
 def test_labels_are_compared_as_sets(pool: VerifierPool) -> None:
     """Worked number of Curr-ReFT: {a, b} and {b, c} share one of three; a choice of several letters is right in any order, and part of it is not."""
     gold = problem("b, c", "similarity", metric="labels")
-    found = [pool.verify(gold, text) for text in ("\\boxed{a, b}", "the answer is C;  B", "\\boxed{\\{b, c\\}}", "d")]
+    found = [pool.verify(gold, text) for text in ("\\boxed{a, b}", "the answer is C,  B", "\\boxed{\\{b, c\\}}", "d")]
     assert [v.score for v in found] == pytest.approx([1 / 3, 1.0, 1.0, 0.0]) and [v.correct for v in found] == [False, True, True, False]
     letters = problem("AC", "choice")
     assert [pool.verify(letters, text).score for text in ("C, A", "A")] == [1.0, 0.0]
