@@ -25,6 +25,9 @@ from pipelines.progress import Journal
 from pipelines.stages import ENTRIES, ON_CHANGE, Context
 from pipelines.store import discard, replacing, write_json
 
+KERNELS = "64"
+"""Of oneDNN: more than the shapes of one micro-batch."""
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
@@ -51,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         become_torchrun(processes, sys.argv[1:] if argv is None else argv)
     if options.threads and processes == 1:
         compute_with(options.threads)
+    keep_few_kernels()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(options.stage, options.root.resolve(), given, options.device, options.on_change, options.keep_work, options.lines)
@@ -109,6 +113,11 @@ def run(
     if not keep_work:
         discard(context.resume)
     return summary
+
+
+def keep_few_kernels() -> None:
+    """Have oneDNN, which makes a kernel for each shape of a product, keep KERNELS of them: batches of all lengths would fill its 1,024 with gigabytes."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
 
 
 def compute_with(threads: int) -> None:
