@@ -116,7 +116,7 @@ def run(
 
 
 def keep_few_kernels() -> None:
-    """Have oneDNN, which makes a kernel for each shape of a product, keep KERNELS of them: batches of all lengths would fill its 1,024 with gigabytes."""
+    """Have oneDNN keep KERNELS of its kernels. It makes one for each shape of a product, and batches of all lengths would fill gigabytes with 1,024."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
 
 
