@@ -1,6 +1,6 @@
 """What methods that choose problems, answers and help give for the same number of answers: `python -m benchmarks.online [--rows self svs ...]`.
 
-Each seed has its own problems, cold start (pass@1 about .2, a third of the problems never solved) and held-out problems. Every row whose data half
+Each seed has its own problems, cold start (pass@1 about .5) and held-out problems. Every row whose data half
 says something of its own trains that cold start on the same 400 graded problems, with worked solutions, until so many answers have been sampled, not
 for as many steps; frozen policies are the cold start. All settings are the recipe's, and those of the stage the same.
 

@@ -116,7 +116,7 @@ def run(
 
 
 def keep_few_kernels() -> None:
-    """Have oneDNN keep KERNELS of its kernels. It makes one for each shape of a product, and batches of all lengths fill gigabytes with 1,024."""
+    """Have oneDNN keep KERNELS of its kernels. It makes one for each shape of a product, and batches of all lengths fill much memory with 1,024."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
 
 
