@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.common import GenerationSettings, Positive, Section, Share
 from pipelines.config.diagnostics import DiagnosticsSettings
-from pipelines.config.searching import SearchingSettings
+from pipelines.config.searching import Searching, SearchingSettings
 from pipelines.config.stage import Served, Starting
 
 
@@ -46,7 +46,7 @@ class SearchSettings(SearchingSettings):
     """Try the greedy soup too (arXiv 2203.05482)."""
 
 
-class MergeStage(Starting):
+class MergeStage(Searching, Starting):
     """Several models become one."""
 
     kind: Literal["merge"] = "merge"
@@ -66,14 +66,6 @@ class MergeStage(Starting):
     @property
     def models_read(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.init, *self.models]))
-
-    @property
-    def rows_read(self) -> tuple[str, ...]:
-        return self.search.rows_read if self.search else ()
-
-    @property
-    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
-        return tuple((f"search.{key}", name) for key, name in self.search.reward_models_named) if self.search else ()
 
 
 class GateSettings(Section):

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config.common import Positive
-from pipelines.config.searching import SearchingSettings
-from pipelines.config.stage import StageSettings
+from pipelines.config.searching import Searching, SearchingSettings
 
 
 class TargetSearchSettings(SearchingSettings):
@@ -25,7 +24,7 @@ class TargetSearchSettings(SearchingSettings):
         return self
 
 
-class ExtrapolateStage(StageSettings):
+class ExtrapolateStage(Searching):
     """Weights of a later step than a training has taken, from those that it kept on its way."""
 
     kind: Literal["extrapolate"] = "extrapolate"
@@ -50,11 +49,3 @@ class ExtrapolateStage(StageSettings):
     @property
     def models_read(self) -> tuple[str, ...]:
         return (self.init, *([self.start] if self.start else []))
-
-    @property
-    def rows_read(self) -> tuple[str, ...]:
-        return self.search.rows_read if self.search else ()
-
-    @property
-    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
-        return tuple((f"search.{key}", name) for key, name in self.search.reward_models_named) if self.search else ()

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipelines.config.common import GenerationSettings, Positive
-from pipelines.config.stage import Judging, Reading
+from pipelines.config.stage import Judging, Reading, StageSettings
 
 
 class SearchingSettings(Judging, Reading):
@@ -23,3 +23,19 @@ class SearchingSettings(Judging, Reading):
     generation: GenerationSettings = GenerationSettings()
     bootstrap: Positive = 10000
     """Resamples of problems for intervals."""
+
+
+class Searching(StageSettings):
+    """A stage whose `search`, where it has one, reads rows and a reward model."""
+
+    @property
+    def rows_read(self) -> tuple[str, ...]:
+        return self._search.rows_read if self._search else ()
+
+    @property
+    def reward_models_named(self) -> tuple[tuple[str, str], ...]:
+        return tuple((f"search.{key}", name) for key, name in self._search.reward_models_named) if self._search else ()
+
+    @property
+    def _search(self) -> SearchingSettings | None:
+        return getattr(self, "search")  # noqa: B009  # each kind declares its own

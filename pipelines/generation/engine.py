@@ -280,6 +280,8 @@ class Engine:
 
 
 class _Greedy:
+    """An engine of which every turn is the policy's likeliest."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 

@@ -35,7 +35,8 @@ class Cost:
     def __str__(self) -> str:
         least, most = self.answers
         said = [f"{least} answers" if least == most else f"{least} to {most} answers"]
-        said += [f"{len(self.passes)} further passes ({', '.join(self.passes)})" if self.passes else "no further pass"]
+        passes = f"{len(self.passes)} further {'pass' if len(self.passes) == 1 else 'passes'} ({', '.join(self.passes)})"
+        said.append(passes if self.passes else "no further pass")
         held = [*self.policies, *(["value head"] if self.value else [])]
         return "; ".join([*said, f"in memory: {', '.join(held)}" if held else "nothing else in memory"])
 

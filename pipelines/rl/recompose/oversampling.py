@@ -43,6 +43,6 @@ def useless(history: History, smoothing: float) -> float:
     return average or 0.0
 
 
-def expanded(count: int, useless: float, most: float) -> int:
-    """How many problems to answer so that `count` groups are of use."""
-    return math.ceil(count * most if useless >= 1 - 1 / most else count / (1 - useless))
+def expanded(count: int, idle: float, most: float) -> int:
+    """How many problems to answer so that `count` groups are of use. idle: the share that is not."""
+    return math.ceil(count * most if idle >= 1 - 1 / most else count / (1 - idle))
