@@ -24,7 +24,6 @@ import numpy as np
 
 from benchmarks.data_half import EPOCHS, Testbed, mixed, plain, rates, stories
 from pipelines import seeding
-from pipelines.config.common import OptimiserSettings
 from pipelines.errors import UserError
 from pipelines.evaluation.metrics import pass_at_k
 from pipelines.evaluation.statistics import holm, paired_difference, sign_flip
@@ -41,9 +40,6 @@ ONLINE = [name for name, row in RECIPES.items() if name == PLAIN or (row.samplin
 SAMPLES = 16
 """Answers to a held-out problem."""
 RESAMPLES = 10_000
-RATE = OptimiserSettings(lr=3e-4, schedule="constant", weight_decay=0.0)
-WARMUP = 3
-"""Steps, as in the default's stages; how many steps a row will take is not known beforehand, and at most there is one for each answer."""
 WORK = ("generate", "score", "update")
 """Phases of a step that are not a method's own."""
 
@@ -87,7 +83,7 @@ def held_out(bed: Testbed, policy: Any) -> dict[str, Any]:
 def trained(bed: Testbed, row: str, answers: int) -> dict[str, Any]:
     """Figures of one run; of one that the recipe refuses, why."""
     try:
-        policy, steps, told = bed.rl(answers, row=row, answers=answers, optimiser=RATE.model_copy(update={"warmup": WARMUP / answers}))
+        policy, steps, told = bed.rl(answers, row=row, answers=answers)
     except UserError as error:
         return {"refused": str(error)}
     groups = [mixed(of_policy) for step in told if (of_policy := training(step))]

@@ -40,8 +40,8 @@ class Journal:
         self.title = title
         self._out = out or sys.stdout
         self._live = self._out.isatty() and not lines
-        self._started: float | None = None
-        self._first = 0
+        self._started = 0.0
+        self._first, self._step, self._total = 0, 0, -1
         self._spoke = float("-inf")
 
     def part(self, name: str) -> Journal:
@@ -72,10 +72,12 @@ class Journal:
                 file.write(json.dumps({"step": step, **row}) + "\n")
 
     def show(self, step: int, total: int, text: str = "") -> None:
-        """Progress without a record: a live bar on a terminal, elsewhere a line at most every five seconds and at the end."""
+        """Progress without a record: a live bar on a terminal, elsewhere a line at most every five seconds and at the end. The time left is by the
+        steps since the first that was shown; another total, or a step that is not later, begins anew."""
         now = time.monotonic()
-        if self._started is None:
-            self._started, self._first = now, step - 1
+        if total != self._total or step <= self._step:
+            self._started, self._first, self._total = now, step, total
+        self._step = step
         done = step >= total
         if not done and now - self._spoke < (0.1 if self._live else 5.0):
             return
