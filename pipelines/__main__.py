@@ -116,8 +116,10 @@ def run(
 
 
 def keep_few_kernels() -> None:
-    """Have oneDNN keep KERNELS of its kernels. It makes one for each shape of a product, and batches of all lengths fill much memory with 1,024."""
+    """Have oneDNN, and torch beside it, keep KERNELS of what they make for each shape of a product: batches of all lengths would fill much memory
+    with 1,024 in either place."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", KERNELS)
 
 
 def compute_with(threads: int) -> None:

@@ -144,6 +144,23 @@ def number(text: str, percent: str = "value") -> Fraction | None:
     return None
 
 
+def numeral(text: str) -> bool:
+    """Whether a cleaned text is a number, written or in words, with or without a unit."""
+    value = measured(text)[0]
+    return number(value) is not None or in_words(value) is not None or _COMMA_DECIMAL.fullmatch(squeeze(value)) is not None
+
+
+def worked_out(gold: str, answer: str) -> bool:
+    """Whether nothing is left to do in the cleaned `answer`: it is a number, and a quotient only where the cleaned `gold` is one."""
+    return numeral(answer) and (not _is_quotient(answer) or _is_quotient(gold))
+
+
+def _is_quotient(text: str) -> bool:
+    value = measured(text)[0].strip()
+    ratio = _RATIO.fullmatch(squeeze(value))
+    return not _MIXED.fullmatch(value) and (_SLASH.fullmatch(squeeze(value)) is not None or (ratio is not None and not ratio[2]))
+
+
 def _quotient(top: str, bottom: str) -> Fraction | None:
     above, below = _decimal(top), _decimal(bottom)
     return above / below if above is not None and below else None

@@ -1,6 +1,7 @@
-r"""`math`: is the stated answer the gold? verifier_args: {"require_boxed": bool, "percent", "units"}, see Policy.
+r"""`math`: is the stated answer the gold? verifier_args: {"require_boxed": bool, "percent", "units"}, see Policy, and {"form": "number"}.
 
-The answer is what `<answer>` holds, the last \boxed{} (several are one list when only commas, `and` or `or` stand between them), what
+With that form a gold that is a number wants a number that is stated, with nothing left to work out: `15 + 3` is no answer where 18 is asked for, nor
+is `36/2`. Without it they are, as elsewhere, and RL can learn to leave the working out. The answer is what `<answer>` holds, the last \boxed{} (several are one list when only commas, `and` or `or` stand between them), what
 follows '####' or 'answer is', or a response that is nothing but an answer; else whatever Math-Verify finds in the text. Order of
 judgement: the form of the answer (shapes.py), its single values exactly (arithmetic.py), a size check, then the symbolic engine in a
 worker process for the values that are left.
@@ -12,7 +13,7 @@ import re
 
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.verifiers import shapes, statements
-from pipelines.verifiers.arithmetic import Policy, compare, conflicting, measured
+from pipelines.verifiers.arithmetic import Policy, compare, conflicting, measured, numeral, worked_out
 from pipelines.verifiers.choice import letter_of
 from pipelines.verifiers.hedges import all_right, rivals
 from pipelines.verifiers.judgement import Engines, Job, failed, judged
@@ -61,6 +62,11 @@ def verify_math(problem: Problem, text: str) -> Verdict | Job:
         return failed(Outcome.UNPARSABLE, "the answer is empty")
     gold = gold_of(problem.answer)
     policy = Policy(arguments.get("percent", "value"), arguments.get("units", "lenient"))
+    if arguments.get("form") == "number" and numeral(clean(gold)):
+        if answer is None:
+            return failed(Outcome.UNPARSABLE, "no answer is stated")
+        if not worked_out(clean(gold), clean(answer)):
+            return judged(False, answer, "the answer is no number that is worked out")
     if answer is not None and (has_box(text) or tagged(text) is not None or is_bare(answer)):
         if len(answer) > MAX_LENGTH:
             return failed(Outcome.UNPARSABLE, f"the answer has {len(answer)} characters; at most {MAX_LENGTH} are read", answer[:100])

@@ -18,7 +18,12 @@ from pipelines.verifiers.similarity import METRICS
 
 Texts = list[str]
 SETTINGS: dict[str, dict[str, Any]] = {
-    "math": {"require_boxed": bool, "percent": Literal["value", "ignore"], "units": Literal["lenient", "ignore", "strict"]},
+    "math": {
+        "require_boxed": bool,
+        "percent": Literal["value", "ignore"],
+        "units": Literal["lenient", "ignore", "strict"],
+        "form": Literal["any", "number"],
+    },
     "exact": {"accept": Texts, "match": Literal[MATCHES], "normalise": bool},
     "choice": {"options": Annotated[Texts, Field(max_length=26)] | dict[str, str]},
     "regex": {"pattern": str, "flags": Annotated[str, Field(pattern="^[imsxa]*$")], "group": int | str},

@@ -142,3 +142,33 @@ def test_engine_over_its_limit_is_killed_and_siblings_are_unharmed() -> None:
         assert verdicts[0].outcome is Outcome.TIMEOUT
         assert verdicts[1].correct
         assert pool.counts["timeout"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "outcome"),
+    [
+        ("18", "15 + 3 = 18\n#### 18", Outcome.CORRECT),
+        ("18", "#### 15 + 3", Outcome.WRONG),
+        ("18", "15 + 3 = 15 + 3\n#### 15 + 3 = 18", Outcome.WRONG),
+        ("18", "15 + 3 = 15 + 3 = 15 + 3 =", Outcome.WRONG),
+        ("18", "So she has 18 of them in the end.", Outcome.UNPARSABLE),
+        ("18", "\\boxed{36/2}", Outcome.WRONG),
+        ("18", "\\boxed{\\frac{36}{2}}", Outcome.WRONG),
+        ("18", "\\boxed{2 \\cdot 9}", Outcome.WRONG),
+        ("18", "\\boxed{\\sqrt{324}}", Outcome.WRONG),
+        ("18", "#### $18.00", Outcome.CORRECT),
+        ("18", "#### 18 apples", Outcome.CORRECT),
+        ("18", "\\boxed{eighteen}", Outcome.CORRECT),
+        ("1,800", "#### 1800", Outcome.CORRECT),
+        ("0.5", "#### 1/2", Outcome.WRONG),
+        ("1/2", "#### 1/2", Outcome.CORRECT),
+        ("1/2", "\\boxed{\\frac{1}{2}}", Outcome.CORRECT),
+        ("1/2", "#### 0.5", Outcome.CORRECT),
+        ("1.5", "#### 1 1/2", Outcome.CORRECT),
+        ("300000", "\\boxed{3 \\times 10^5}", Outcome.CORRECT),
+        ("x + 1", "\\boxed{1 + x}", Outcome.CORRECT),
+    ],
+)
+def test_a_number_is_asked_for_and_not_the_way_to_it(pool: VerifierPool, gold: str, response: str, outcome: Outcome) -> None:
+    """RL on a real model came to answer `15 + 3`, which equals 18."""
+    assert pool.verify(problem(gold, form="number"), response).outcome is outcome
