@@ -123,8 +123,9 @@ class Dropped:
     detail: str = ""
 
 
-POLICY, REPLAY, GUIDE = "policy", "replay", "guide"
-"""Origins of a trajectory: answered in its step, taken from an earlier one, said by another policy (whose name GUIDE is too)."""
+POLICY, REPLAY, GUIDE, SHARED = "policy", "replay", "guide", "shared"
+"""Origins of a trajectory: answered in its step, taken from an earlier one, said by another policy (whose name GUIDE is too), or by that of another
+run."""
 PROMPT, TOOL = "prompt", "tool"
 """Authors of a segment, beside POLICY and GUIDE: what asks and what frames turns, and what a tool answered."""
 
@@ -158,7 +159,7 @@ class Trajectory:
 
     segments: the prompt, then turn by turn. trained_prompt: the prompt that training sees, where it is not the one sampled in (a hint that is left
     out). finish_reason: `stop`, `length`, or why the environment ended it. response: text of all after the prompt.
-    origin: POLICY, REPLAY (`step` says from which step) or GUIDE. dropped: why it does not train, "" where it does (`rl/account.py`).
+    origin: POLICY, REPLAY (`step` says from which step), GUIDE or SHARED (`policy` says from whom). dropped: why it does not train, "" where it does (`rl/account.py`).
     """
 
     problem_id: str

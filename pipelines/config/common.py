@@ -155,11 +155,32 @@ class KeepSettings(Section):
     """Of the kept weights. bfloat16 takes half the disk and rounds off what small learning rates change."""
 
 
-class OptimiserSettings(Section):
-    """AdamW or Muon with linear warm-up, then a cosine or constant schedule."""
+class ClasspSettings(Section):
+    """Which weights CLASSP (arXiv 2405.09637) moves, and how far."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of the hidden matrices and leaves everything else to AdamW; it needs about half the steps from scratch."""
+    threshold: Rate = 0.5
+    """Only weights whose |gradient|^power is above it move."""
+    quantile: bool = True
+    """The threshold is a quantile of the |gradient|^power of a tensor, our choice where gradients are far from 1; false takes it as it is."""
+    power: Annotated[float, Field(gt=0.0)] = 1.0
+    eps: Annotated[float, Field(gt=0.0)] = 1e-5
+    variant: Literal["paper", "released"] = "paper"
+    """`released`, as the authors' code does: all weights of a tensor that has a gradient move, and |gradient| is summed whatever the power."""
+
+    @model_validator(mode="after")
+    def _is_quantile(self) -> ClasspSettings:
+        if self.quantile and self.threshold > 1:
+            raise ValueError(f"threshold {self.threshold:g} is no quantile; give one from 0 to 1, or quantile: false")
+        return self
+
+
+class OptimiserSettings(Section):
+    """AdamW, Muon or CLASSP with linear warm-up, then a cosine or constant schedule."""
+
+    name: Literal["adamw", "muon", "classp"] = "adamw"
+    """`muon` orthogonalises the updates of the hidden matrices and leaves everything else to AdamW; it needs about half the steps from scratch.
+    `classp` moves the weights of large gradients alone, each the less the more its gradients have been, so that later tasks find weights free; it knows
+    neither betas nor weight decay, and its memory begins anew with every stage."""
     lr: Rate = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: Rate = 0.02
@@ -170,6 +191,7 @@ class OptimiserSettings(Section):
     """Cosine falls to `final_share` of the peak."""
     final_share: Share = 0.1
     """Learning rate at the last step, as a share of the peak."""
+    classp: ClasspSettings = ClasspSettings()
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01

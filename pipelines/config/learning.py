@@ -57,6 +57,8 @@ class LearningStage(Starting):
     """Optimiser steps that a batch is split into; from the second on they are off-policy."""
     epochs: Positive = 1
     """Passes over a batch."""
+    epochs_until: Positive | None = None
+    """The last step whose batch has `epochs` passes; later ones have one. Null: every step's has."""
     micro_batch: Positive = 64
     """Sequences per forward and backward; changes memory, not the loss."""
     processes: Positive = 1
@@ -86,6 +88,10 @@ class LearningStage(Starting):
         """Whether the policy that a batch trains is the one before its update: one optimiser step per batch."""
         return self.minibatches == self.epochs == 1
 
+    def passes(self, step: int) -> int:
+        """Passes over the batch of a step."""
+        return 1 if self.epochs_until is not None and step > self.epochs_until else self.epochs
+
     @property
     def models_read(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([self.init, self.reference or self.init]))
@@ -99,8 +105,8 @@ class LearningStage(Starting):
 
     @model_validator(mode="after")
     def _processes_fit(self) -> LearningStage:
-        if self.processes > 1 and self.optimiser.name == "muon":
-            raise ValueError("optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
+        if self.processes > 1 and self.optimiser.name != "adamw":
+            raise ValueError(f"optimiser.name {self.optimiser.name} needs whole matrices, which several processes do not have; use adamw")
         if self.prompts_per_step < self.processes:
             raise ValueError(f"prompts_per_step {self.prompts_per_step} must be at least processes ({self.processes})")
         return self

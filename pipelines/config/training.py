@@ -148,8 +148,8 @@ class TrainedStage(Starting, Reading):
 
     @model_validator(mode="after")
     def _processes_fit(self) -> TrainedStage:
-        if self.processes > 1 and self.train.optimiser.name == "muon":
-            raise ValueError("train.optimiser.name muon needs whole matrices, which several processes do not have; use adamw")
+        if self.processes > 1 and self.train.optimiser.name != "adamw":
+            raise ValueError(f"train.optimiser.name {self.train.optimiser.name} needs whole matrices, which several processes do not have; use adamw")
         if self.train.batch_size < self.processes:
             raise ValueError(f"train.batch_size {self.train.batch_size} must be at least processes ({self.processes})")
         return self

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.config.common import OptimiserSettings
+from pipelines.config.common import ClasspSettings, OptimiserSettings
 from pipelines.errors import UserError
 from pipelines.store import replacing
 
@@ -70,8 +70,45 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+class Classp(torch.optim.Optimizer):
+    """CLASSP (arXiv 2405.09637), for learning one task after another: where |g|^p is above a threshold, G <- G + |g|^p and
+    w <- w - lr g / (eps + G)^(1/p); the other weights stay, and so does their G."""
+
+    def __init__(self, params: Any, lr: float, settings: ClasspSettings) -> None:
+        super().__init__(params, {"lr": lr})
+        self.settings = settings
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever passed
+        how = self.settings
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                summed = self.state[p].setdefault("summed", torch.zeros_like(p, dtype=torch.float32))
+                gradient = p.grad.float()
+                size = gradient.abs() ** how.power
+                if how.variant == "released":
+                    moves = (gradient != 0).any().expand_as(gradient)
+                    size = gradient.abs()
+                else:
+                    moves = size > (_quantile(size, how.threshold) if how.quantile else how.threshold)
+                summed.add_(torch.where(moves, size, 0.0))
+                change = gradient / (how.eps + summed) ** (1 / how.power)
+                p.sub_(torch.where(moves, group["lr"] * change, 0.0))
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """The smallest value that `share` of the values do not exceed."""
+    return values.flatten().kthvalue(max(1, math.ceil(share * values.numel()))).values
+
+
 def make_optimiser(model: Any, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), or Muon for hidden matrices with AdamW for the rest. Weight decay acts on matrices only."""
+    """AdamW (arXiv 1711.05101), Muon for hidden matrices with AdamW for the rest, or CLASSP. Weight decay acts on matrices only."""
+    if settings.name == "classp":
+        optimiser = Classp([p for p in model.parameters() if p.requires_grad], settings.lr, settings.classp)
+        optimiser.param_groups[0]["peak"] = settings.lr
+        return optimiser
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     head = model.get_output_embeddings() or model.score  # of a reward model
     outer = {id(p) for module in (model.get_input_embeddings(), head) for p in module.parameters()}

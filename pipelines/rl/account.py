@@ -2,7 +2,7 @@
 
 A step's rollouts are one list that only grows: what changes a batch marks what it takes out and adds what it puts in. So for each step
 
-    answered + replayed + guided = trained + dropped
+    answered + replayed + guided + shared = trained + dropped
 
 where `answered` is what the policy said in this step, which the figures of the journal, the history and the reports are taken of.
 """
@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pipelines.records import GUIDE, POLICY, REPLAY, Outcome, Trajectory
+from pipelines.records import GUIDE, POLICY, REPLAY, SHARED, Outcome, Trajectory
 
 INFRASTRUCTURE = "infrastructure"
 """Its verdict says nothing about the response."""
@@ -27,11 +27,13 @@ SPARE = "spare"
 """No place was found for it: a guide said it, the group had enough without it, or the others are compared with it."""
 PROBE = "probe"
 """It was answered to see whether the policy can."""
+BUFFERED = "buffered"
+"""It may train in a later step (RoRecomp)."""
 STALE = "stale"
 """Sampled too many updates ago."""
 ROUTED = "routing"
 """The recipe's slot `routing` leaves it out; on disk with the function's name, as in `routing only_correct`."""
-REASONS = (INFRASTRUCTURE, UNIFORM, FULL, REPLACED, SPARE, PROBE, STALE, ROUTED)
+REASONS = (INFRASTRUCTURE, UNIFORM, FULL, REPLACED, SPARE, PROBE, BUFFERED, STALE, ROUTED)
 
 
 def training(rollouts: Iterable[Trajectory]) -> list[Trajectory]:
@@ -72,6 +74,12 @@ def place(rollout: Trajectory) -> tuple[int, int, int]:
     return rollout.group_id, rollout.sample_id, rollout.part
 
 
+def below(rollouts: Iterable[Trajectory], groups: Sequence[Sequence[Trajectory]], origin: str) -> list[Trajectory]:
+    """Groups that train beside a step's rollouts, which they come from elsewhere to head: their ids are below all of those and below 0."""
+    first = min([0, *(r.group_id for r in rollouts)]) - len(groups)
+    return [replace(r, group_id=first + number, origin=origin, dropped="") for number, group in enumerate(groups) for r in group]
+
+
 def trains(rollout: Trajectory) -> list[bool]:
     """For each id of the response, whether it trains."""
     return [segment.trains for segment in rollout.turns for _ in segment.ids]
@@ -83,13 +91,14 @@ def leave_out(rollouts: Sequence[Trajectory], reasons: Mapping[tuple[int, int, i
 
 
 def counts(rollouts: Sequence[Trajectory]) -> dict[str, float]:
-    """How many were answered, replayed and guided, and how many of them trained and were dropped, by reason."""
+    """How many were answered, replayed, guided and shared, and how many of them trained and were dropped, by reason."""
     origins = Counter(rollout.origin for rollout in rollouts)
     reasons = Counter(rollout.dropped.partition(" ")[0] for rollout in rollouts if rollout.dropped)
     return {
         "answered": float(origins[POLICY]),
         "replayed": float(origins[REPLAY]),
         "guided": float(origins[GUIDE]),
+        "shared": float(origins[SHARED]),
         "trained": float(len(rollouts) - reasons.total()),
         "dropped": float(reasons.total()),
         **{f"dropped_{reason}": float(reasons[reason]) for reason in REASONS},

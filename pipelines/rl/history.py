@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.records import Outcome, Trajectory
-from pipelines.rl.account import episodes, of_policy, place
+from pipelines.records import SHARED, Outcome, Trajectory
+from pipelines.rl.account import INFRASTRUCTURE, PROBE, SPARE, by_group, episodes, of_policy, place
 from pipelines.store import read_trajectories
 
 
@@ -40,6 +40,8 @@ class History:
     """In order, of the steps before the one that was added last."""
     last: list[tuple[tuple[int, int, int], float, float]] = field(default_factory=list)
     """Place, role and reward of what was answered in that one, in order."""
+    shared: set[str] = field(default_factory=set)
+    """Whose answers of other runs have trained, as their `policy` says."""
 
     def read(self, told: Callable[[list[Trajectory]], None]) -> None:
         """Read back the files of a run that was interrupted, and tell each step's trajectories."""
@@ -51,6 +53,7 @@ class History:
     def add(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """What became of a step, of which what the policy answered in it counts, whether it trains or not."""
         answers = episodes(of_policy(trajectories))
+        self.shared |= {t.policy for t in trajectories if t.origin == SHARED}
         for _, role, reward in self.last:
             self.rewards_by_role[role].append(reward)
         self.last = sorted((place(t), t.reward_parts.get("role", 0.0), t.reward) for t in answers if t.outcome != Outcome.INFRASTRUCTURE)
@@ -71,3 +74,8 @@ class History:
     def step(self, number: int) -> list[Trajectory]:
         """What the policy answered in step `number`."""
         return of_policy(read_trajectories(self.folder / f"step-{number:06d}.parquet"))
+
+    def groups(self, number: int) -> list[list[Trajectory]]:
+        """Those of the answers of step `number` that can train in a later one, by group: all but what was answered for comparison or could not be
+        judged."""
+        return list(by_group(r for r in self.step(number) if r.dropped not in (INFRASTRUCTURE, PROBE, SPARE)).values())

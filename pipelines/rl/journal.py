@@ -10,7 +10,7 @@ import torch
 
 from pipelines.models import ranks
 from pipelines.progress import Journal
-from pipelines.records import REPLAY, Outcome, Trajectory
+from pipelines.records import REPLAY, SHARED, Outcome, Trajectory
 from pipelines.rl import account
 from pipelines.rl.batch import Batch
 from pipelines.rl.clock import Clock
@@ -32,7 +32,7 @@ def report(
         for part, value in r.reward_parts.items():
             parts[f"reward_{part}"] = parts.get(f"reward_{part}", 0.0) + value / len(answers)
     taken = clock.seconds | clock.beside
-    tokens = {"generate": _tokens(r for r in rollouts if r.origin != REPLAY), "update": _tokens(trained)}
+    tokens = {"generate": _tokens(r for r in rollouts if r.origin not in (REPLAY, SHARED)), "update": _tokens(trained)}
     rates = {f"tokens_per_second_{phase}": count / taken[phase] for phase, count in tokens.items() if taken.get(phase)}
     speed = tokens["generate"] / sum(clock.seconds.values())
     trains = f"entropy {figures['entropy']:.2f}" if batch else "nothing to train on"

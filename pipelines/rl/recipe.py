@@ -41,7 +41,7 @@ DERIVED = (When.WHOLE, When.ROWS, When.SUM, When.OF_SUMS)
 """Tensors that are functions of others."""
 RENAMED = {
     "sapo": "the name of two methods: Soft Adaptive Policy Optimization is the row 'soft_adaptive_po', and the swarm sampling of "
-    "'Sharing is Caring' (arXiv 2509.08721) has no row"
+    "'Sharing is Caring' (arXiv 2509.08721) the row 'swarm'"
 }
 """Names that rows had, and what became of them."""
 PROSE = ("paper", "formula", "fidelity", "assumed", "code_variant")

@@ -28,6 +28,7 @@ from pipelines.progress import Journal
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.account import leave_out, training
 from pipelines.rl.actor import follow, make_actor
+from pipelines.rl.adopting import Adopting
 from pipelines.rl.answering import Answering
 from pipelines.rl.batch import Batch
 from pipelines.rl.clock import Clock
@@ -45,7 +46,7 @@ from pipelines.rl.resets import Resets, forget, resets_of
 from pipelines.rl.rewards import Judges, Rewards
 from pipelines.rl.roles import ROLES, roles_of
 from pipelines.rl.schedule import Sampled, Schedule, Source, Stored, engine_of, schedule_of
-from pipelines.rl.score import fill
+from pipelines.rl.score import before, fill
 from pipelines.rl.tasks import Draw, draw
 from pipelines.rl.tensors import TENSORS
 from pipelines.rl.update import optimise
@@ -120,12 +121,20 @@ class Run:
         """What the recipe makes of a step's answers before they train; stored ones stand as they are."""
         if isinstance(self.plan, Stored):
             return trajectories
-        more = functools.partial(self.plan.source.further, step, clock)
-        at = Recomposition(step, self.seed, self.problems, self.history, self.plan.source.answering.rewards, more)
+        more, answering = functools.partial(self.plan.source.further, step, clock), self.plan.source.answering
+        adopting = Adopting(step, answering, self.settings.answered.limit, self.ledger, functools.partial(self._logp, step))
+        at = Recomposition(step, self.seed, self.problems, self.history, answering.rewards, more, adopting)
         for change in self.recipe.lists["recompose"]:
             others = [self.speaking[name] for name, _ in inputs_of(change) if name in self.speaking]
             trajectories = change(trajectories, at, *others)
         return trajectories
+
+    def _logp(self, step: int, trajectories: list[Trajectory]) -> list[list[float]]:
+        """For each token of the responses its log-probability under the policy that the step trains."""
+        now = make_step(self.actor, self.recipe, self.settings, trajectories, self.problems, self.history, self.held, self.seed, step)
+        with gathered(self.actor.policy):
+            logp_BT = before(now, ["logp_old_BT"], {})["logp_old_BT"]
+        return [row[where].tolist() for row, where in zip(logp_BT, now.score_BT, strict=True)]
 
     def score(self, step: int, trajectories: list[Trajectory]) -> tuple[list[Trajectory], Scored]:
         """This process' share as a batch with its advantages, and the trajectories, of which those that routing leaves out are dropped."""
@@ -142,7 +151,7 @@ class Run:
 
     def update(self, step: int, scored: Scored) -> dict[str, float]:
         """The optimiser steps of a batch, and what moves with the policy. Returns figures for the journal."""
-        settings, now = self.settings, scored.now
+        settings, now = self.settings.model_copy(update={"epochs": self.settings.passes(step)}), scored.now
         share = schedule(settings.optimiser, step, self.steps)
         figures = optimise(
             self.actor, self.optimiser, self.recipe, settings, share, now.ids_BT, now.score_BT, scored.batch, scored.groups, self.checkpoints.folder

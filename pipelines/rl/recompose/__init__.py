@@ -6,8 +6,12 @@ from pipelines.rl.recompose.oversampling import oversampling
 from pipelines.rl.recompose.prioritised_replay import prioritised_replay
 from pipelines.rl.recompose.recomposition import Recomposition
 from pipelines.rl.recompose.replay import replay
+from pipelines.rl.recompose.response_recomposition import response_recomposition
+from pipelines.rl.recompose.swarm import swarm
 
-__all__ = ["RECOMPOSE", "Recomposition", "dynamic_sampling", "inject", "oversampling", "prioritised_replay", "replay"]
+__all__ = [
+    "RECOMPOSE", "Recomposition", "dynamic_sampling", "inject", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm",
+]  # fmt: skip
 
 RECOMPOSE = {
     "dynamic_sampling": dynamic_sampling,
@@ -15,4 +19,6 @@ RECOMPOSE = {
     "replay": replay,
     "inject": inject,
     "prioritised_replay": prioritised_replay,
+    "response_recomposition": response_recomposition,
+    "swarm": swarm,
 }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pipelines.records import REPLAY, Trajectory
-from pipelines.rl.account import FULL, UNIFORM, by_group, drop, mixed, training
+from pipelines.rl.account import FULL, UNIFORM, below, by_group, drop, mixed, training
 from pipelines.rl.demands import takes
 from pipelines.rl.recompose.recomposition import Recomposition
 
@@ -21,7 +19,7 @@ def dynamic_sampling(
     A batch that stays short stays so; one without any such group is left as it is.
     """
     first = by_group(training(rollouts))
-    recovered = _without_place(at) if recover and at.step > 1 else []
+    recovered = below(rollouts, _without_place(at), REPLAY) if recover and at.step > 1 else []
     out, informative = [*recovered, *rollouts], [*by_group(recovered), *mixed(first)]
     for number in range(1, rounds + 1):
         if len(informative) >= share * len(first):
@@ -34,9 +32,6 @@ def dynamic_sampling(
     return [r if r.group_id in trained else drop(r, FULL if r.group_id in informative else UNIFORM) for r in out]
 
 
-def _without_place(at: Recomposition) -> list[Trajectory]:
-    """The groups that the step before had too many of, with ids below those of this step's own."""
-    groups = by_group(r for r in at.history.step(at.step - 1) if r.dropped == FULL)
-    return [
-        replace(old, group_id=place - len(groups), origin=REPLAY, dropped="") for place, group in enumerate(groups.values()) for old in group
-    ]
+def _without_place(at: Recomposition) -> list[list[Trajectory]]:
+    """The groups that the step before had too many of."""
+    return list(by_group(r for r in at.history.step(at.step - 1) if r.dropped == FULL).values())

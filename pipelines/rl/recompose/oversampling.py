@@ -8,7 +8,7 @@ from pipelines.records import Outcome, Trajectory
 from pipelines.rl.account import FULL, UNIFORM, by_group, drop, mixed, training
 from pipelines.rl.demands import takes
 from pipelines.rl.history import History
-from pipelines.rl.recompose.recomposition import Recomposition
+from pipelines.rl.recompose.recomposition import Recomposition, further
 
 
 @takes(lambda n, *, most, **_: (n, math.ceil(n * most)))
@@ -20,12 +20,8 @@ def oversampling(rollouts: list[Trajectory], at: Recomposition, *, smoothing: fl
     A batch that stays short stays so; one without any such group is left as it is.
     """
     first = by_group(training(rollouts))
-    out, left = list(rollouts), expanded(len(first), useless(at.history, smoothing), most) - len(first)
-    number = 0
-    while left > 0:
-        number, count = number + 1, min(left, len(first))
-        out += at.more(number, count)
-        left -= count
+    lacking = expanded(len(first), useless(at.history, smoothing), most) - len(first)
+    out = [*rollouts, *further(at, lacking, len(first))]
     groups = by_group(training(out))
     informative = sorted(mixed(groups), key=lambda g: abs(sum(r.outcome == Outcome.CORRECT for r in groups[g]) / len(groups[g]) - 0.5))
     trained = set(informative[: len(first)] or first)

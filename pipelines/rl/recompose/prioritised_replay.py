@@ -26,7 +26,7 @@ def prioritised_replay(
     idle = [group_id for group_id in sorted(groups) if group_id not in informative][: int(share * len(groups))]
     past: list[tuple[float, list[Trajectory]]] = []
     for number in range(max(1, at.step - last), at.step):
-        for group in by_group(at.history.step(number)).values():
+        for group in at.history.groups(number):
             rate = sum(r.outcome == Outcome.CORRECT for r in group) / len(group)
             past.append((((rate * (1 - rate)) ** power) * decay ** (at.step - number), group))
     weights = np.array([weight for weight, _ in past])

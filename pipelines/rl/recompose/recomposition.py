@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.records import Problem, Trajectory
+from pipelines.rl.adopting import Adopting
 from pipelines.rl.history import History
 from pipelines.rl.rewards import Rewards
 
@@ -33,3 +34,13 @@ class Recomposition:
     history: History
     rewards: Rewards
     more: More
+    adopting: Adopting | None = None
+    """What takes in answers of others."""
+
+
+def further(at: Recomposition, count: int, each: int) -> list[Trajectory]:
+    """Judged answers to `count` further problems, at most `each` of them a draw."""
+    out: list[Trajectory] = []
+    for number, before in enumerate(range(0, count, each), 1):
+        out += at.more(number, min(each, count - before))
+    return out

@@ -14,7 +14,7 @@ def replay(rollouts: list[Trajectory], at: Recomposition, *, probability: float 
     """ReMix (arXiv 2507.06892): up to step `until` each group gives way, with the probability, to one of the last `last` steps'."""
     random = seeding.generator(*at.seed, "replay", at.step)
     known = [number for number in range(max(1, at.step - last), at.step) if at.step <= until]
-    past = {number: list(by_group(at.history.step(number)).values()) for number in known}
+    past = {number: at.history.groups(number) for number in known}
     out = [rollout for rollout in rollouts if rollout.dropped]
     for group_id, group in sorted(by_group(training(rollouts)).items()):
         if known and random.random() < probability and (choice := past[known[int(random.integers(len(known)))]]):

@@ -5,13 +5,14 @@ from pipelines.rl.tasks.bots import Bots
 from pipelines.rl.tasks.cyclic import Cyclic
 from pipelines.rl.tasks.draw import Choose, Draw, draw
 from pipelines.rl.tasks.drop_high_pass import DropHighPass
+from pipelines.rl.tasks.rehearsal import Rehearsal
 from pipelines.rl.tasks.rlcs import Rlcs
 from pipelines.rl.tasks.rule_reasoner import RuleReasoner
 from pipelines.rl.tasks.staged import Staged
 from pipelines.rl.tasks.success_pairs import SuccessPairs
 from pipelines.rl.tasks.variants import Variants
 
-__all__ = ["TASKS", "Bots", "Choose", "Cyclic", "Draw", "DropHighPass", "Rlcs", "RuleReasoner", "Staged", "SuccessPairs", "Variants", "draw"]
+__all__ = ["TASKS", "Bots", "Choose", "Cyclic", "Draw", "DropHighPass", "Rehearsal", "Rlcs", "RuleReasoner", "Staged", "SuccessPairs", "Variants", "draw"]
 
 TASKS = {
     "drop_high_pass": DropHighPass,
@@ -22,4 +23,5 @@ TASKS = {
     "staged": Staged,
     "cyclic": Cyclic,
     "variants": Variants,
+    "rehearsal": Rehearsal,
 }
