@@ -159,7 +159,8 @@ class Trajectory:
 
     segments: the prompt, then turn by turn. trained_prompt: the prompt that training sees, where it is not the one sampled in (a hint that is left
     out). finish_reason: `stop`, `length`, or why the environment ended it. response: text of all after the prompt.
-    origin: POLICY, REPLAY (`step` says from which step), GUIDE or SHARED (`policy` says from whom). dropped: why it does not train, "" where it does (`rl/account.py`).
+    origin: POLICY, REPLAY (`step` says from which step), GUIDE or SHARED (`policy` says from whom). dropped: why it does not train, "" where it does
+    (`rl/account.py`).
     """
 
     problem_id: str

@@ -179,8 +179,8 @@ class OptimiserSettings(Section):
 
     name: Literal["adamw", "muon", "classp"] = "adamw"
     """`muon` orthogonalises the updates of the hidden matrices and leaves everything else to AdamW; it needs about half the steps from scratch.
-    `classp` moves the weights of large gradients alone, each the less the more its gradients have been, so that later tasks find weights free; it knows
-    neither betas nor weight decay, and its memory begins anew with every stage."""
+    `classp` moves the weights of large gradients alone, each the less the larger its gradients were so far, so that later tasks find weights free; it
+    knows neither betas nor weight decay, and what it remembers begins anew with every stage."""
     lr: Rate = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: Rate = 0.02

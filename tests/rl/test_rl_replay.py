@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import loops
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,7 @@ from pipelines.rl.account import by_group, drop, training
 from pipelines.rl.collate import tensors
 from pipelines.rl.history import History, Tally
 from pipelines.rl.recompose import Recomposition, dynamic_sampling, prioritised_replay, replay, response_recomposition
-from pipelines.rl.recompose.swarm import FOLDER, SharedStep, read
+from pipelines.rl.recompose.swarm import FOLDER, read
 from pipelines.rl.tasks import Draw, Rehearsal, draw
 from pipelines.rl.train import train
 from pipelines.store import read_trajectories, write_trajectories
@@ -225,20 +226,21 @@ def test_classp():
 
 
 CLASSP = {"optimiser": OptimiserSettings(name="classp", lr=1e-3, classp=ClasspSettings(threshold=0.9))}
-DOMAINS = {"tasks": [{"name": "rehearsal", "share": 0.5}]}
+DOMAINS = [replace(p, domain="abc"[n % 3]) for n, p in enumerate(PROBLEMS[:10])]
 RESUMED = {
     "confucius3": {"row": "confucius3", "prompts_per_step": 3},
     "rorecomp": {"row": "rorecomp", "overrides": {"recompose": [{"name": "response_recomposition", "keep": 0.5, "chance": 0.6}]}},
     "in flight": {"row": "rorecomp", "schedule": IN_FLIGHT},
     "prioritised": {"row": "prioritised_replay", "overrides": {"recompose": [{"name": "prioritised_replay", "share": 0.5}]}},
-    "rehearsal": {"row": "power_law_rehearsal", "overrides": {"tasks": [{"name": "rehearsal", "by": "source", "share": 0.5}]}},
+    "rehearsal": {"row": "power_law_rehearsal", "overrides": {"tasks": [{"name": "rehearsal", "share": 0.5}]}},
     "classp": CLASSP,
 }
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_killed_run_ends_where_it_would_have_ended(tmp_path, start, name):
-    """Killed after step 5, whose checkpoint is of step 4: weights, journal and rollouts of one that was left alone."""
+def test_a_killed_run_ends_where_it_would_have_ended(tmp_path, start, monkeypatch, name):
+    """Killed after step 5, whose checkpoint is of step 4: weights, journal and rollouts of one that was left alone. Problems are of three domains."""
+    monkeypatch.setattr(loops, "PROBLEMS", DOMAINS)
     whole, rows, files = run(tmp_path / "whole", start, **RESUMED[name])
     with pytest.raises(Killed):
         run(tmp_path / "cut", start, stop_at=5, **RESUMED[name])
@@ -247,6 +249,15 @@ def test_a_killed_run_ends_where_it_would_have_ended(tmp_path, start, name):
     assert rows == rows_again and files == files_again
     if name in ("confucius3", "rorecomp", "in flight", "prioritised"):
         assert sum(row["replayed"] for row in rows) > 0
+    if name == "rehearsal":
+        assert others(tmp_path / "whole") == [2] * 6
+
+
+def others(folder: Path) -> list[int]:
+    """Problems of other domains than the first one's that each step answered."""
+    of_main = {p.problem_id for p in DOMAINS if p.domain == "a"}
+    steps = [read_trajectories(path) for path in sorted((folder / "rollouts").glob("*.parquet"))]
+    return [len({t.group_id for t in step if t.problem_id not in of_main}) for step in steps]
 
 
 SWARM = {"row": "swarm", "prompts_per_step": 6, "steps": 4, "checkpoint_every": 3}
@@ -368,7 +379,7 @@ def test_a_swarm_without_a_folder_is_refused(tmp_path, start, monkeypatch, value
 RANKS = {
     "rorecomp": {"row": "rorecomp", "overrides": {"recompose": [{"name": "response_recomposition", "keep": 0.5, "decay": 1.0}]}},
     "swarm": {"row": "swarm", "prompts_per_step": 4},
-    "rehearsal": {"row": "power_law_rehearsal", "overrides": {"tasks": [{"name": "rehearsal", "by": "source", "share": 0.5}]}},
+    "rehearsal": {"row": "power_law_rehearsal", "overrides": {"tasks": [{"name": "rehearsal", "share": 0.5}]}},
 }
 
 
@@ -381,7 +392,7 @@ def three_steps(rank: int, folder: Path, start, row: str, overrides=None, **chan
     if rank == 0:
         shared_by(folder / "swarm")
     train(
-        policy, TOKENIZER, PROBLEMS[:10], recipe(row, **(overrides or {})), settings(steps=3, generation=GenerationSettings(max_new_tokens=8), **changes),
+        policy, TOKENIZER, DOMAINS, recipe(row, **(overrides or {})), settings(steps=3, generation=GenerationSettings(max_new_tokens=8), **changes),
         stage="rl@t", seed=1, journal=Journal(folder / f"journal-{rank}.jsonl", "rl"), checkpoints=checkpoints,
         rollout_folder=folder / "rollouts", frozen=beside(row, start),
     )  # fmt: skip
@@ -430,5 +441,7 @@ def test_two_ranks_do_what_one_process_does(two, tmp_path, start, monkeypatch):
         rows = [[json.loads(line) for line in (folder / name / "journal-0.jsonl").read_text().splitlines()] for folder in (two, tmp_path)]
         counts = [[{key: row[key] for key in ("answered", "replayed", "shared", "trained", "dropped")} for row in each] for each in rows]
         assert counts[0] == counts[1], name
-        if name != "rehearsal":
+        if name == "rehearsal":
+            assert others(two / name) == others(tmp_path / name) == [2] * 3
+        else:
             assert sum(row["replayed"] + row["shared"] for row in counts[0]) > 0

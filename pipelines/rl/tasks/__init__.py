@@ -12,7 +12,9 @@ from pipelines.rl.tasks.staged import Staged
 from pipelines.rl.tasks.success_pairs import SuccessPairs
 from pipelines.rl.tasks.variants import Variants
 
-__all__ = ["TASKS", "Bots", "Choose", "Cyclic", "Draw", "DropHighPass", "Rehearsal", "Rlcs", "RuleReasoner", "Staged", "SuccessPairs", "Variants", "draw"]
+__all__ = [
+    "TASKS", "Bots", "Choose", "Cyclic", "Draw", "DropHighPass", "Rehearsal", "Rlcs", "RuleReasoner", "Staged", "SuccessPairs", "Variants", "draw",
+]  # fmt: skip
 
 TASKS = {
     "drop_high_pass": DropHighPass,
