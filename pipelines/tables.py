@@ -119,6 +119,10 @@ def _recipe(question: Question) -> Faults:
 
         if sentence := untaught(recipe(name, **overrides), question.get("taught", "")):
             yield f"{key}.recipe", sentence
+    if not refused and any(each["name"] == "swarm" for each in recipe(name, **overrides).slots["recompose"]):
+        from pipelines.rl.recompose.swarm import shared_folder
+
+        yield from _refused(f"{key}.recipe", "", shared_folder)
     if question["kl_control"] and not refused and "kl_scale" not in recipe(name, **overrides).read:
         yield f"{key}.kl_control", f"it steers KL terms to the reference, and recipe '{name}' has none: add one, or leave kl_control out"
     if question.get("kl_reset") and not refused and "logp_ref_BT" not in recipe(name, **overrides).needs:

@@ -15,14 +15,6 @@ OUTSIDE = "outside"
 
 
 @dataclass(frozen=True)
-class Said:
-    """An answer. ended: it ends there; else it was cut at its limit."""
-
-    text: str
-    ended: bool
-
-
-@dataclass(frozen=True)
 class Adopting:
     """What takes in such answers for one step. limit: tokens that an answer may have. logp: log-probabilities of the responses' tokens under the
     policy that the step trains; all processes must ask together."""
@@ -33,25 +25,25 @@ class Adopting:
     ledger: Ledger
     logp: Callable[[list[Trajectory]], list[list[float]]]
 
-    def judged(self, problem: Problem, answers: Sequence[Said], group_id: int, policy: str) -> list[Trajectory]:
-        """The answers to a problem as a judged group, not yet scored. Empty where one of them cannot be an answer of this run: it is too long, has
-        no tokens, or would open or close a turn."""
+    def judged(self, problem: Problem, answers: Sequence[tuple[str, bool]], group_id: int, policy: str) -> list[Trajectory]:
+        """The answers to a problem, each with whether it ends there or was cut, as a judged group, not yet scored. Empty where one of them cannot be
+        an answer of this run: it is too long, has no tokens, or would open or close a turn."""
         asking = self.answering.asking
         tokenizer, prompt = asking.tokenizer, asking.prompt(problem).ids
         reserved = set(tokenizer.all_special_ids)
         group = []
-        for number, said in enumerate(answers):
-            ids = tokenizer(said.text, add_special_tokens=False)["input_ids"]
-            response = [*ids, tokenizer.eos_token_id] if said.ended else ids
+        for number, (text, ended) in enumerate(answers):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            response = [*ids, tokenizer.eos_token_id] if ended else ids
             if not 0 < len(response) <= self.limit or reserved.intersection(ids):
                 return []
             segments = [Segment(PROMPT, prompt), Segment(GUIDE, response, trains=True)]
-            finish = "stop" if said.ended else "length"
+            finish = "stop" if ended else "length"
             group.append(
-                Trajectory(problem.problem_id, group_id, number, self.step, policy, segments, finish, response=said.text, origin=SHARED)
+                Trajectory(problem.problem_id, group_id, number, self.step, policy, segments, finish, response=text, origin=SHARED)
             )
-        verdicts = self.answering.rewards.pool.verify_batch([(problem, said.text) for said in answers])
-        self.answering.rewards(problem, group, [said.text for said in answers], verdicts)
+        verdicts = self.answering.rewards.pool.verify_batch([(problem, text) for text, _ in answers])
+        self.answering.rewards(problem, group, [text for text, _ in answers], verdicts)
         return group
 
     def taken(self, choose: Callable[[], list[Trajectory]]) -> list[Trajectory]:

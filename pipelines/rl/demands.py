@@ -24,6 +24,8 @@ class Need(enum.StrEnum):
     """Models that teach, or what they have said."""
     VALUE = "value"
     """A value head, which trains beside the policy or before it."""
+    RUNS = "runs"
+    """Other runs, which share a folder with it."""
 
 
 _NEEDS: dict[Any, frozenset[Need]] = {}

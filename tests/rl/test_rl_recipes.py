@@ -131,6 +131,7 @@ def test_what_a_row_needs_and_costs():
     assert needs(recipe("grpo", guidance={"name": "solution_prefix"})) == {Need.SOLUTIONS}
     assert needs(RECIPES["topk_distillation"]) == {Need.TEACHER}
     assert needs(RECIPES["mccl"]) == {Need.RATES}
+    assert needs(RECIPES["swarm"]) == {Need.RUNS} and cost(RECIPES["swarm"]).answers == (8, 16)
     assert cost(RECIPES["self"]).answers == (1, 9) and cost(RECIPES["remax"]).answers == (9, 9)
 
 

@@ -19,6 +19,7 @@ from killing import Killed
 from loops import IN_FLIGHT, PROBLEMS, TOKENIZER, beside, policy_of, run, settings
 from playing import problem
 
+from pipelines import tables
 from pipelines.config.common import ClasspSettings, GenerationSettings, OptimiserSettings
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import Checkpoints
@@ -374,6 +375,13 @@ def test_a_swarm_without_a_folder_is_refused(tmp_path, start, monkeypatch, value
         monkeypatch.setenv(FOLDER, value)
     with pytest.raises(UserError, match=words):
         run(tmp_path, start, **SWARM | {"steps": 1})
+
+
+def test_check_says_so_beforehand(monkeypatch):
+    monkeypatch.delenv(FOLDER, raising=False)
+    asked = {"key": "stages.math", "about": "recipe", "name": "swarm", "overrides": {}, "kl_control": False}
+    ((key, words),) = tables.Process(json.dumps([asked, asked | {"overrides": {"recompose": []}}])).faults()
+    assert key == "stages.math.recipe" and "TOUCHSTONE_SWARM names, which is not set" in words
 
 
 RANKS = {

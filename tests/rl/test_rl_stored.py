@@ -76,7 +76,7 @@ def test_every_group_trains_once_in_each_pass_in_an_order_of_its_own():
         ("grpo", {Asks.BEHAVIOUR}, r"recipe 'grpo' reads logp_old_BT .* their log-probabilities under the policy that answered"),
         ("trpa", {Asks.VERDICT}, r"recipe 'trpa' reads level_B .* a verdict on each"),
         ("direct_advantage", {Asks.VERDICT}, r"recipe 'direct_advantage' reads correct_B .* a verdict on each"),
-        ("recap", set(), "recipe 'recap' reads component_weight_K .* a policy that answers as it trains"),
+        ("rae", set(), "recipe 'rae' reads role_baseline_B .* a policy that answers as it trains"),
     ],
 )
 def test_recipes_that_read_what_is_not_there_are_refused_by_name(name, lacking, said):

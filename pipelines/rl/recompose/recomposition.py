@@ -41,6 +41,6 @@ class Recomposition:
 def further(at: Recomposition, count: int, each: int) -> list[Trajectory]:
     """Judged answers to `count` further problems, at most `each` of them a draw."""
     out: list[Trajectory] = []
-    for number, before in enumerate(range(0, count, each), 1):
+    for number, before in enumerate(range(0, count, max(each, 1)), 1):
         out += at.more(number, min(each, count - before))
     return out

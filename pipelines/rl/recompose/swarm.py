@@ -18,8 +18,8 @@ from pipelines.errors import UserError
 from pipelines.models import ranks
 from pipelines.records import SHARED, Trajectory
 from pipelines.rl.account import PROBE, SPARE, below, by_group, mixed, of_policy, training
-from pipelines.rl.adopting import Adopting, Said
-from pipelines.rl.demands import takes
+from pipelines.rl.adopting import Adopting
+from pipelines.rl.demands import Need, needs, takes
 from pipelines.rl.recompose.recomposition import Recomposition, further
 from pipelines.store import write_json
 
@@ -35,7 +35,7 @@ class _Strict(BaseModel):
 
 
 class SharedAnswer(_Strict):
-    """See `Said`."""
+    """An answer as text. ended: it ends there; else it was cut at its limit."""
 
     text: str
     ended: bool
@@ -55,6 +55,7 @@ class SharedStep(_Strict):
     groups: list[SharedGroup]
 
 
+@needs(Need.RUNS)
 @takes(lambda n, *, external, **_: (n, math.ceil(n * (1 + external))))
 def swarm(rollouts: list[Trajectory], at: Recomposition, *, external: float = 1.0) -> list[Trajectory]:
     """Swarm sampling policy optimisation (SAPO, 'Sharing is Caring', arXiv 2509.08721): beside the groups of the step train `external` times as many
@@ -67,7 +68,7 @@ def swarm(rollouts: list[Trajectory], at: Recomposition, *, external: float = 1.
     Raises:
         UserError: TOUCHSTONE_SWARM is not set, or names no folder.
     """
-    folder, adopting = _folder(), at.adopting
+    folder, adopting = shared_folder(), at.adopting
     assert adopting is not None  # a run always has it
     node = node_of(adopting.ledger.folder)
     if ranks.rank() == 0:
@@ -78,7 +79,12 @@ def swarm(rollouts: list[Trajectory], at: Recomposition, *, external: float = 1.
     return [*rollouts, *below(rollouts, taken, SHARED), *further(at, wanted - len(taken), local)]
 
 
-def _folder() -> Path:
+def shared_folder() -> Path:
+    """The folder that the runs share.
+
+    Raises:
+        UserError: TOUCHSTONE_SWARM is not set, or names no folder.
+    """
     folder = os.environ.get(FOLDER)
     if not folder or not Path(folder).is_dir():
         said = f"is {folder}, which is no folder" if folder else "is not set"
@@ -114,7 +120,7 @@ def _chosen(folder: Path, node: str, at: Recomposition, adopting: Adopting, want
         if len(taken) == wanted:
             break
         whose, group = found[place]
-        said = [Said(answer.text, answer.ended) for answer in group.answers]
+        said = [(answer.text, answer.ended) for answer in group.answers]
         judged = adopting.judged(at.problems[group.problem_id], said, len(taken), whose)
         if mixed({0: judged}):
             taken.append(judged)
