@@ -56,7 +56,7 @@ def needs_of(function: Callable[..., Any]) -> frozenset[Need]:
     return _NEEDS.get(function, frozenset())
 
 
-def _as_many(n: int, **_: object) -> tuple[int, int]:
+def _as_many(n: int, /, **_: object) -> tuple[int, int]:
     return n, n
 
 

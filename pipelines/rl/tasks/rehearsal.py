@@ -19,8 +19,8 @@ class Rehearsal:
 
     Task j is rehearsed with probability d_j^-power / sum_i d_i^-power, d_j the steps since one of its problems was last drawn, or since the stage
     began; power 0 draws all alike, which is plain replay of other data (RECAP, arXiv 2510.21978). by: what tells tasks apart. main: name of the main
-    task; "" is that of the first problem, so of what `data` names first. bank: most problems that an earlier task keeps, drawn by the seed. Where there
-    is no earlier task, or a step is too small for one of its problems, all are drawn as they come.
+    task; "" is that of the first problem, so of what `data` names first. bank: most problems that an earlier task keeps, drawn by the seed. Where
+    there is no earlier task, or a step is too small for one of its problems, all are drawn as they come.
     """
 
     def __init__(
