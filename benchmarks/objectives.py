@@ -46,6 +46,8 @@ from pipelines.rl.account import training
 from pipelines.rl.actor import make_actor
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import judged, make_step, minibatches
+from pipelines.rl.costs import needs
+from pipelines.rl.demands import Need
 from pipelines.rl.history import History
 from pipelines.rl.roles import roles_of, untaught
 from pipelines.rl.run import answerers
@@ -58,9 +60,9 @@ from pipelines.verifiers import VerifierPool
 ROOT = Path(__file__).parents[1]
 REFERENCE = {"rto": "dpo", "npo": "grpo"}
 """Rows whose `reference` is the policy that another row has trained: RTO's preference policy, NPO's later checkpoint."""
-ALONE = [name for name, row in RECIPES.items() if untaught(row, "") is None]
-"""Rows that need no teachers."""
-SETTINGS: dict[str, dict[str, Any]] = {"remix": {"epochs": 2, "reset_reference": (50,)}}
+ALONE = [name for name, row in RECIPES.items() if untaught(row, "") is None and Need.RUNS not in needs(row)]
+"""Rows that need neither teachers nor other runs."""
+SETTINGS: dict[str, dict[str, Any]] = {"remix": {"epochs": 2, "epochs_until": 50, "reset_reference": (50,)}}
 """Settings of the stage that belong to a method."""
 BELOW = ("sdpo",)
 """Rows that end below the SFT policy here, and whose paper says so of such a policy."""

@@ -35,8 +35,8 @@ from pipelines.rl.demands import Need
 
 START = "cold start"
 PLAIN = "grpo"
-ONLINE = [name for name, row in RECIPES.items() if name == PLAIN or (row.sampling and Need.TEACHER not in needs(row))]
-"""Rows that sample in a way of their own, and what they are compared with."""
+ONLINE = [name for name, row in RECIPES.items() if name == PLAIN or (row.sampling and not needs(row) & {Need.TEACHER, Need.RUNS})]
+"""Rows that sample in a way of their own, without teachers or other runs, and what they are compared with."""
 SAMPLES = 16
 """Answers to a held-out problem."""
 RESAMPLES = 10_000

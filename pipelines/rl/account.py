@@ -75,7 +75,7 @@ def place(rollout: Trajectory) -> tuple[int, int, int]:
 
 
 def below(rollouts: Iterable[Trajectory], groups: Sequence[Sequence[Trajectory]], origin: str) -> list[Trajectory]:
-    """Groups that train beside a step's rollouts, which they come from elsewhere to head: their ids are below all of those and below 0."""
+    """Groups from elsewhere, as they train with a step's rollouts: before those, with ids below theirs and below 0."""
     first = min([0, *(r.group_id for r in rollouts)]) - len(groups)
     return [replace(r, group_id=first + number, origin=origin, dropped="") for number, group in enumerate(groups) for r in group]
 

@@ -16,6 +16,7 @@ from pipelines.rl import RECIPES
 from pipelines.rl.account import training
 from pipelines.rl.collate import judged, minibatches, tensors
 from pipelines.rl.history import History
+from pipelines.rl.recompose.swarm import FOLDER
 from pipelines.rl.tasks import Draw, draw
 from pipelines.rl.update import group_buckets, laid_down, length_buckets, prompt_buckets
 from pipelines.store import read_trajectories
@@ -72,7 +73,8 @@ def test_micro_batch_size_changes_no_loss(tmp_path, start, row):
 
 
 @pytest.mark.parametrize("row", RECIPES)
-def test_other_recipes_run_off_policy_too(tmp_path, start, row):
+def test_other_recipes_run_off_policy_too(tmp_path, start, monkeypatch, row):
+    monkeypatch.setenv(FOLDER, str(tmp_path))  # for `swarm`
     weights, rows, _ = run(tmp_path, start, row=row, steps=2, minibatches=2)
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert len(rows) == 2
