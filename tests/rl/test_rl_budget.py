@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import loops
 import numpy as np
 import pytest
 import torch
@@ -21,14 +22,20 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.evaluation import adaptive_voting
 from pipelines.generation import ScriptedGenerator
 from pipelines.models.loading import save_policy
+from pipelines.records import Segment, Trajectory
 from pipelines.rl import RECIPES, advantages, recipe
 from pipelines.rl.account import by_group, mixed, training
+from pipelines.rl.collate import tensors
 from pipelines.rl.costs import cost
-from pipelines.rl.environments import SingleTurn
+from pipelines.rl.environments import Intersection, SingleTurn, intersection
 from pipelines.rl.explore.difficulty_adaptive import further
+from pipelines.rl.history import History
+from pipelines.rl.inputs.facts import turn_return, turns
+from pipelines.rl.inputs.step import Step
 from pipelines.rl.play import PartialStates
 from pipelines.rl.rewards import Scoring
 from pipelines.rl.rewards.parts import budget, token_budget
+from pipelines.sources import loose
 from pipelines.store import read_trajectories, write_problems
 from pipelines.verifiers import VerifierPool
 
@@ -280,3 +287,74 @@ def test_an_evaluation_tells_the_adaptive_vote_beside_the_majority(tmp_path, sta
     assert voted["majority_samples"] == 1 or voted["majority_tokens"] <= voted["tokens"]
     assert main([*command[:-4], "--vote-levels", "-1"]) == 2
     assert "--vote-levels takes 0 or more" in capsys.readouterr().err
+
+
+def test_traffic_r1():
+    """Rewards -2, -1, -3 have returns -6, -4, -3; beside an episode of -4, -1, -1, returns -6, -2, -1, the turns are compared by their numbers."""
+    parts = [{f"turn_{turn}": value for turn, value in enumerate(worth)} for worth in ([-2.0, -1.0, -3.0], [-4.0, -1.0, -1.0])]
+    made = [replace(answered_thrice(), sample_id=place, reward_parts=each) for place, each in enumerate(parts)]
+    ids, score, filled = tensors(made, torch.device("cpu"), 1, 64)
+    step = Step(1, None, None, (), [], made, ids, score, filled, History(Path()))  # type: ignore[arg-type]
+    returns, turn_BT = turn_return(step), turns(step)
+    assert [[float(row[of == turn][0]) for turn in range(3)] for row, of in zip(returns, turn_BT, strict=True)] == [[-6, -4, -3], [-6, -2, -1]]
+    assert float(turn_return(step, gamma=0.5)[0][turn_BT[0] == 0][0]) == -2 - 0.5 - 0.75
+    worth = advantages(recipe("traffic_r1"), filled.having(turn_return_BT=returns, turn_BT=turn_BT))
+    for turn, value in enumerate((0.0, -0.7071, -0.7071)):  # two of them: half a difference over its deviation, 1 / sqrt(2)
+        assert {round(float(a), 4) for a in worth[0][turn_BT[0] == turn]} == {value} and {round(float(a), 4) for a in worth[1][turn_BT[1] == turn]} == {-value}
+    assert not worth[turn_BT < 0].any()
+    shorter = [made[0], replace(made[1], segments=made[1].segments[:2], reward_parts={"turn_0": -9.0})]
+    ids, score, filled = tensors(shorter, torch.device("cpu"), 1, 64)
+    step = Step(1, None, None, (), [], shorter, ids, score, filled, History(Path()))  # type: ignore[arg-type]
+    worth = advantages(recipe("traffic_r1"), filled.having(turn_return_BT=turn_return(step), turn_BT=turns(step)))
+    assert not worth[0][turns(step)[0] > 0].any() and float(worth[0][turns(step)[0] == 0][0]) == pytest.approx(0.7071, abs=1e-4)
+
+
+def answered_thrice():
+    """An episode of three turns."""
+    turn = Segment("policy", [7, 8], [-0.5, -0.5], [0, 0], trains=True)
+    return Trajectory("p", 0, 0, 1, "t", [Segment("prompt", [3, 4]), turn, Segment("prompt", [5]), turn, Segment("prompt", [5]), turn], "stop")
+
+
+GREEN = replace(problem("1"), prompt=intersection.asked([9, 0, 4, 1]))
+
+
+def test_a_game_of_turns_is_worth_the_cars_that_wait():
+    """By hand: the expert serves 9, then what is longest; naming no lane leaves all of them; arrivals are the same in every episode."""
+    quiet = {"arrivals": 0, "turns": 3}
+
+    def play(said: str, **settings) -> Trajectory:
+        (made,) = groups(lambda before, number: said, [GREEN], Intersection(**quiet | settings), count=2)
+        assert made[0].reward_parts == made[1].reward_parts
+        return made[0]
+
+    first = play("<think> 9 </think>\\boxed{1}")  # 9 -> 5 -> 1 -> 0, beside 5 others
+    assert [first.reward_parts[f"turn_{turn}"] for turn in range(3)] == [-10, -6, -5]
+    assert first.reward == pytest.approx((10 + 6 + 2) / 21) and first.outcome == "wrong"  # the expert: lanes 1, 1, 3
+    assert [s.author for s in first.turns] == ["policy", "prompt"] * 2 + ["policy"] and "Cars wait: 5 0 4 1." in first.response
+    nobody = play("none")
+    assert [nobody.reward_parts[f"turn_{turn}"] for turn in range(3)] == [-14] * 3 and nobody.reward == pytest.approx(18 / 42)
+    cut = play("\\boxed{1} " + "so " * 200)
+    assert cut.reward_parts["turn_0"] == -10 * 3 and "turn_1" not in cut.reward_parts and cut.finish_reason == "length"
+    busy = [play("\\boxed{1}", arrivals=3).reward_parts for _ in range(2)]
+    assert busy[0] == busy[1] != first.reward_parts
+    with pytest.raises(UserError, match="environment 'intersection' expected a prompt such as 'Cars wait: 3 9 0 4. Which lane gets green.'"):
+        groups(lambda before, number: "", [problem()], Intersection(), count=1)
+
+
+def test_the_rows_of_the_game_have_the_experts_action():
+    file = Path(__file__).parents[2] / "data/examples/intersection.jsonl"
+    assert [json.loads(line) for line in file.read_text().splitlines()] == list(intersection.rows(256, 1))
+    problems, bad = loose.read(file)
+    assert not bad and all(p.verifier == "math" and p.prompt.count(" ") == 9 for p in problems)
+    assert intersection.expert([3, 9, 0, 9]) == 2
+
+
+def test_traffic_r1_resumes(tmp_path, start, monkeypatch):
+    """Two halves of a run are one, in flight."""
+    monkeypatch.setattr(loops, "PROBLEMS", [GREEN, replace(GREEN, problem_id="q")])
+    changes = {"row": "traffic_r1", "steps": 3, "schedule": IN_FLIGHT, "prompts_per_step": 2}
+    whole = run(tmp_path / "whole", start, **changes)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", start, stop_at=2, **changes)
+    again = run(tmp_path / "cut", start, **changes)
+    assert whole[1:] == again[1:] and all(torch.equal(whole[0][name], again[0][name]) for name in whole[0])
