@@ -115,8 +115,9 @@ def evaluate(options: argparse.Namespace) -> int:
     print(f"  {len(bad)} malformed and {len(read) - len({row.problem_id for row in read})} repeated rows left out")
     print("\n".join(_lines(scored["models"]["model"])))
     if voted := scored.get("adaptive_vote"):
-        print(f"  adaptive vote    {voted['accuracy']:.4f}  of {voted['samples']:.1f} answers, {voted['tokens']:.0f} tokens a problem")
-        print(f"  majority         {voted['majority_accuracy']:.4f}  of {voted['majority_samples']:.0f} answers, {voted['majority_tokens']:.0f} tokens a problem")
+        for title, key in (("adaptive vote", ""), ("majority", "majority_")):
+            spent = f"{voted[f'{key}samples']:.1f} answers, {voted[f'{key}tokens']:.0f} tokens a problem"
+            print(f"  {title:<16} {voted[f'{key}accuracy']:.4f}  of {spent}")
     print(f"  always answering the most common gold: {scored['constant_answer']['share']:.4f}")
     return 0
 

@@ -37,8 +37,8 @@ def rows(count: int, seed: int, lanes: int = 4) -> Iterator[dict[str, str]]:
 
 
 class Intersection:
-    """For `turns` turns the policy boxes the number of a lane, of which up to `flow` cars leave; then up to `arrivals` cars come to each lane, as many
-    at a turn in every episode of a problem. A turn is worth minus the cars that wait then: `turn_0`, `turn_1`, ... of the figures. No lane gets green
+    """For `turns` turns the policy boxes the number of a lane, of which up to `flow` cars leave; then up to `arrivals` cars come to each lane, the
+    same in every episode of a problem. A turn is worth minus the cars that wait then: `turn_0`, `turn_1`, ... of the figures. No lane gets green
     where none is named. A turn that is cut ends the episode, and the turns that are left, without green, count with it.
 
     score: the cars that wait over all turns if the longest queue always gets green (`expert`) over those that did, 1 at most. tokens: of all after
@@ -93,7 +93,8 @@ class Game:
         """
         found = _QUEUES.search(problem.prompt)
         if found is None:
-            raise UserError(f"problem {problem.problem_id}: environment 'intersection' expected a prompt such as '{asked([3, 9, 0, 4])}', got {problem.prompt[:100]!r}")
+            wanted = f"environment 'intersection' expected a prompt such as '{asked([3, 9, 0, 4])}'"
+            raise UserError(f"problem {problem.problem_id}: {wanted}, got {problem.prompt[:100]!r}")
         self.queues = [int(count) for count in found[1].split()]
         self.turn, self.waited, self._flow = 0, 0, flow
         self._coming = seeding.generator("intersection", problem.problem_id).integers(0, arrivals + 1, size=(turns, len(self.queues))).tolist()

@@ -18,8 +18,8 @@ Form = Literal["equal", "hard"]
 async def difficulty_adaptive(
     task: Task, answers: Answers, *, form: Form = "equal", most: int = 32, scaled: bool = False
 ) -> list[Trajectory]:
-    """DARS (arXiv 2508.13755): `group_size` episodes, then as many more, up to `most` in all, as the share of right ones calls for (`further`). All of
-    them are one group. scaled: whether the recipe divides advantages by the group's deviation.
+    """DARS (arXiv 2508.13755): `group_size` episodes, then as many more, up to `most` in all, as the share of right ones calls for (`further`). All
+    are one group. scaled: whether the recipe divides advantages by the group's deviation.
     """
     group = await samples(task, answers)
     await answers.judge(group)

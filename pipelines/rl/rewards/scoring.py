@@ -27,7 +27,8 @@ NOBODY = Judges()
 @dataclass(frozen=True)
 class Scoring:
     """problem: what the group answered. answers: what is judged of each, the last turn. verdicts: of the problem's own verifier, or of the
-    environment. limit: tokens that an answer may have. reward_models: those that parts name, by stage. steps: that the run has; inf where nobody says."""
+    environment. limit: tokens that an answer may have. reward_models: those that parts name, by stage. steps: that the run has; inf where
+    nobody says."""
 
     problem: Problem
     answers: Sequence[str]
