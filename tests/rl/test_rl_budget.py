@@ -302,6 +302,10 @@ def test_traffic_r1():
     for turn, value in enumerate((0.0, -0.7071, -0.7071)):  # two of them: half a difference over its deviation, 1 / sqrt(2)
         assert {round(float(a), 4) for a in worth[0][turn_BT[0] == turn]} == {value} and {round(float(a), 4) for a in worth[1][turn_BT[1] == turn]} == {-value}
     assert not worth[turn_BT < 0].any()
+    alone = [replace(each, reward_parts={}, reward=7.0) for each in made]
+    assert turn_return(Step(1, None, None, (), [], alone, ids, score, filled, History(Path())), gamma=0.5)[0][turn_BT[0] >= 0].tolist() == [
+        1.75, 1.75, 3.5, 3.5, 7.0, 7.0
+    ]  # fmt: skip
     shorter = [made[0], replace(made[1], segments=made[1].segments[:2], reward_parts={"turn_0": -9.0})]
     ids, score, filled = tensors(shorter, torch.device("cpu"), 1, 64)
     step = Step(1, None, None, (), [], shorter, ids, score, filled, History(Path()))  # type: ignore[arg-type]
@@ -352,7 +356,8 @@ def test_the_rows_of_the_game_have_the_experts_action():
 def test_traffic_r1_resumes(tmp_path, start, monkeypatch):
     """Two halves of a run are one, in flight."""
     monkeypatch.setattr(loops, "PROBLEMS", [GREEN, replace(GREEN, problem_id="q")])
-    changes = {"row": "traffic_r1", "steps": 3, "schedule": IN_FLIGHT, "prompts_per_step": 2}
+    overrides = {"environment": {"name": "intersection", "turns": 3}}
+    changes = {"row": "traffic_r1", "overrides": overrides, "steps": 3, "schedule": IN_FLIGHT, "prompts_per_step": 2}
     whole = run(tmp_path / "whole", start, **changes)
     with pytest.raises(Killed):
         run(tmp_path / "cut", start, stop_at=2, **changes)
