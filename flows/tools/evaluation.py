@@ -48,6 +48,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--served-model", default="", metavar="NAME", help="the model's name at the endpoint of --engine server")
     parser.add_argument("--batch-size", type=int, help="responses that decode together; changes memory and speed, not results (256)")
+    voting = "ask 5 answers a level until all of one agree, at most so many levels, each twice as long, beside the rest (0, which does not)"
+    parser.add_argument("--vote-levels", type=int, default=0, metavar="N", help=voting)
     parser.add_argument("--limit", type=int, help="first problems only")
     parser.add_argument("--cluster-by", metavar="LABEL", help="label of the topics that say which problems belong together (passage)")
     parser.add_argument("--seed", type=int, default=0)
@@ -66,7 +68,7 @@ def comparing(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     from pipelines import generation
-    from pipelines.evaluation import lm_eval
+    from pipelines.evaluation import adaptive_voting, lm_eval
     from pipelines.evaluation.benchmarks import collect, parts_of
     from pipelines.evaluation.scores import score_benchmark
     from pipelines.lineage.digests import tree_sha256
@@ -85,6 +87,8 @@ def evaluate(options: argparse.Namespace) -> int:
     problems = list({problem.problem_id: problem for problem in read}.values())[: options.limit]  # a repeated one would count twice
     if not problems:
         raise UserError(f"{options.benchmark}: no problem in it" + (f"; the first row is malformed: {bad[0].field} {bad[0].reason}" if bad else ""))
+    if options.vote_levels < 0 or (options.vote_levels and any(problem.answer_type == "program" for problem in problems)):
+        raise UserError(f"evaluate: --vote-levels takes 0 or more, and no programs, of which no two are the same answer, got {options.vote_levels}")
     require_sandbox_for(problems)
     name, device = options.benchmark.stem, os.environ.get("TOUCHSTONE_DEVICE", "cpu")
     model = options.model if options.model.is_dir() else str(options.model)
@@ -93,9 +97,13 @@ def evaluate(options: argparse.Namespace) -> int:
     parts = parts_of(work, weights, problems, options.samples, settings, options.seed, device)
     with shared(parts), VerifierPool() as pool:
         journal = Journal(work / "journal.jsonl", name)
-        generator = partial(generation.create, settings, model, device)
+        create = partial(generation.create, model=model, device=device)
+        votes = adaptive_voting.vote(create, settings, problems, pool, options.seed, levels=options.vote_levels)
+        generator = partial(create, settings)
         table = collect(generator, problems, options.samples, options.seed, pool, parts, journal.show)
         scored = score_benchmark({"model": table}, ks, [], RESAMPLES, options.seed, name, taus=TAUS, cluster_by=options.cluster_by)
+        if votes:
+            scored["adaptive_vote"] = adaptive_voting.summary(votes, table)
         if out:
             with out.replacing() as folder:
                 write_table(folder / SAMPLES, table)
@@ -106,6 +114,10 @@ def evaluate(options: argparse.Namespace) -> int:
     print(f"{options.model} on {name}: {scored['problems']} problems, {options.samples} samples each")
     print(f"  {len(bad)} malformed and {len(read) - len({row.problem_id for row in read})} repeated rows left out")
     print("\n".join(_lines(scored["models"]["model"])))
+    if voted := scored.get("adaptive_vote"):
+        for title, key in (("adaptive vote", ""), ("majority", "majority_")):
+            spent = f"{voted[f'{key}samples']:.1f} answers, {voted[f'{key}tokens']:.0f} tokens a problem"
+            print(f"  {title:<16} {voted[f'{key}accuracy']:.4f}  of {spent}")
     print(f"  always answering the most common gold: {scored['constant_answer']['share']:.4f}")
     return 0
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from pipelines.errors import InfrastructureError, UserError
@@ -47,7 +48,7 @@ class Game:
     def __init__(self, answering: Answering, engine: Engine, task: Task, step: int, policy: str) -> None:
         self.task, self._answering, self._groups = task, answering, 1
         self._group = functools.partial(_Group, answering, engine, step, policy)
-        self._round = Round(self._further, self._answer, self._judged, self._propose, engine.together)
+        self._round = Round(self._further, self._state, self._answer, self._judged, self._propose, engine.together, answering.asking)
         self._to_judge: list[tuple[_Group, list[Trajectory]]] = []
 
     async def play(self) -> list[Trajectory]:
@@ -62,6 +63,12 @@ class Game:
     def _further(self, problem: Problem, samples: int) -> Task:
         key = (*self.task.key[:-1], problem.problem_id)
         task = Task(problem, self.task.group_id + self._groups, samples, key, self._answering.asking.prompt(problem))
+        self._groups += 1
+        return task
+
+    def _state(self, opening: Sequence[Segment]) -> Task:
+        key = (*self.task.key[:-1], f"{self.task.problem.problem_id} state {self._groups}")
+        task = replace(self.task, group_id=self.task.group_id + self._groups, key=key, opening=tuple(opening))
         self._groups += 1
         return task
 

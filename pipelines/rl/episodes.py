@@ -125,16 +125,19 @@ class Explore(Protocol):
 class Round:
     """What `play` may ask for, of one problem that was drawn.
 
-    task(problem, samples): a problem that this one led to, as a group of its own; no two of a round have one id. answer(task): the group as the
-    recipe makes it, not yet judged. judged(task): the same with verdicts and rewards. propose(task): `task.samples` episodes without guidance, which
-    no verifier judges: `play` says what came of them. together: run several side by side.
+    task(problem, samples): a problem that this one led to, as a group of its own; no two of a round have one id. state(segments): the drawn problem
+    once more, as a group whose answers go on from these segments. answer(task): the group as the recipe makes it, not yet judged. judged(task): the
+    same with verdicts and rewards. propose(task): `task.samples` episodes without guidance, which no verifier judges: `play` says what came of them.
+    together: run several side by side. asking: how problems are put.
     """
 
     task: Callable[[Problem, int], Task]
+    state: Callable[[Sequence[Segment]], Task]
     answer: Callable[[Task], Awaitable[list[Trajectory]]]
     judged: Callable[[Task], Awaitable[list[Trajectory]]]
     propose: Callable[[Task], Awaitable[list[Trajectory]]]
     together: Callable[[Sequence[Any]], Awaitable[list[Any]]]
+    asking: Asking
 
 
 class Play(Protocol):

@@ -255,6 +255,13 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         raise UserError(f"recipe '{name}': its ratio or a token mask goes by the sign of the advantage, and here each part of the reward has its own")
     if "template_form" in (part["name"] for part in slots["parts"]) and slots["guidance"]["name"] != "templates":
         raise UserError(f"recipe '{name}': part 'template_form' is of the templates that guidance 'templates' draws; add it, or leave the part out")
+    if slots["play"]["name"] == "partial_states":
+        for slot, alone in (("guidance", "none"), ("environment", "single_turn")):
+            if slots[slot]["name"] != alone:
+                raise UserError(
+                    f"recipe '{name}': play 'partial_states' has answers go on from the policy's own, and {slot} '{slots[slot]['name']}' begins them "
+                    f"otherwise; set {slot}: {{name: {alone}}}"
+                )
     for make in bare.lists["tasks"]:
         make()  # a sampler refuses settings that do not go together
     for tensor, settings in slots["inputs"].items():

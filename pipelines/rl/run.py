@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -228,7 +229,7 @@ def begun(
         drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
         speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
         source = functools.partial(Source, problems=by_id, draw=drawn, settings=settings, seed=key, ledger=ledger)
-        answers = _sampling(recipe, generator, source, policy, behaviour, judges)
+        answers = _sampling(recipe, generator, source, policy, behaviour, judges, settings.steps)
         steps = settings.steps
     else:
         answers = plan = Stored(stored, settings.prompts_per_step, key)
@@ -252,11 +253,11 @@ def _validation(settings: ValidationSettings | None, problems: Sequence[Problem]
 
 @contextmanager
 def _sampling(
-    recipe: Recipe, generator: Generator, source: Callable[..., Source], policy: Any, behaviour: Any, judges: Judges
+    recipe: Recipe, generator: Generator, source: Callable[..., Source], policy: Any, behaviour: Any, judges: Judges, steps: int
 ) -> Iterator[Sampled]:
     """The schedule of a policy that answers. source: makes one of what answers problems that train and held-out ones."""
     with VerifierPool(judge=judges.verifier) as pool:
-        answering = source(*answerers(recipe, generator, pool, judges.reward_models))
+        answering = source(*answerers(recipe, generator, pool, judges.reward_models, steps))
         with schedule_of(answering, policy, behaviour) as plan:
             yield plan
 
@@ -268,11 +269,12 @@ def tasks_of(recipe: Recipe, problems: Sequence[Problem], count: int, seed: tupl
 
 
 def answerers(
-    recipe: Recipe, generator: Generator, pool: VerifierPool, reward_models: Mapping[str, RewardModel] | None = None
+    recipe: Recipe, generator: Generator, pool: VerifierPool, reward_models: Mapping[str, RewardModel] | None = None, steps: float = math.inf
 ) -> tuple[Answering, Answering]:
-    """What answers the problems that train, and what answers held-out ones: in the same environment, without help, so many times as asked."""
+    """What answers the problems that train, and what answers held-out ones: in the same environment, without help, so many times as asked.
+    steps: that the run has; inf where nobody says."""
     environment = recipe.single["environment"]()
-    rewards = Rewards(pool, recipe.lists["parts"], recipe.single["combine"], generator.settings.max_new_tokens, reward_models)
+    rewards = Rewards(pool, recipe.lists["parts"], recipe.single["combine"], generator.settings.max_new_tokens, reward_models, steps)
     return (
         Answering(generator, rewards, recipe.single["play"](), environment, recipe.single["guidance"], recipe.single["explore"]),
         Answering(generator, rewards, Answer(), environment, none, samples),

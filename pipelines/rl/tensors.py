@@ -147,6 +147,7 @@ TENSORS: dict[str, Declared] = {
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
     "observed_BT": _read(facts.observed, "1 on tokens of what a tool answered, else 0", free=True),
     "turn_BT": _read(facts.turns, "number of the policy's turn, from 0, int; -1 where it reads", free=True),
+    "turn_return_BT": _read(facts.turn_return, "what the policy's turn and those after it are worth", free=True, asks=Asks.SAMPLING),
     "state_BT": _read(facts.states, "equal ids on turns of siblings that have read the same, int", free=True, numbered=True),
     # of policies that do not train
     "logp_ref_BT": _read(scores.of_frozen("ref"), "the frozen reference policy", role="ref"),

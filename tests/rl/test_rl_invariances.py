@@ -83,8 +83,8 @@ NOT_CENTRED = (
     "psr", "nsr", "w_reinforce", "topr", "noisy_forward",  # an absolute advantage
     "ppo", "ppo_kl", "rto", "reinforce_pp", "reinforce_pp_baseline", "spae", "stable_reinforce",  # whitening takes a mean off again
     "reinforce", "a_lol", "remax", "rae",  # a baseline of the batch, a critic, the greedy answer, a role
-    "reinforce_ada", "rorecomp",  # all that was answered
-    "gigpo",  # fewer turns to the end are worth more
+    "reinforce_ada", "reinforce_ada_positive", "rorecomp",  # all that was answered
+    "gigpo", "traffic_r1",  # fewer turns to the end are worth more; turns have rewards of their own
     "on_policy_distillation", "iw_opd",  # the teacher's word, whatever the reward
     "dsdr", "rlcr", "aepo", "sngs", "recap", "laser",  # the shaped reward or another objective varies where the verdict does not
 )  # fmt: skip

@@ -1,10 +1,17 @@
 """Slot `explore`: how the episodes of a group are made, a file for each function."""
 
 from pipelines.rl.explore.adaptive import adaptive
+from pipelines.rl.explore.difficulty_adaptive import difficulty_adaptive
 from pipelines.rl.explore.greedy_baseline import greedy_baseline
 from pipelines.rl.explore.greedy_failures import greedy_failures
 from pipelines.rl.explore.samples import samples
 
-__all__ = ["EXPLORE", "adaptive", "greedy_baseline", "greedy_failures", "samples"]
+__all__ = ["EXPLORE", "adaptive", "difficulty_adaptive", "greedy_baseline", "greedy_failures", "samples"]
 
-EXPLORE = {"samples": samples, "adaptive": adaptive, "greedy_baseline": greedy_baseline, "greedy_failures": greedy_failures}
+EXPLORE = {
+    "samples": samples,
+    "adaptive": adaptive,
+    "difficulty_adaptive": difficulty_adaptive,
+    "greedy_baseline": greedy_baseline,
+    "greedy_failures": greedy_failures,
+}

@@ -9,6 +9,7 @@ from pipelines.records import Outcome, Trajectory
 from pipelines.rl.account import SPARE, drop, episodes
 from pipelines.rl.demands import takes
 from pipelines.rl.episodes import Answers, Task
+from pipelines.rl.explore.samples import several
 
 
 @takes(lambda _, *, rounds, per_round, **_more: (per_round, rounds * per_round))
@@ -21,8 +22,7 @@ async def adaptive(
     """
     pool: list[Trajectory] = []
     for number in range(rounds):
-        parts = await answers.together([answers.answer(number * per_round + path) for path in range(per_round)])
-        more = [trajectory for each in parts for trajectory in each]
+        more = await several(answers, range(number * per_round, (number + 1) * per_round))
         await answers.judge(more)
         pool += more
         judged = [t for t in episodes(pool) if t.outcome != Outcome.INFRASTRUCTURE]

@@ -141,6 +141,22 @@ def turns(step: Step) -> Tensor:
     return step.tokens([[turn for turn, _, size in _turns(r) for _ in range(size)] for r in step.rollouts], -1)
 
 
+def turn_return(step: Step, *, gamma: float = 1.0) -> Tensor:
+    """`turn_0`, `turn_1`, ... of the reward parts, or where there is none the reward at the last turn; the later ones discounted by
+    gamma^(turns between) and added up from each turn on: on the turn's tokens; 0 where the policy reads."""
+    flat: list[float] = []
+    for r in step.rollouts:
+        pieces = [(turn, size) for turn, _, size in _turns(r)]
+        count = 1 + max((turn for turn, _ in pieces), default=-1)
+        rewards = r.reward_parts if "turn_0" in r.reward_parts else {f"turn_{count - 1}": r.reward}
+        returns = [0.0] * (count + 1)
+        for turn in reversed(range(count)):
+            returns[turn] = rewards.get(f"turn_{turn}", 0.0) + gamma * returns[turn + 1]
+        flat += [returns[turn] if turn >= 0 else 0.0 for turn, size in pieces for _ in range(size)]
+    values = torch.tensor(flat, device=step.ids_BT.device)
+    return torch.zeros(step.ids_BT.shape, device=step.ids_BT.device).masked_scatter(step.score_BT, values)
+
+
 def states(step: Step) -> Tensor:
     """Equal ids on turns of siblings that answer the same: the prompt, or what was read since the turn before; -1 where the policy reads."""
     ids: dict[tuple[int, tuple[int, ...]], int] = {}

@@ -27,12 +27,13 @@ Form = Literal["paper", "code"]
 DELIMITERS = (".\n\n",)
 
 
-def step_starts(tokenizer: object, response_ids: Sequence[int], delimiters: Sequence[str] = DELIMITERS) -> list[int]:
-    """Where each step of the working begins: 0, and after every token that completes a delimiter before the end of thought."""
+def step_starts(tokenizer: object, response_ids: Sequence[int], delimiters: Sequence[str] = DELIMITERS, *, thought: bool = True) -> list[int]:
+    """Where each step of the working begins: 0, and after every token that completes a delimiter, before the end of thought or (`thought` false)
+    anywhere."""
     starts, text = [0], ""
     for place, token in enumerate(response_ids):
         text += tokenizer.decode([token])  # type: ignore[attr-defined]
-        if prompting.END_THINK in text:
+        if thought and prompting.END_THINK in text:
             break
         if text.endswith(tuple(delimiters)) and place + 1 < len(response_ids):
             starts.append(place + 1)

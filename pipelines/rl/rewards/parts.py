@@ -64,6 +64,18 @@ def cosine(
     return {"cosine": [worth(each.outcome, t.written) for each, t in zip(at.verdicts, group, strict=True)]}
 
 
+def token_budget(group: Sequence[Trajectory], at: Scoring, *, first: int = 800, decay: float = 0.2) -> Values:
+    """`token_budget`: 1 where the policy wrote as many tokens as the step's budget (`budget`), linearly less to 0 at none and at twice as many
+    (Reinforcement Mid-Training, arXiv 2509.24375)."""
+    tokens = budget((group[0].step - 1) / at.steps, first, decay)
+    return {"token_budget": [max(1 - abs(t.written / tokens - 1), 0.0) for t in group]}
+
+
+def budget(passed: float, first: int = 800, decay: float = 0.2) -> int:
+    """Tokens of an answer when a share of `passed` of the steps is over: `first` times `decay`^passed, rounded down, at least 1."""
+    return max(1, math.floor(first * decay**passed))
+
+
 def repetition(group: Sequence[Trajectory], at: Scoring, *, n: int = 4) -> Values:
     """`repetition`: of the runs of `n` tokens that the policy wrote, the share that it had written before."""
 
@@ -114,6 +126,7 @@ PARTS = {
     "mentions": mentions,
     "length": length,
     "cosine": cosine,
+    "token_budget": token_budget,
     "repetition": repetition,
     "verifier": verifier,
     "reward_model": reward_model,

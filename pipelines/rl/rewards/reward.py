@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.errors import UserError
@@ -13,7 +14,7 @@ from pipelines.verifiers import VerifierPool
 
 class Rewards:
     """The recipe's slots `parts` and `combine` at work. pool: of verifiers. limit: tokens that an answer may have. reward_models: those that parts
-    name, by stage."""
+    name, by stage. steps: that the run has; inf where nobody says."""
 
     def __init__(
         self,
@@ -22,9 +23,11 @@ class Rewards:
         combine: Callable[[dict[str, float]], float],
         limit: int,
         reward_models: Mapping[str, RewardModel] | None = None,
+        steps: float = math.inf,
     ) -> None:
         self.pool = pool
         self._parts, self._combine, self._limit, self._reward_models = parts, combine, limit, reward_models or {}
+        self._steps = steps
 
     def __call__(self, problem: Problem, group: Sequence[Trajectory], answers: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         """Write outcome, parts and reward into the trajectories. What has a part that cannot be had is `infrastructure`: it never trains.
@@ -32,7 +35,7 @@ class Rewards:
         Raises:
             UserError: `combine` names a part that there is not.
         """
-        at = Scoring(problem, answers, verdicts, self.pool, self._limit, self._reward_models)
+        at = Scoring(problem, answers, verdicts, self.pool, self._limit, self._reward_models, self._steps)
         values: dict[str, list[float | None]] = {}
         for part in self._parts:
             values |= part(group, at)

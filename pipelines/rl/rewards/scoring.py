@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +27,8 @@ NOBODY = Judges()
 @dataclass(frozen=True)
 class Scoring:
     """problem: what the group answered. answers: what is judged of each, the last turn. verdicts: of the problem's own verifier, or of the
-    environment. limit: tokens that an answer may have. reward_models: those that parts name, by stage."""
+    environment. limit: tokens that an answer may have. reward_models: those that parts name, by stage. steps: that the run has; inf where
+    nobody says."""
 
     problem: Problem
     answers: Sequence[str]
@@ -34,6 +36,7 @@ class Scoring:
     pool: VerifierPool
     limit: int
     reward_models: Mapping[str, RewardModel]
+    steps: float = math.inf
 
 
 Part = Callable[[Sequence[Trajectory], Scoring], dict[str, list[float | None]]]

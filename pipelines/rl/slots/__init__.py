@@ -64,6 +64,7 @@ SLOTS: dict[str, Slot] = {
             "token_optimal": credit.token_optimal,
             "shared_prefix_mean": credit.shared_prefix_mean,
             "step_group": credit.step_group,
+            "turn_return": credit.turn_return,
             "projection_residual": credit.projection_residual,
         },
         early=True,

@@ -125,9 +125,8 @@ def step_group(
     of siblings that answer the same state, as often as each comes to it; 0 where no other does.
     """
     trained = mask_BT > 0
-    turn_BT = torch.where(trained, turn_BT, -1)
-    before_BT = torch.nn.functional.pad(turn_BT.cummax(-1).values[:, :-1], (1, 0), value=-1)
-    first_N = (turn_BT > before_BT)[trained]
+    turn_BT, first_BT = _turns(turn_BT, trained)
+    first_N = first_BT[trained]
     left_BT = turn_BT.amax(-1, keepdim=True) - turn_BT
     return_N = (shaped_B[:, None] * gamma**left_BT)[trained]
     index_N, states = group_index(state_BT[trained])
@@ -135,6 +134,31 @@ def step_group(
     size = torch.zeros_like(total).index_add(0, index_N[first_N], torch.ones_like(return_N[first_N]))
     apart_N = torch.where(size[index_N] > 1, return_N - (total / size)[index_N], 0.0)
     return advantage_B[:, None] * mask_BT + omega * torch.zeros_like(mask_BT).masked_scatter(trained, apart_N.to(mask_BT))
+
+
+def turn_return(turn_return_BT: Tensor, turn_BT: Tensor, group_B: Tensor, mask_BT: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
+    """(Q - mean_g) / (std_g + eps) on the tokens of each turn, Q its return and both over the siblings' turns of the same number (Traffic-R1, arXiv
+    2508.02344); 0 where no other has a turn of that number. What the response is worth as a whole counts nothing.
+    """
+    trained = mask_BT > 0
+    turn_BT, first_BT = _turns(turn_BT, trained)
+    index_N, groups = group_index((group_B[:, None] * (turn_BT.max() + 1) + turn_BT)[trained])
+    first_N, return_N = first_BT[trained], turn_return_BT.to(mask_BT)[trained]
+
+    def total(value_N: Tensor) -> Tensor:
+        return torch.zeros(groups).to(value_N).index_add(0, index_N[first_N], value_N[first_N])[index_N]
+
+    size_N = total(torch.ones_like(return_N))
+    centred_N = return_N - total(return_N) / size_N
+    std_N = (total(centred_N**2) / (size_N - ddof).clamp(min=1)).sqrt()
+    return torch.zeros_like(mask_BT).masked_scatter(trained, torch.where(size_N > 1, centred_N / (std_N + eps), 0.0))
+
+
+def _turns(turn_BT: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns of the tokens that train, -1 elsewhere, and whether a token is the first such of its turn."""
+    turn_BT = torch.where(trained, turn_BT, -1)
+    before_BT = torch.nn.functional.pad(turn_BT.cummax(-1).values[:, :-1], (1, 0), value=-1)
+    return turn_BT, turn_BT > before_BT
 
 
 def projection_residual(
