@@ -35,6 +35,7 @@ from pipelines.rl.collate import left_out, make_step, minibatches, share_of
 from pipelines.rl.explore import samples
 from pipelines.rl.guidance import none
 from pipelines.rl.history import History
+from pipelines.rl.inputs.probes import foreseen
 from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.ledger import Ledger
 from pipelines.rl.objective import masked, routes, with_advantages
@@ -121,9 +122,12 @@ class Run:
         if isinstance(self.plan, Stored):
             return trajectories
         more = functools.partial(self.plan.source.further, step, clock)
-        at = Recomposition(step, self.seed, self.problems, self.history, self.plan.source.answering.rewards, more)
+        answering = self.plan.source.answering
+        foresee = functools.partial(foreseen, self.actor, self.settings)
+        at = Recomposition(step, self.seed, self.problems, self.history, answering.rewards, more, answering.asking, foresee)
         for change in self.recipe.lists["recompose"]:
-            others = [self.speaking[name] for name, _ in inputs_of(change) if name in self.speaking]
+            beside = {**self.actor.frozen, **self.speaking}
+            others = [beside[name] for name, _ in inputs_of(change) if name in beside]
             trajectories = change(trajectories, at, *others)
         return trajectories
 

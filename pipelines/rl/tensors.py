@@ -146,6 +146,7 @@ TENSORS: dict[str, Declared] = {
     "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
     "observed_BT": _read(facts.observed, "1 on tokens of what a tool answered, else 0", free=True),
+    "guided_BT": _read(facts.guided, "1 on tokens that a guide wrote, else 0", free=True, asks=Asks.SAMPLING),
     "turn_BT": _read(facts.turns, "number of the policy's turn, from 0, int; -1 where it reads", free=True),
     "state_BT": _read(facts.states, "equal ids on turns of siblings that have read the same, int", free=True, numbered=True),
     # of policies that do not train
@@ -210,6 +211,7 @@ TENSORS: dict[str, Declared] = {
     "level_pairs": _whole(pairwise.count_level_pairs, "pairs of a group whose levels differ"),
     "kl_point": _whole(reference_point, "KL to the reference that KTO compares with, nats, at least 0"),
     "observations": _whole(statistics.observation_count, "tokens of tools in the rows that train"),
+    "guided_tokens": _whole(statistics.guided_count, "tokens of guides in the rows that train"),
     "responses": _whole(statistics.response_count, "rows that train"),
     "steps": _whole(statistics.step_count, "steps of reasoning in the rows that train"),
     "prompts": _whole(statistics.prompt_count, "prompts with a row that trains"),

@@ -1,5 +1,6 @@
 """Slot `recompose`: what becomes of a step's trajectories before they train, a file for each function."""
 
+from pipelines.rl.recompose.demonstrations import demonstration_buffer, demonstrations, teachers_for_failures
 from pipelines.rl.recompose.dynamic_sampling import dynamic_sampling
 from pipelines.rl.recompose.inject import inject
 from pipelines.rl.recompose.oversampling import oversampling
@@ -7,12 +8,26 @@ from pipelines.rl.recompose.prioritised_replay import prioritised_replay
 from pipelines.rl.recompose.recomposition import Recomposition
 from pipelines.rl.recompose.replay import replay
 
-__all__ = ["RECOMPOSE", "Recomposition", "dynamic_sampling", "inject", "oversampling", "prioritised_replay", "replay"]
+__all__ = [
+    "RECOMPOSE",
+    "Recomposition",
+    "demonstration_buffer",
+    "demonstrations",
+    "dynamic_sampling",
+    "inject",
+    "oversampling",
+    "prioritised_replay",
+    "replay",
+    "teachers_for_failures",
+]
 
 RECOMPOSE = {
     "dynamic_sampling": dynamic_sampling,
     "oversampling": oversampling,
     "replay": replay,
     "inject": inject,
+    "demonstrations": demonstrations,
+    "demonstration_buffer": demonstration_buffer,
+    "teachers_for_failures": teachers_for_failures,
     "prioritised_replay": prioritised_replay,
 }

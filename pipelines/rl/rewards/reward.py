@@ -24,7 +24,8 @@ class Rewards:
         reward_models: Mapping[str, RewardModel] | None = None,
     ) -> None:
         self.pool = pool
-        self._parts, self._combine, self._limit, self._reward_models = parts, combine, limit, reward_models or {}
+        self.limit = limit
+        self._parts, self._combine, self._reward_models = parts, combine, reward_models or {}
 
     def __call__(self, problem: Problem, group: Sequence[Trajectory], answers: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         """Write outcome, parts and reward into the trajectories. What has a part that cannot be had is `infrastructure`: it never trains.
@@ -32,7 +33,7 @@ class Rewards:
         Raises:
             UserError: `combine` names a part that there is not.
         """
-        at = Scoring(problem, answers, verdicts, self.pool, self._limit, self._reward_models)
+        at = Scoring(problem, answers, verdicts, self.pool, self.limit, self._reward_models)
         values: dict[str, list[float | None]] = {}
         for part in self._parts:
             values |= part(group, at)
@@ -43,9 +44,14 @@ class Rewards:
             missing = [name for name, value in parts.items() if value is None]
             if missing and verdict.outcome is not Outcome.INFRASTRUCTURE:
                 trajectory.outcome, trajectory.detail = Outcome.INFRASTRUCTURE.value, f"part '{missing[0]}' of the reward could not be had"
-            trajectory.reward = 0.0 if missing else self._combined(trajectory.reward_parts)
+            trajectory.reward = 0.0 if missing else self.combined(trajectory.reward_parts)
 
-    def _combined(self, parts: dict[str, float]) -> float:
+    def combined(self, parts: dict[str, float]) -> float:
+        """The reward of an answer with these parts.
+
+        Raises:
+            UserError: `combine` names a part that there is not.
+        """
         try:
             return self._combine(parts)
         except KeyError as error:
