@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import csv
 import math
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import graph, paths
-from pipelines.evaluation.report import Graded, Inputs, StageNode, render
+from pipelines.evaluation.report import Graded, Group, Inputs, StageNode, render
 from pipelines.evaluation.report.samples import compared
 from pipelines.lineage.digests import combine
 from pipelines.lineage.manifests import code, digest, notices, parameters, resolved, told
 from pipelines.lineage.walk import Lineage
+from pipelines.records import GUIDE, REPLAY, Outcome
 from pipelines.stages import Context
 from pipelines.store import read_json, replacing
+
+STEP = re.compile(r"step-(\d+)")
+"""Name of a file of rollouts, without its ending."""
+OF_ROLLOUTS = ["problem_id", "group_id", "part", "outcome", "dropped", "origin", "trained_prompt_ids", "segments"]
 
 
 def run(context: Context) -> dict[str, float]:
@@ -45,6 +55,8 @@ def read(root: Path) -> Inputs:
         curves={file.stem: _curve(file) for file in sorted((root / paths.PLOTS).glob("*.csv")) if file.stem in kinds},
         card=read_json(root / paths.CURATION / paths.CARD) if (root / paths.CURATION / paths.CARD).is_file() else None,
         graded={stage: _graded(root / paths.ROWS / stage) for stage, kind in kinds.items() if kind == "grade"},
+        trained_on={stage: list(groups_of(root / paths.ROLLOUTS / stage)) for stage, kind in kinds.items() if kind == "rl"},
+        given={stage: _given(root / paths.seen(stage)) for stage, kind in kinds.items() if kind == "rl"},
         kinds=kinds,
         samples={key: pq.read_table(file).to_pylist() for key, file in samples.items() if file.is_file()},
         graph=[_node(lineage, stage) for stage in lineage.chain(sorted(lineage.statements)) if stage != "report"],
@@ -65,6 +77,40 @@ def _graded(folder: Path) -> list[Graded]:
     selected = set(pq.read_table(folder / paths.MADE, columns=["problem_id"])["problem_id"].to_pylist())
     rows = pq.read_table(folder / paths.GRADED, columns=["problem_id", "domain", "pass_rate", "pass_n"]).to_pylist()
     return [Graded(r["domain"], r["pass_rate"], r["pass_n"] or 0, r["problem_id"] in selected) for r in rows if r["pass_rate"] is not None]
+
+
+def groups_of(folder: Path) -> Iterator[Group]:
+    """What each step did with each problem; nothing where the rollouts are gone. An episode of several parts is one answer."""
+    for file in sorted(folder.glob("*.parquet")):
+        if not (name := STEP.fullmatch(file.stem)):
+            continue
+        table = pq.read_table(file, columns=[column for column in OF_ROLLOUTS if column in pq.read_schema(file).names])
+        whole = {name: table[name].to_pylist() for name in ("problem_id", "group_id", "outcome", "dropped", "origin")}
+        part = table["part"].to_pylist() if "part" in table.column_names else [0] * table.num_rows
+        found: dict[tuple[str, int], Counter[str]] = {}
+        for row, (problem, group_id, helped) in enumerate(zip(whole["problem_id"], whole["group_id"], _helped(table), strict=True)):
+            if not part[row]:
+                told = {"right": whole["outcome"][row] == Outcome.CORRECT, "trained": not whole["dropped"][row]}
+                told |= {"replayed": whole["origin"][row] == REPLAY, "helped": bool(helped)}
+                found.setdefault((problem, group_id), Counter()).update({"answers": 1, **told})
+        for (problem, _), counts in found.items():
+            yield Group(problem, int(name[1]), *(int(counts[each]) for each in ("answers", "right", "trained", "replayed", "helped")))
+
+
+def _helped(table: pa.Table) -> np.ndarray:
+    """Of each answer, whether a guide wrote a part of it, or it was sampled in a prompt that training does not see."""
+    helped = np.array([origin == GUIDE for origin in table["origin"].to_pylist()])
+    if "trained_prompt_ids" in table.column_names:
+        helped |= np.array(table["trained_prompt_ids"].is_valid())
+    if "segments" in table.column_names:
+        for row, segments in enumerate(table["segments"].to_pylist()):
+            helped[row] |= any(segment["author"] == GUIDE for segment in segments or ())
+    return helped
+
+
+def _given(file: Path) -> dict[str, str]:
+    """Problem -> the reference that a stage has read it by."""
+    return dict(zip(*(pq.read_table(file)[name].to_pylist() for name in ("problem_id", "data")), strict=True)) if file.is_file() else {}
 
 
 def _node(lineage: Lineage, stage: str) -> StageNode:

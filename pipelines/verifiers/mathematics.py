@@ -1,10 +1,12 @@
-r"""`math`: is the stated answer the gold? verifier_args: {"require_boxed": bool, "percent", "units"}, see Policy, and {"form": "number"}.
+r"""`math`: is the stated answer the gold? verifier_args: {"require_boxed": bool, "percent", "units", "form"}, see Policy.
 
-With that form a gold that is a number wants a number that is stated, with nothing left to work out: `15 + 3` is no answer where 18 is asked for, nor
-is `36/2`. Without it they are, as elsewhere, and RL can learn to leave the working out. The answer is what `<answer>` holds, the last \boxed{} (several are one list when only commas, `and` or `or` stand between them), what
+The answer is what `<answer>` holds, the last \boxed{} (several are one list when only commas, `and` or `or` stand between them), what
 follows '####' or 'answer is', or a response that is nothing but an answer; else whatever Math-Verify finds in the text. Order of
 judgement: the form of the answer (shapes.py), its single values exactly (arithmetic.py), a size check, then the symbolic engine in a
 worker process for the values that are left.
+
+form: `any`, or `number`: then a gold that is a number wants a number that is stated, with nothing left to work out. `15 + 3` equals 18, and so does
+`36/2`; where `any` takes them, RL can learn to leave the working out.
 """
 
 from __future__ import annotations

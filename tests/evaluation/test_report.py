@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,17 +23,19 @@ from pipelines.config.sampling import SampleStage
 from pipelines.config.selection import SelectStage
 from pipelines.config.sources import ArithmeticSource, SourcesSettings
 from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
-from pipelines.evaluation.report import Inputs, render, training
+from pipelines.evaluation.report import Group, Inputs, render, trained_on, training
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
+from pipelines.records import GUIDE, REPLAY, Segment, Trajectory, one_turn
 from pipelines.stages import Context, curation, extrapolate, report, sample, select, sources, synthesise
-from pipelines.store import read_problems, write_json, write_problems, write_table
+from pipelines.store import read_problems, write_json, write_problems, write_table, write_trajectories
 
 ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
 RESULTS = (
     "result",
     "coverage",
     "training",
+    "problems",
     "scores",
     "differences",
     "calibration",
@@ -225,6 +228,32 @@ def test_a_model_has_one_colour_everywhere(project: Path) -> None:
     assert len({(colour, name) for colour, name in swatches if name in ("base", "sft", "sums", "merged", "abacus")}) == 5
 
 
+def test_what_a_stage_trained_on_is_counted_problem_by_problem(tmp_path: Path) -> None:
+    """Two steps: in the first one problem has four answers, one right, one with a guide's words, one with a hint, one that does not train; in the
+    second it comes back from the first, and another has an episode of two parts, which is one answer."""
+    def said(problem: str, step: int, sample: int, outcome: str, **more: Any) -> Trajectory:
+        return Trajectory(problem, 1 if problem == "a" else 2, sample, step, "rl", one_turn([1], [2], [-0.5], [step]), "stop", outcome=outcome, **more)
+
+    guided = said("a", 1, 1, "wrong")
+    guided.segments.insert(1, Segment(GUIDE, [5, 6]))
+    first = [said("a", 1, 0, "correct"), guided, said("a", 1, 2, "wrong", trained_prompt=[1, 1]), said("a", 1, 3, "wrong", dropped="full")]
+    parts = [said("b", 2, 0, "correct", part=part) for part in (0, 1)]
+    write_trajectories(tmp_path / "step-000001.parquet", first)
+    write_trajectories(tmp_path / "step-000002.parquet", [said("a", 1, 0, "correct", origin=REPLAY), *parts, said("b", 2, 1, "wrong")])
+    groups = sorted(report.groups_of(tmp_path), key=lambda g: (g.step, g.problem_id))
+    assert groups == [Group("a", 1, 4, 1, 3, 0, 2), Group("a", 2, 1, 1, 1, 1, 0), Group("b", 2, 2, 1, 2, 0, 0)]
+    page = trained_on.section({"math": groups}, {"math": {"a": "curation/rl", "b": "synthesis", "c": "synthesis"}})
+    assert page is not None
+    assert "2 problems, 2, 5 and 5 answers (least, median, most); 1 that it was given were never answered." in page
+    assert "Answers by what was read: curation/rl 71.4 %, synthesis 28.6 %." in page
+    assert "a, step 1: 1 of 4 right, 2 with help" in page and "step 2: 1 of 2 up to two thirds" in page and "step 2: 1 of 2 all right" in page
+
+
+@pytest.mark.parametrize(("right", "answers", "expected"), [(0, 8, 0), (2, 8, 1), (1, 3, 1), (3, 8, 2), (2, 3, 2), (6, 8, 3), (8, 8, 4), (1, 1, 4)])
+def test_groups_are_classed_by_their_share_of_right_answers(right: int, answers: int, expected: int) -> None:
+    assert trained_on.rate_class(right, answers) == expected
+
+
 def test_figures_of_a_program_stand_beside_those_of_our_own_trainers() -> None:
     def rows(**first: float) -> list[dict[str, float]]:
         return [{"step": float(i), **{name: value + i for name, value in first.items()}} for i in range(3)]
@@ -272,7 +301,7 @@ def test_a_missing_part_leaves_a_sentence(tmp_path: Path, evaluated: Path) -> No
     assert tuple(Reader(empty).ids) == SECTIONS and empty.count('class="absent"') == len(SECTIONS)
     shutil.copytree(evaluated / paths.EVALUATION, tmp_path / paths.EVALUATION)
     run(tmp_path, "report", ReportSettings(), report)
-    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 9  # training, reward models, extrapolation, curation, difficulty, selected, sampled, synthesis, lineage
+    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 10  # training, reward models, extrapolation, curation, difficulty, selected, sampled, synthesis, lineage
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:

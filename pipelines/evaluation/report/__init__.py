@@ -1,6 +1,7 @@
 """The report: one HTML page that stands alone. No script, no request: its content security policy forbids both.
 
 results.py   did RL help, curves, scores       training.py    learning curves      rows.py     waterfall, difficulty, samples, synthesis
+trained_on.py  problems, help and answers of RL, over its steps
 diagnostics.py  boundary, scaling, weights     models.py      reward models, extrapolations
 samples.py   before and after RL               provenance.py  graph, settings      charts.py   SVG; html.py escaping
 """
@@ -10,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.evaluation.report import diagnostics, models, provenance, results, rows, samples, training
+from pipelines.evaluation.report import diagnostics, models, provenance, results, rows, samples, trained_on, training
 from pipelines.evaluation.report.html import Html, el, join, number
-from pipelines.evaluation.report.inputs import Graded, Inputs, StageNode, colours, gate_of, models_of
+from pipelines.evaluation.report.inputs import Graded, Group, Inputs, StageNode, colours, gate_of, models_of
 
-__all__ = ["Graded", "Inputs", "StageNode", "render"]
+__all__ = ["Graded", "Group", "Inputs", "StageNode", "render"]
 
 STYLE = (Path(__file__).parent / "style.css").read_text()
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -57,6 +58,7 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
             training.curves(inputs.curves, inputs.kinds, shade),
             "No learning curves: no stage has trained here.",
         ),
+        ("problems", "What RL trained on", trained_on.section(inputs.trained_on, inputs.given), "No rollouts of a stage of RL."),
         ("scores", "Scores", join([results.table(scores), by_topic]) if scores else None, none),
         ("differences", "Paired differences", results.differences(scores) if scores and scores["differences"] else None, "No two models to compare."),
         ("calibration", "Calibration", results.calibration(scores) if scores else None, none),

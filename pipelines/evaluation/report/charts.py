@@ -74,7 +74,7 @@ def line_chart(
     x_ticks = sorted(set(xs)) if binary else [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs)]
     x = Scale(min(xs), max(xs), LEFT + (12 if binary else 0), WIDTH - RIGHT - (12 if binary else 0), binary)
     y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    body = [_y_axis(y, y_ticks), _x_axis(x, x_ticks, x_label)]
+    body = [_y_axis(y, y_ticks), x_axis(x, x_ticks, x_label)]
     body += [el("line", x1=_r(x(mark)), x2=_r(x(mark)), y1=TOP, y2=HEIGHT - BOTTOM, class_="mark")] if mark is not None else []
     body += [_band(s, x, y) for s in drawn if s.band]
     body += [el("path", d=_path(s.faint, x, y), class_=f"faint {s.colour}") for s in drawn if s.faint]
@@ -106,7 +106,23 @@ def histogram(title: str, groups: Sequence[tuple[str, str, dict[float, int]]], x
                 bar |= {"y": _r(y(below + count)), "height": _r(y(below) - y(below + count))}
                 bars.append(el("rect", el("title", f"{x_label} {number(centre)}: {count} {name}"), class_=f"bar {colour}", rx=1.5, **bar))
                 below += count
-    return frame(title, HEIGHT, _y_axis(y, y_ticks), _x_axis(x, [0, 0.25, 0.5, 0.75, 1], x_label), *bars)
+    return frame(title, HEIGHT, _y_axis(y, y_ticks), x_axis(x, [0, 0.25, 0.5, 0.75, 1], x_label), *bars)
+
+
+def stacked(title: str, bars: Sequence[tuple[str, float, float, Sequence[tuple[str, str, int]]]], x_label: str) -> Html:
+    """Bars of one height, cut by the share of each count: (name, from, to, [(name, CSS class, count)])."""
+    x, y = Scale(bars[0][1], bars[-1][2], LEFT, WIDTH - RIGHT), Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    drawn = []
+    for name, start, end, counts in bars:
+        total, below = sum(count for _, _, count in counts), 0
+        for part, colour, count in counts:
+            if count:
+                box = {"x": _r(x(start)), "width": _r(max(x(end) - x(start) - 0.5, 0.5))}
+                box |= {"y": _r(y((below + count) / total)), "height": _r(y(below / total) - y((below + count) / total))}
+                drawn.append(el("rect", el("title", f"{name}: {count} of {total} {part}"), class_=f"bar {colour}", **box))
+                below += count
+    marks = [t for t in ticks(x.low, x.high) if x.low <= t <= x.high]
+    return frame(title, HEIGHT, _y_axis(y, [0, 0.25, 0.5, 0.75, 1]), x_axis(x, marks, x_label), *drawn)
 
 
 @dataclass(frozen=True)
@@ -146,7 +162,7 @@ def reliability(title: str, colour: str, bins: Sequence[Mapping[str, float]]) ->
     """Stated confidence against accuracy with its interval, beside the diagonal; the area of a dot is its share of the responses."""
     marks = [0, 0.25, 0.5, 0.75, 1.0]
     x, y = Scale(0, 1, LEFT + 8, WIDTH - RIGHT - 8), Scale(0, 1, HEIGHT - BOTTOM, TOP)
-    body = [_y_axis(y, marks), _x_axis(x, marks, "stated confidence")]
+    body = [_y_axis(y, marks), x_axis(x, marks, "stated confidence")]
     body.append(el("line", x1=_r(x(0)), y1=_r(y(0)), x2=_r(x(1)), y2=_r(y(1)), class_="mark"))
     body.append(el("path", d=_path([(one["confidence"], one["accuracy"]) for one in bins], x, y), class_=f"faint {colour}"))
     most = max(one["responses"] for one in bins)
@@ -170,7 +186,8 @@ def _y_axis(y: Scale, marks: Sequence[float]) -> Html:
     return join([*lines, *(el("text", tick(t), x=LEFT - 7, y=_r(y(t) + 4), class_="tick end") for t in marks)])
 
 
-def _x_axis(x: Scale, marks: Sequence[float], label: str) -> Html:
+def x_axis(x: Scale, marks: Sequence[float], label: str) -> Html:
+    """Numbers at the marks below a chart of the usual height, and what they are of."""
     numbers = [el("text", tick(t), x=_r(x(t)), y=HEIGHT - BOTTOM + 15, class_="tick middle") for t in marks]
     return join([*numbers, el("text", label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, class_="axis-label middle")])
 

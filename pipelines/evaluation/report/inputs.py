@@ -41,11 +41,26 @@ class Graded:
 
 
 @dataclass(frozen=True)
+class Group:
+    """What one step of RL did with one problem: how many answers it had, how many of them were right, trained, were of an earlier step, had help (a
+    guide's words, or a hint that training did not see)."""
+
+    problem_id: str
+    step: int
+    answers: int
+    right: int
+    trained: int
+    replayed: int
+    helped: int
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Content of the data folders.
 
     scores: scores.json. diagnostics: diagnostics.json. card: the data card. ledgers, metrics: stage -> its JSON. curves: stage -> rows of its plot.
-    graded: stage of kind grade -> its problems. kinds: stage -> its kind. samples: (model, benchmark) -> rows of stored samples, of the models that
+    graded: stage of kind grade -> its problems. trained_on: stage of kind rl -> its groups, by step. given: likewise -> problem -> the reference that
+    it was read by. kinds: stage -> its kind. samples: (model, benchmark) -> rows of stored samples, of the models that
     `samples.compared` names.
     """
 
@@ -56,6 +71,8 @@ class Inputs:
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     card: Mapping[str, Any] | None = None
     graded: Mapping[str, Sequence[Graded]] = field(default_factory=dict)
+    trained_on: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    given: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     graph: Sequence[StageNode] = ()
