@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Engine, Generator, Progress
-from pipelines.records import POLICY, Outcome, Problem, Segment, Trajectory, Verdict
+from pipelines.records import Outcome, Problem, Segment, Trajectory, Verdict
 from pipelines.rl.clock import Clock
 from pipelines.rl.episodes import Answers, Asking, Environment, Episode, Explore, Guide, Play, Round, Task
 from pipelines.rl.explore import samples
@@ -146,7 +146,7 @@ def trainable(segments: list[Segment]) -> list[Segment]:
         UserError: the engine gave no log-probabilities of what it sampled.
     """
     for segment in segments:
-        if segment.trains and segment.author == POLICY and len(segment.logp) != len(segment.ids):
+        if segment.trains and segment.versions and len(segment.logp) != len(segment.ids):
             raise UserError(
                 f"the engine gave {len(segment.logp)} log-probabilities of {len(segment.ids)} tokens that it sampled, and RL trains on them; "
                 "choose generation.engine torch, vllm or vllm_server"

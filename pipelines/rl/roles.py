@@ -32,9 +32,9 @@ def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Role:
-    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, rows under `demonstrations`, a critic
-    that it trains first, or a copy of the policy. speaks: functions of the loop sample from it. scored, updated: how it follows the policy once a
-    step's batch is scored, and after the update."""
+    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, rows under `demonstrations`, a
+    critic that it trains first, or a copy of the policy. speaks: functions of the loop sample from it. scored, updated: how it follows the policy
+    once a step's batch is scored, and after the update."""
 
     source: Source
     speaks: bool = False

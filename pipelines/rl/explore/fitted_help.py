@@ -25,8 +25,8 @@ _AWAY = ((_CURVES - START) / (0.45, 99.0, 2.0)) ** 2
 @needs(Need.SOLUTIONS)
 @takes(lambda _, *, rounds, per_round, **_more: (rounds * per_round, rounds * per_round))
 async def fitted_help(task: Task, answers: Answers, *, rounds: int = 4, per_round: int = 8, target: float = 0.5) -> list[Trajectory]:
-    """SEELE (arXiv 2509.06923): `rounds` rounds of `per_round` episodes, all of which are one group: the first with all steps of the solution but one,
-    each further one with the share of help that leads to accuracy `target` by a curve through what the rounds before showed."""
+    """SEELE (arXiv 2509.06923): `rounds` rounds of `per_round` episodes, all of which are one group: the first with all steps of the solution but
+    one, each further one with the share of help that leads to accuracy `target` by a curve through what the rounds before showed."""
     steps = max(len(solution_steps(task.problem.solution or "")), 1)
     share, group = (steps - 1) / steps, list[Trajectory]()
     shown: dict[float, list[float]] = {}

@@ -48,7 +48,7 @@ def solution_prefix(
     prompt = at.prompt(replace(task.problem, prompt=hinted))
     if len(prompt.ids) > at.longest:
         return replace(task, figures={"given": 0.0})
-    return replace(task, prompt=prompt, trained_prompt=None if trains else task.prompt.ids, figures=figures)
+    return replace(task, prompt=prompt, trained_prompt=prompt.ids if trains else task.prompt.ids, figures=figures)
 
 
 def _share(task: Task, path: int, share: tuple[float, float], low_at_end: float | None) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pipelines.generation import Generator, Sample, respond
 from pipelines.records import GUIDE, Outcome, Trajectory, one_turn
 from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
+from pipelines.rl.answering import trainable
 from pipelines.rl.demands import takes
 from pipelines.rl.recompose.recomposition import Recomposition
 
@@ -48,7 +49,7 @@ def _guided(sibling: Trajectory, number: int, sample: Sample) -> Trajectory:
         sample_id=number,
         policy=GUIDE,
         origin=GUIDE,
-        segments=segments,
+        segments=trainable(segments),
         finish_reason=sample.finish_reason,
         response=sample.text,
         reward_parts={},
