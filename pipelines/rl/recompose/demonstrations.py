@@ -124,7 +124,10 @@ def judged(group: Sequence[Trajectory]) -> list[Trajectory]:
 
 def demonstrated(at: Recomposition, asked: Sequence[Asked]) -> list[list[Trajectory]]:
     """The solutions as answers of a guide, not yet judged; those that are too long are left out."""
-    return [[t for number, text in enumerate(texts) if text is not None and (t := _answer(at, *key, number, text))] for *key, texts in asked]
+    return [
+        [t for number, text in enumerate(texts) if text is not None and (t := _answer(at, problem_id, group_id, number, text))]
+        for problem_id, group_id, texts in asked
+    ]
 
 
 def _answer(at: Recomposition, problem_id: str, group_id: int, number: int, solution: str) -> Trajectory | None:

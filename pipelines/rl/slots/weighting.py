@@ -77,7 +77,7 @@ def uncertain_guide(entropy_BT: Tensor, guided_BT: Tensor, mask_BT: Tensor, *, s
     entropy is highest; what others wrote trains."""
     guide_BT = (guided_BT > 0) & (mask_BT > 0)
     count_B = (share * guide_BT.sum(-1) + 1e-6).floor().clamp(min=1)
-    order_BT = entropy_BT.detach().masked_fill(~guide_BT, -torch.inf).argsort(-1, descending=True, stable=True)
+    order_BT = entropy_BT.detach().masked_fill(~guide_BT, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     place_BT = order_BT.argsort(-1)
     return (~guide_BT | (place_BT < count_B[:, None])).to(mask_BT)
 
