@@ -333,7 +333,8 @@ KILLED = {
 
 @pytest.mark.parametrize("row", KILLED)
 def test_a_run_with_help_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monkeypatch):
-    monkeypatch.setattr(loops, "PROBLEMS", [replace(p, solution=f"{p.answer} + 0. It is.") for p in PROBLEMS])
+    if recipe(row).slots["guidance"]["name"] != "none":  # demonstrations must be short enough for an answer
+        monkeypatch.setattr(loops, "PROBLEMS", [replace(p, solution=f"{p.answer} + 0. It is.") for p in PROBLEMS])
     changes = {"row": row, "steps": 5, **KILLED[row]}
     whole = run(tmp_path / "whole", start, **changes)
     with pytest.raises(Killed):
