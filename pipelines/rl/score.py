@@ -50,9 +50,10 @@ def _with_behaviour(recipe: Recipe, step: Step) -> Batch:
     batch = step.batch
     if not step.settings.leaves_rollouts or not ranks.most("logp_roll_BT" not in batch):
         return batch
+    batch = batch.having(logp_roll_BT=None)  # so that it is added last on every process: they gather tensors in the order that they have them
     anchored = anchored_to_behaviour(recipe, step.settings)
     if not anchored and "logp_roll_BT" not in recipe.needs:
-        return batch.having(logp_roll_BT=None)
+        return batch
     known_BT = step.tokens([[bool(s.logp) or not s.trains for s in r.turns for _ in s.ids] for r in step.rollouts], 1).bool()
     old_BT = before(step, {"logp_old_BT"}, {})["logp_old_BT"]
     roll_BT = torch.where(known_BT, batch.logp_old_BT, old_BT)
