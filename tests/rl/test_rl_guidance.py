@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import loops
 import numpy as np
@@ -17,6 +18,7 @@ from playing import groups, problem
 from pipelines import prompting
 from pipelines.config.common import PromptSettings
 from pipelines.config.rl import ScheduleSettings
+from pipelines.errors import UserError
 from pipelines.records import GUIDE, POLICY, PROMPT, Outcome, Segment, Trajectory
 from pipelines.rl import advantages, objective, recipe, score
 from pipelines.rl.account import training
@@ -38,7 +40,8 @@ from pipelines.rl.rewards import Rewards
 from pipelines.rl.rewards.parts import form, verdict
 from pipelines.rl.slots.clip import shaped_guide
 from pipelines.rl.slots.weighting import uncertain_guide
-from pipelines.store import read_trajectories
+from pipelines.stages import rl
+from pipelines.store import problem_table, read_trajectories
 from pipelines.verifiers import VerifierPool
 
 WORKED = "".join(f"{n}{n} + {n} = {n * 12}. \n"[-12:] for n in range(10, 20))[:100]
@@ -222,7 +225,7 @@ def test_ampo():
     low = recomposed("ampo", answered("wwww"), {STEPS.problem_id: texts[:1]}, foresee=foresee, least_reward=2.0)
     assert [t.reward for t in training(low)] == [0.0] * 3 + [2.0]
     right = recomposed("ampo", answered("wwrw"), {STEPS.problem_id: texts}, foresee=foresee)
-    assert right == answered("wwrw")[:2] + right[2:3] + answered("w")[:0] + right[3:] and len(right) == 4
+    assert len(right) == 4 == len(training(right))
     none = recomposed("ampo", answered("wwww"), {}, foresee=lambda given: [])
     assert len(none) == 4 and training(none) == none
     close(advantage_of("ampo", training(made)[:1] + training(made)[2:]), [-0.866025] * 2 + [0.866025] * 2, atol=1e-3)
@@ -318,6 +321,17 @@ def test_tokens_that_nobody_sampled_are_as_likely_as_before_the_update(start, ro
         close(old[row_where], logits[row_where[1:]], atol=1e-4)
         assert len(r.response_ids) == int(row_where.sum())
     assert torch.equal(filled.logp_roll_BT, filled.logp_old_BT)
+
+
+def test_a_stage_names_what_teachers_wrote_where_its_recipe_reads_it():
+    for row, named, words in (("ampo", (), "name their rows under `demonstrations`"), ("grpo", ("one",), "reads no `demonstrations`")):
+        stage = settings(recipe=row, demonstrations=named)
+        assert stage.rows_read == ("rows", *named)
+        with pytest.raises(UserError, match=f"t: recipe '{row}' .*{words}"):
+            rl.run(SimpleNamespace(settings=stage, stage="t"))
+    other = replace(STEPS, solution="1 + 1 = 2")
+    found = rl._solutions([problem_table([STEPS, HINTED]), problem_table([replace(other, solution=None)]), problem_table([other])])
+    assert found == {STEPS.problem_id: [STEPS.solution, HINTED.solution, "1 + 1 = 2"]}
 
 
 KILLED = {
