@@ -116,3 +116,10 @@ class RlStage(SamplingStage):
     """One stage of RL with verifiable rewards."""
 
     kind: Literal["rl"] = "rl"
+    demonstrations: tuple[str, ...] = ()
+    """References to rows whose worked solutions are what teachers wrote, one for each teacher, such as stages of kind sample; for recipes that learn
+    from several (ampo). The problems are those of `data`."""
+
+    @property
+    def rows_read(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().rows_read, *self.demonstrations]))

@@ -26,9 +26,10 @@ class Answering:
         longest = generator.context - generator.settings.max_new_tokens
         self.asking = Asking(environment, generator.tokenizer, generator.settings.prompt, longest)
 
-    def task(self, problem: Problem, place: int, samples: int, key: tuple[Any, ...]) -> Task:
+    def task(self, problem: Problem, place: int, samples: int, key: tuple[Any, ...], progress: float = 0.0) -> Task:
         """The problem at `place` of a draw, whose groups have ids from `place * play.width` on."""
-        return Task(problem, place * self.play.width, samples, (*key, place, problem.problem_id), self.asking.prompt(problem))
+        key = (*key, place, problem.problem_id)
+        return Task(problem, place * self.play.width, samples, key, self.asking.prompt(problem), progress=progress)
 
     def played(self, tasks: Sequence[Task], step: int, policy: str, clock: Clock, progress: Progress | None = None) -> list[list[Trajectory]]:
         """What came of each task, in order. Where the policy is sharded all processes must call this together, also with no tasks."""
@@ -62,7 +63,8 @@ class Game:
 
     def _further(self, problem: Problem, samples: int) -> Task:
         key = (*self.task.key[:-1], problem.problem_id)
-        task = Task(problem, self.task.group_id + self._groups, samples, key, self._answering.asking.prompt(problem))
+        prompt = self._answering.asking.prompt(problem)
+        task = Task(problem, self.task.group_id + self._groups, samples, key, prompt, progress=self.task.progress)
         self._groups += 1
         return task
 
@@ -101,8 +103,8 @@ class _Group:
         """All episodes of the group, which may still have to be judged."""
         return await (samples if self._proposing else self._answering.explore)(self._task, self._answers)
 
-    async def _answer(self, path: int, *, greedy: bool = False) -> list[Trajectory]:
-        task = self._task if self._proposing else self._answering.guide(self._task, path, self._answering.asking)
+    async def _answer(self, path: int, given: float | None = None, *, greedy: bool = False) -> list[Trajectory]:
+        task = self._task if self._proposing else self._answering.guide(replace(self._task, given=given), path, self._answering.asking)
         try:
             episode = await self._answering.asking.environment.run(task, path, self._engine.greedy if greedy else self._engine)
         except InfrastructureError as error:  # of a tool or an environment; the engine's own do not come up here
@@ -150,7 +152,7 @@ def trainable(segments: list[Segment]) -> list[Segment]:
         UserError: the engine gave no log-probabilities of what it sampled.
     """
     for segment in segments:
-        if segment.trains and len(segment.logp) != len(segment.ids):
+        if segment.trains and segment.versions and len(segment.logp) != len(segment.ids):
             raise UserError(
                 f"the engine gave {len(segment.logp)} log-probabilities of {len(segment.ids)} tokens that it sampled, and RL trains on them; "
                 "choose generation.engine torch, vllm or vllm_server"

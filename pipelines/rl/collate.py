@@ -11,7 +11,7 @@ from pipelines.config.learning import LearningStage
 from pipelines.errors import InfrastructureError
 from pipelines.models import ranks
 from pipelines.models.scoring import pad
-from pipelines.records import POLICY, Outcome, Problem, Segment, Trajectory
+from pipelines.records import GUIDE, POLICY, Outcome, Problem, Segment, Trajectory
 from pipelines.rl.account import INFRASTRUCTURE, ROUTED, STALE, drop, place, training, trains
 from pipelines.rl.batch import Batch, present
 from pipelines.rl.history import History
@@ -92,9 +92,11 @@ def tensors(
 
 
 def minibatches(trajectories: Sequence[Trajectory], count: int) -> list[list[int]]:
-    """Ids of the groups of each optimiser step, in order."""
-    ids = sorted({rollout.group_id for rollout in trajectories})
-    return [part.tolist() for part in torch.tensor(ids).tensor_split(count) if len(part)]
+    """Ids of the groups of each optimiser step, in order. Groups that the policy has no part in have a step of their own, the last."""
+    answered = {rollout.group_id for rollout in trajectories if rollout.origin != GUIDE}
+    shown = sorted({rollout.group_id for rollout in trajectories} - answered)
+    parts = torch.tensor(sorted(answered), dtype=torch.long).tensor_split(count)
+    return [*(part.tolist() for part in parts if len(part)), *([shown] if shown else [])]
 
 
 def share_of(trajectories: Sequence[Trajectory], groups: Sequence[Sequence[int]]) -> list[Trajectory]:

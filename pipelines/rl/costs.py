@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines import methods
-from pipelines.rl.demands import Need, count_of, needs_of
+from pipelines.rl.demands import Need, count_of, needs_of, passes_of
 from pipelines.rl.recipe import DATA_SLOTS, Bound, Recipe
 from pipelines.rl.roles import ROLES, roles_of
 from pipelines.rl.tensors import TENSORS, When
@@ -18,6 +18,10 @@ ALWAYS = ("mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "logp
 """What every run has."""
 VALUE = "value_BT"
 """What a value head gives."""
+TEXTS = ("stored", "demonstrations")
+"""Sources of roles that are no policy: what was written before."""
+SAID = ("teachers", *TEXTS)
+"""Sources of roles that teach."""
 GROUP = 8
 """Answers of a group, in the costs that people are shown."""
 
@@ -56,7 +60,7 @@ def another_forward(row: Recipe) -> set[str]:
 def needs(row: Recipe) -> frozenset[Need]:
     """What it cannot run without."""
     found = {need for function, _ in _data_half(row) for need in needs_of(function)}
-    found |= {Need.TEACHER if role.source in ("teachers", "stored") else Need.POLICY for role in roles_of(row).values()}
+    found |= {Need.TEACHER if role.source in SAID else Need.POLICY for role in roles_of(row).values()}
     if VALUE in row.needs or row.of_critic:
         found.add(Need.VALUE)
     if any(TENSORS[name].solution for name in row.needs):
@@ -72,7 +76,8 @@ def cost(row: Recipe, group: int = GROUP) -> Cost:
     heavy = another_forward(row) - set(row.of_critic)
     passes = {TENSORS[name].role or ("the policy before the update" if TENSORS[name].when is When.BEFORE else name) for name in heavy}
     passes |= {"critic"} if row.of_critic else set()
-    policies = tuple(name for name in roles_of(row) if ROLES[name].source != "stored")
+    passes |= {name for function, _ in _data_half(row) for name in passes_of(function)}
+    policies = tuple(name for name in roles_of(row) if ROLES[name].source not in TEXTS)
     return Cost((least, most * row.single["play"]().width), tuple(sorted(passes)), policies, VALUE in row.needs)
 
 

@@ -30,6 +30,7 @@ class Need(enum.StrEnum):
 
 _NEEDS: dict[Any, frozenset[Need]] = {}
 _COUNTS: dict[Any, Count] = {}
+_PASSES: dict[Any, frozenset[str]] = {}
 
 
 def needs(*what: Need) -> Callable[[F], F]:
@@ -50,6 +51,20 @@ def takes(count: Count) -> Callable[[F], F]:
         return function
 
     return say
+
+
+def passes(*what: str) -> Callable[[F], F]:
+    """Say which forward passes beside the update's own a function of a slot asks for."""
+
+    def say(function: F) -> F:
+        _PASSES[function] = frozenset(what)
+        return function
+
+    return say
+
+
+def passes_of(function: Callable[..., Any]) -> frozenset[str]:
+    return _PASSES.get(function, frozenset())
 
 
 def needs_of(function: Callable[..., Any]) -> frozenset[Need]:

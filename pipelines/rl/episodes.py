@@ -33,7 +33,8 @@ class Task:
     samples: how many answers a group has where `explore` does not say otherwise. key: what every draw of the group depends on: the place of the
     problem that was drawn, and last the id of this one, which is the same or one that it led to. opening: what has been written for the policy at the
     start of its answer. trained_prompt: the prompt that training sees, where it is another. figures: what the guidance tells of itself; parts of the
-    reward and the journal find it among `reward_parts`.
+    reward and the journal find it among `reward_parts`. given: how much of its help the guidance is to give, from 0 to 1, where `explore` says so;
+    None: it decides itself. progress: how far the stage has come, 0 in its first step and 1 in its last.
     """
 
     problem: Problem
@@ -44,6 +45,8 @@ class Task:
     opening: tuple[Segment, ...] = ()
     trained_prompt: list[int] | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    given: float | None = None
+    progress: float = 0.0
 
     @property
     def start(self) -> list[Segment]:
@@ -104,10 +107,11 @@ Guide = Callable[[Task, int, Asking], Task]
 
 @dataclass(frozen=True)
 class Answers:
-    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged. greedy(path):
-    the same, of the policy's likeliest token each time. judge(trajectories): wait for their verdicts. together: run several side by side."""
+    """What `explore` may ask for. answer(path): the trajectories (mostly one) of episode number `path` of the group, not yet judged;
+    answer(path, given): with so much help (`Task.given`). greedy(path): the same as the first, of the policy's likeliest token each time.
+    judge(trajectories): wait for their verdicts. together: run several side by side."""
 
-    answer: Callable[[int], Awaitable[list[Trajectory]]]
+    answer: Callable[..., Awaitable[list[Trajectory]]]
     greedy: Callable[[int], Awaitable[list[Trajectory]]]
     judge: Callable[[Sequence[Trajectory]], Awaitable[None]]
     together: Callable[[Sequence[Any]], Awaitable[list[Any]]]

@@ -24,6 +24,16 @@ class Tally:
     right: int = 0
 
 
+def tallied(trajectories: Sequence[Trajectory]) -> dict[str, Tally]:
+    """By problem what came of the policy's answers in a step."""
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    for trajectory in episodes(of_policy(trajectories)):
+        if trajectory.outcome != Outcome.INFRASTRUCTURE:
+            tallies[trajectory.problem_id].judged += 1
+            tallies[trajectory.problem_id].right += trajectory.outcome == Outcome.CORRECT
+    return dict(tallies)
+
+
 @dataclass
 class History:
     """What earlier steps showed: by step the tally of each problem that was answered, mean reward by part and step, rewards by role, and the files
@@ -58,17 +68,14 @@ class History:
             self.rewards_by_role[role].append(reward)
         self.last = sorted((place(t), t.reward_parts.get("role", 0.0), t.reward) for t in answers if t.outcome != Outcome.INFRASTRUCTURE)
         sums: dict[str, float] = defaultdict(float)
-        tallies: dict[str, Tally] = defaultdict(Tally)
         for trajectory in answers:
-            if trajectory.outcome != Outcome.INFRASTRUCTURE:
-                for tally in (tallies[trajectory.problem_id], self.totals[trajectory.problem_id]):
-                    tally.judged += 1
-                    tally.right += trajectory.outcome == Outcome.CORRECT
             for part, value in trajectory.reward_parts.items():
                 sums[part] += value / len(answers)
-        self.tallies[step] = dict(tallies)
-        for problem_id, tally in tallies.items():
+        self.tallies[step] = tallied(trajectories)
+        for problem_id, tally in self.tallies[step].items():
             self.visits[problem_id].append(tally)
+            self.totals[problem_id].judged += tally.judged
+            self.totals[problem_id].right += tally.right
         self.rewards_by_part.append(dict(sums))
 
     def step(self, number: int) -> list[Trajectory]:

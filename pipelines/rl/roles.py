@@ -12,6 +12,7 @@ from pipelines import methods
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.tensors import SETTABLE, TENSORS
 
+Source = Literal["init", "reference", "copy", "teachers", "stored", "demonstrations", "critic"]
 Follow = Callable[[Any, Mapping[str, Any], Recipe], None]
 """follow(policy of the role, the trained policy's weights, recipe)."""
 
@@ -31,11 +32,11 @@ def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Role:
-    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, a critic that it trains first, or a
-    copy of the policy. speaks: functions of the loop sample from it. scored, updated: how it follows the policy once a step's batch is scored, and
-    after the update."""
+    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, rows under `demonstrations`, a
+    critic that it trains first, or a copy of the policy. speaks: functions of the loop sample from it. scored, updated: how it follows the policy
+    once a step's batch is scored, and after the update."""
 
-    source: Literal["init", "reference", "copy", "teachers", "stored", "critic"]
+    source: Source
     speaks: bool = False
     scored: Follow | None = None
     updated: Follow | None = None
@@ -50,6 +51,7 @@ ROLES: dict[str, Role] = {
     "teacher": Role("copy", updated=drift),
     "teachers": Role("teachers"),
     "stored": Role("stored"),
+    "solutions": Role("demonstrations"),
     "critic": Role("critic"),
 }
 

@@ -37,6 +37,7 @@ from pipelines.rl.collate import left_out, make_step, minibatches, share_of
 from pipelines.rl.explore import samples
 from pipelines.rl.guidance import none
 from pipelines.rl.history import History
+from pipelines.rl.inputs.probes import foreseen
 from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.ledger import Ledger
 from pipelines.rl.objective import masked, routes, with_advantages
@@ -123,10 +124,12 @@ class Run:
         if isinstance(self.plan, Stored):
             return trajectories
         more, answering = functools.partial(self.plan.source.further, step, clock), self.plan.source.answering
+        foresee = functools.partial(foreseen, self.actor, self.settings)
         adopting = Adopting(step, answering, self.settings.answered.limit, self.ledger, functools.partial(self._logp, step))
-        at = Recomposition(step, self.seed, self.problems, self.history, answering.rewards, more, adopting)
+        at = Recomposition(step, self.seed, self.problems, self.history, answering.rewards, more, answering.asking, foresee, adopting)
         for change in self.recipe.lists["recompose"]:
-            others = [self.speaking[name] for name, _ in inputs_of(change) if name in self.speaking]
+            beside = {**self.actor.frozen, **self.speaking}
+            others = [beside[name] for name, _ in inputs_of(change) if name in beside]
             trajectories = change(trajectories, at, *others)
         return trajectories
 

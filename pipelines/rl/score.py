@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipelines import methods
 from pipelines.config.learning import LearningStage
+from pipelines.models import ranks
 from pipelines.models.scoring import entropy_detached
 from pipelines.rl.batch import Batch
 from pipelines.rl.inputs.scores import in_parts
@@ -29,6 +31,7 @@ def anchored_to_behaviour(recipe: Recipe, settings: LearningStage) -> bool:
 def fill(recipe: Recipe, step: Step) -> Batch:
     """The step's batch with every tensor that the recipe reads and the loop can give."""
     inputs = recipe.slots["inputs"]
+    step.batch = _with_behaviour(recipe, step)
     early = recipe.before & of(When.BEFORE).keys()  # what the loss alone compares with comes with the update
     if anchored_to_behaviour(recipe, step.settings):
         early -= {"logp_old_BT"}
@@ -39,6 +42,22 @@ def fill(recipe: Recipe, step: Step) -> Batch:
             assert declared.compute is not None
             step.batch = step.batch.having(**{name: methods.bind("inputs", {name: declared.compute}, name, inputs.get(name))(step)})
     return step.batch
+
+
+def _with_behaviour(recipe: Recipe, step: Step) -> Batch:
+    """The batch of a stage that samples, in which a guide may have written tokens that train without a word on how likely they were: as if the policy
+    before the update had sampled them, where somebody reads that."""
+    batch = step.batch
+    if not step.settings.leaves_rollouts or not ranks.most("logp_roll_BT" not in batch):
+        return batch
+    batch = batch.having(logp_roll_BT=None)  # so that it is added last on every process: they gather tensors in the order that they have them
+    anchored = anchored_to_behaviour(recipe, step.settings)
+    if not anchored and "logp_roll_BT" not in recipe.needs:
+        return batch
+    known_BT = step.tokens([[bool(s.logp) or not s.trains for s in r.turns for _ in s.ids] for r in step.rollouts], 1).bool()
+    old_BT = before(step, {"logp_old_BT"}, {})["logp_old_BT"]
+    roll_BT = torch.where(known_BT, batch.logp_old_BT, old_BT)
+    return batch.having(logp_roll_BT=roll_BT, logp_old_BT=roll_BT if anchored else batch.logp_old_BT)
 
 
 def live(

@@ -62,6 +62,11 @@ def observation_count(observed_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return (observed_BT * present(mask_BT)[:, None]).sum().to(mask_BT)
 
 
+def guided_count(guided_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Number of tokens that a guide wrote in the rows that train."""
+    return (guided_BT * present(mask_BT)[:, None]).sum().to(mask_BT)
+
+
 def step_count(step_value_BK: Tensor, mask_BT: Tensor) -> Tensor:
     """Number of steps of reasoning in the rows that train."""
     return (~step_value_BK.isnan() & present(mask_BT)[:, None]).sum().to(mask_BT)

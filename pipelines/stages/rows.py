@@ -53,7 +53,7 @@ def select(context: Context, reading: Reading, others: Collection[str] = ()) -> 
     for reference, rows in reading.data.items():
         if reference in others:
             continue
-        table = _table(context.root, reference)
+        table = table_of(context.root, reference)
         for key, where in ((f"data.{reference}.where", rows.where), ("where", reading.where)):
             table = meeting(table, where, f"{context.stage}: {key}")
         found[reference] = table
@@ -63,7 +63,7 @@ def select(context: Context, reading: Reading, others: Collection[str] = ()) -> 
     return found
 
 
-def _table(root: Path, reference: str) -> pa.Table:
+def table_of(root: Path, reference: str) -> pa.Table:
     """The rows of one reference."""
     path = root / paths.rows(reference)
     if path.suffix == ".parquet" and path.is_file() and set(PROBLEM_SCHEMA.names) <= set(pq.read_schema(path).names):
@@ -125,7 +125,7 @@ def _mixed(found: dict[str, pa.Table], data: Mapping[str, Rows], context: Contex
 
 def _told(root: Path, references: Iterable[str]) -> str:
     """What there was before the conditions."""
-    tables = {reference: _table(root, reference) for reference in references}
+    tables = {reference: table_of(root, reference) for reference in references}
     domains = sorted({domain for table in tables.values() for domain in table["domain"].unique().to_pylist()})
     counts = ", ".join(f"{table.num_rows} in {reference}" for reference, table in tables.items())
     return f"there were {counts}, of domains {', '.join(domains) or 'none'}"

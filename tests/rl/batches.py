@@ -68,6 +68,7 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         state_BT=torch.arange(width) // 3 + 10 * (torch.arange(rows)[:, None] // group),
         role_baseline_B=torch.full((rows,), 0.3, dtype=torch.float64),
         turn_return_BT=-(torch.arange(rows)[:, None] % 5 + torch.arange(width)[None] // 3).double(),
+        guided_BT=((torch.arange(rows) % 3 == 0)[:, None] & (torch.arange(width) < 2)).double(),
         reprompt_B=torch.rand(rows, generator=g) < 0.7, share_BT=torch.where(torch.arange(width) < 1, torch.arange(rows)[:, None] // group, 100 + torch.arange(rows * width).view(rows, width)),
         step_BT=steps, potential_BK=normal(rows, 3).clamp(-1, 1).masked_fill(~known, torch.nan), step_value_BK=torch.rand(rows, 3, **double).masked_fill(~known, torch.nan),
         logp_sft_BT=near(old), logp_dpo_BT=near(old), logp_prev_BT=near(old), logp_tempered_BT=near(old), logp_proxy_BT=old + 0.4 * mask, logp_expert_BT=near(old), mismatched_B=normal(rows),

@@ -289,7 +289,7 @@ def test_replay_takes_groups_of_the_last_steps(tmp_path):
     for number in (1, 2, 3):
         write_trajectories(tmp_path / f"step-{number:06d}.parquet", [replace(r, step=number) for r in MADE])
     now = [replace(r, step=4) for r in MADE]
-    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None)
+    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None, None, None)
     assert replay(now, at_step, probability=0.0) == now
     whole = replay(now, at_step, probability=1.0, last=2)
     replaced = training(whole)
@@ -307,7 +307,7 @@ def test_dynamic_sampling_draws_until_the_groups_are_mixed():
         asked.append(number)
         return [replace(r, group_id=2 * number + r.group_id) for r in MADE]  # one mixed group of three and an all-wrong one
 
-    at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), None, more)
+    at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), None, more, None, None)
     made = dynamic_sampling([*mixed, *easy], at_step, rounds=3)
     assert asked == [1]
     assert [(r.group_id, r.sample_id) for r in training(made)] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
@@ -343,7 +343,7 @@ class Scripted:
 def test_npo():
     answer = f"<think> </think>\\boxed{{{PROBLEMS[1].answer}}}"
     with VerifierPool() as pool:
-        at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), Rewards(pool, [verdict, form], weighted, 64), None)
+        at_step = Recomposition(1, (1, "t"), BY_ID, History(Path()), Rewards(pool, [verdict, form], weighted, 64), None, None, None)
         made = inject(MADE, at_step, Scripted(answer), at_most=0.25, tries=2)
         none = inject(MADE, at_step, Scripted("<think> </think>\\boxed{-1}"))
     assert made[:3] == MADE[:3]  # two of three are right
@@ -365,7 +365,7 @@ def test_prioritised_replay_takes_the_groups_that_say_most(tmp_path):
     for number in (1, 2, 3):
         write_trajectories(tmp_path / f"step-{number:06d}.parquet", [replace(r, step=number) for r in MADE])
     now = [replace(r, step=4) for r in MADE]
-    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None)
+    at_step = Recomposition(4, (1, "t"), BY_ID, history, None, None, None, None)
     assert prioritised_replay(now, at_step, share=0.4) == now  # not one whole group
     made = prioritised_replay(now, at_step, share=0.5)
     assert [r.dropped for r in made[: len(now)]] == ["", "", "", "replaced", "replaced"]

@@ -122,10 +122,16 @@ LOOPS = {
     "reset": {"row": "grpo_kl", "reset": ResetSettings(kl=1e-7)},
     "roles": {"row": "rae"},
     "moments": {"row": "m2po", "minibatches": 2},
-}
+    "what teachers wrote": {"row": "ampo", "prompts_per_step": 5},
+    "demonstrations": {
+        "row": "relift", "overrides": {"recompose": [{"name": "demonstration_buffer", "size": 3}, {"name": "demonstrations", "below": 0.3}]},
+        "schedule": ONE_AHEAD,
+    },
+}  # fmt: skip
 """Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, problems and
 prompts that are chosen, answers made beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks, a
-reset, a baseline that goes through the answers of all ranks, a mask by what all ranks' tokens have moved."""
+reset, a baseline that goes through the answers of all ranks, a mask by what all ranks' tokens have moved, solutions that teachers wrote, and demonstrations
+in groups and in a step of their own."""
 
 
 def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, stored=None, **changes) -> dict:

@@ -74,7 +74,7 @@ def test_gpg_draws_until_enough_of_the_batch_says_something(tmp_path):
 
     def trained(first, rounds=3):
         asked.clear()
-        at = Recomposition(1, (1,), {}, History(tmp_path), None, of_draw)  # type: ignore[arg-type]
+        at = Recomposition(1, (1,), {}, History(tmp_path), None, of_draw, None, None)  # type: ignore[arg-type]
         out = dynamic_sampling(first, at, rounds=rounds, share=0.6)
         return sorted({r.group_id for r in out if not r.dropped}), {r.group_id: r.dropped for r in out if r.dropped}
 

@@ -43,10 +43,22 @@ def split(solution: str, most: int) -> list[str]:
         if len(pieces) >= least:
             ends = [int(number * max(len(pieces) / most, 1)) for number in range(min(most, len(pieces)) + 1)]
             return ["".join(pieces[first:last]) for first, last in itertools.pairwise(ends)]
-    pieces = _SENTENCE.split(solution)
-    pieces = pieces if len(pieces) > 1 else _CLAUSE.split(solution)
+    pieces = _sentences(solution)
     size = math.ceil(len(pieces) / most)
     return ["".join(pieces[first : first + size]) for first in range(0, len(pieces), size)] if solution else []
+
+
+def solution_steps(solution: str) -> list[str]:
+    """The steps of a solution, which make it up again: its paragraphs where it has several, else what stands under numbered headings, else sentences,
+    else clauses."""
+    found = ([piece for piece in pattern.split(solution) if piece] for pattern in (_PARAGRAPH, _HEADING))
+    return next((pieces for pieces in found if len(pieces) > 1), _sentences(solution)) if solution else []
+
+
+def _sentences(solution: str) -> list[str]:
+    """Its sentences, or where there is but one its clauses."""
+    pieces = _SENTENCE.split(solution)
+    return pieces if len(pieces) > 1 else _CLAUSE.split(solution)
 
 
 def before_answer(parts: Sequence[str], answer: str) -> list[str]:

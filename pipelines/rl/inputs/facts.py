@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting
-from pipelines.records import POLICY, TOOL, Outcome, Trajectory
+from pipelines.records import GUIDE, POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step
@@ -133,6 +133,12 @@ def shared_prefix(step: Step) -> Tensor:
 def observed(step: Step) -> Tensor:
     """1 on what a tool answered, the chat template's frame around it included."""
     rows = [[s.author == TOOL for s in r.turns for _ in s.ids] for r in step.rollouts]
+    return step.tokens(rows, 0).to(step.batch.mask_BT)
+
+
+def guided(step: Step) -> Tensor:
+    """1 on what a guide wrote."""
+    rows = [[s.author == GUIDE for s in r.turns for _ in s.ids] for r in step.rollouts]
     return step.tokens(rows, 0).to(step.batch.mask_BT)
 
 

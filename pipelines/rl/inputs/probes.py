@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting
+from pipelines.config.learning import LearningStage
 from pipelines.config.rl import SamplingStage
 from pipelines.generation import Request, TorchGenerator
 from pipelines.models.scoring import chosen, entropy, pad
-from pipelines.records import Outcome
+from pipelines.models.sharding import gathered
+from pipelines.records import Outcome, Problem
 from pipelines.rl import account
 from pipelines.rl.inputs.scores import of_critic
-from pipelines.rl.inputs.step import Step, scored
+from pipelines.rl.inputs.step import Actor, Step, scored
 
 Form = Literal["paper", "code"]
 DELIMITERS = (".\n\n",)
@@ -86,32 +88,52 @@ def _by_row(step: Step, prefixes: Sequence[tuple[int, int]], values: Tensor) -> 
     return step.tensor([[*row, *[float("nan")] * (width - len(row))] for row in rows])
 
 
-def _stub(step: Step, row: int, end: int) -> list[int]:
-    """The prompt, the response up to `end`, and the opening of an answer."""
-    r, problem = step.rollouts[row], step.problems[row]
-    text = step.actor.tokenizer.decode(r.response_ids[:end])
-    opening = prompting.opening(problem, step.settings.answered.prompt)
+Foreseen = tuple[Problem, Sequence[int], Sequence[int]]
+"""A problem, the ids of a prompt, and those of a response or its beginning."""
+
+
+def foreseen(actor: Actor, settings: LearningStage, responses: Sequence[Foreseen]) -> list[float]:
+    """Mean probability of the right answer's tokens where it is forced after the working of each response. Of several processes all must call."""
+    with gathered(actor.policy):
+        return _after(actor, settings, responses, "paper").tolist() if responses else []
+
+
+def _stub(actor: Actor, settings: LearningStage, asked: Foreseen) -> list[int]:
+    """The prompt, the working of the response as far as it goes, and the opening of an answer."""
+    problem, prompt, response = asked
+    text = actor.tokenizer.decode(response)
+    opening = prompting.opening(problem, settings.answered.prompt)
     cut = text.find(prompting.END_THINK)
-    beginning = r.response_ids[:end] if cut < 0 else _tokenise(step, text[:cut])
-    return [*r.prompt_ids, *beginning, *_tokenise(step, opening)]
+    beginning = response if cut < 0 else _tokenise(actor, text[:cut])
+    return [*prompt, *beginning, *_tokenise(actor, opening)]
 
 
-def _tokenise(step: Step, text: str) -> list[int]:
-    return step.actor.tokenizer(text, add_special_tokens=False)["input_ids"]
+def _tokenise(actor: Actor, text: str) -> list[int]:
+    return actor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _cut(step: Step, row: int, end: int) -> Foreseen:
+    """A response of the step up to `end`."""
+    return step.problems[row], step.rollouts[row].prompt_ids, step.rollouts[row].response_ids[:end]
+
+
+def _forced(step: Step, prefixes: Sequence[tuple[int, int]], form: Form) -> Tensor:
+    """Probability of the gold answer after each prefix."""
+    return _after(step.actor, step.settings, [_cut(step, row, end) for row, end in prefixes], form)
 
 
 @torch.no_grad()
-def _forced(step: Step, prefixes: Sequence[tuple[int, int]], form: Form) -> Tensor:
-    """Probability of the gold answer after each prefix."""
+def _after(actor: Actor, settings: LearningStage, responses: Sequence[Foreseen], form: Form) -> Tensor:
     values = []
-    for start in range(0, len(prefixes), step.settings.micro_batch):
-        stubs = [_stub(step, row, end) for row, end in prefixes[start : start + step.settings.micro_batch]]
-        golds = [_tokenise(step, step.problems[row].answer) for row, _ in prefixes[start : start + step.settings.micro_batch]]
-        ids = pad([[*s, *g] for s, g in zip(stubs, golds, strict=True)], device=step.ids_BT.device)
+    for start in range(0, len(responses), settings.micro_batch):
+        part = responses[start : start + settings.micro_batch]
+        stubs = [_stub(actor, settings, asked) for asked in part]
+        golds = [_tokenise(actor, problem.answer) for problem, _, _ in part]
+        ids = pad([[*s, *g] for s, g in zip(stubs, golds, strict=True)], device=actor.policy.device)
         score = torch.zeros_like(ids, dtype=torch.bool)
         for row, (s, g) in enumerate(zip(stubs, golds, strict=True)):
             score[row, len(s) : len(s) + len(g)] = True
-        logp = scored(step.settings, step.actor.policy, ids, score, {"logp": chosen})["logp"]
+        logp = scored(settings, actor.policy, ids, score, {"logp": chosen})["logp"]
         probability = (logp.exp() * score).sum(-1) if form == "paper" else (logp * score).sum(-1).exp()
         values.append(probability / score.sum(-1).clamp(min=1))
     return torch.cat(values)
@@ -123,7 +145,7 @@ def _sampled_confidence(step: Step, prefixes: Sequence[tuple[int, int]], samples
     assert isinstance(step.settings, SamplingStage)  # stored answers refuse recipes that sample
     settings = step.settings.generation.model_copy(update={"max_new_tokens": tokens})
     generator = TorchGenerator(step.actor.policy, step.actor.tokenizer, settings)
-    stubs = [tuple(_stub(step, row, end)) for row, end in prefixes]
+    stubs = [tuple(_stub(step.actor, step.settings, _cut(step, row, end))) for row, end in prefixes]
     keys = [(*step.seed, "probe", step.number, *account.place(step.rollouts[row]), end) for row, end in prefixes]
     requests = [Request(stub, samples, key) for stub, key in zip(stubs, keys, strict=True)]
     answers = generator.generate(requests)

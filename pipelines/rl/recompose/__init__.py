@@ -1,5 +1,6 @@
 """Slot `recompose`: what becomes of a step's trajectories before they train, a file for each function."""
 
+from pipelines.rl.recompose.demonstrations import demonstration_buffer, demonstrations, teachers_for_failures
 from pipelines.rl.recompose.dynamic_sampling import dynamic_sampling
 from pipelines.rl.recompose.inject import inject
 from pipelines.rl.recompose.oversampling import oversampling
@@ -10,7 +11,8 @@ from pipelines.rl.recompose.response_recomposition import response_recomposition
 from pipelines.rl.recompose.swarm import swarm
 
 __all__ = [
-    "RECOMPOSE", "Recomposition", "dynamic_sampling", "inject", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm",
+    "RECOMPOSE", "Recomposition", "demonstration_buffer", "demonstrations", "dynamic_sampling", "inject", "oversampling", "prioritised_replay",
+    "replay", "response_recomposition", "swarm", "teachers_for_failures",
 ]  # fmt: skip
 
 RECOMPOSE = {
@@ -18,6 +20,9 @@ RECOMPOSE = {
     "oversampling": oversampling,
     "replay": replay,
     "inject": inject,
+    "demonstrations": demonstrations,
+    "demonstration_buffer": demonstration_buffer,
+    "teachers_for_failures": teachers_for_failures,
     "prioritised_replay": prioritised_replay,
     "response_recomposition": response_recomposition,
     "swarm": swarm,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.generation import Generator, Sample, respond
-from pipelines.models import ranks
 from pipelines.records import GUIDE, Outcome, Trajectory, one_turn
 from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
 from pipelines.rl.answering import trainable
@@ -20,7 +20,7 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
     later checkpoint, if `tries` samples of it hold one."""
     groups = by_group(training(rollouts))
     hard = {g: group for g, group in groups.items() if sum(r.outcome == Outcome.CORRECT for r in group) <= at_most * len(group)}
-    guided = dict(zip(hard, _ask_guide(list(hard.values()), at, guide, tries), strict=True))
+    guided = dict(zip(hard, at.judged(list(hard.values()), functools.partial(_ask_guide, at, guide, tries)), strict=True))
     out = [rollout for rollout in rollouts if rollout.dropped or rollout.group_id not in hard]
     for group_id, group in hard.items():
         wrong = next((r for r in group if r.outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
@@ -31,18 +31,14 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
     return out
 
 
-def _ask_guide(groups: Sequence[list[Trajectory]], at: Recomposition, guide: Generator, tries: int) -> list[list[Trajectory]]:
-    """`tries` judged responses of the guide to the problem of each of these groups, numbered on from it; every process answers its share."""
-    own_groups = groups[ranks.rank() :: ranks.world()]
-    problems = [at.problems[group[0].problem_id] for group in own_groups]
-    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in own_groups])
-    verdicts = iter(at.rewards.pool.verify_batch([(p, s.text) for p, guide_samples in zip(problems, samples, strict=True) for s in guide_samples]))
-    answers = []
-    for group, problem, guide_samples in zip(own_groups, problems, samples, strict=True):
-        guided = [_guided(group[0], len(group) + number, sample) for number, sample in enumerate(guide_samples)]
-        at.rewards(problem, guided, [sample.text for sample in guide_samples], [next(verdicts) for _ in guide_samples])
-        answers.append(guided)
-    return ranks.collect(answers)
+def _ask_guide(at: Recomposition, guide: Generator, tries: int, groups: Sequence[list[Trajectory]]) -> list[list[Trajectory]]:
+    """`tries` responses of the guide to the problem of each of these groups, numbered on from it."""
+    problems = [at.problems[group[0].problem_id] for group in groups]
+    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in groups])
+    return [
+        [_guided(group[0], len(group) + number, sample) for number, sample in enumerate(guide_samples)]
+        for group, guide_samples in zip(groups, samples, strict=True)
+    ]
 
 
 def _guided(sibling: Trajectory, number: int, sample: Sample) -> Trajectory:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from pipelines.models import ranks
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.adopting import Adopting
+from pipelines.rl.episodes import Asking
 from pipelines.rl.history import History
+from pipelines.rl.inputs.probes import Foreseen
 from pipelines.rl.rewards import Rewards
+
+T = TypeVar("T")
 
 
 class More(Protocol):
@@ -25,7 +30,9 @@ class Recomposition:
     """What a `recompose` function may use.
 
     Such a function gets all rollouts of the step and gives them back: those that train no more with their reason (`account.drop`), and what
-    it adds. A further positional parameter that is called as a role (roles.py) is a generator of that policy.
+    it adds. A further positional parameter that is called as a role (roles.py) is what the stage has for that role, such as a generator of that
+    policy. asking: how problems are put to the policy. foresee(problem, prompt, response) of each: how likely the
+    policy holds the right answer to be after the working of the response.
     """
 
     step: int
@@ -34,8 +41,21 @@ class Recomposition:
     history: History
     rewards: Rewards
     more: More
+    asking: Asking
+    foresee: Callable[[Sequence[Foreseen]], list[float]]
     adopting: Adopting | None = None
     """What takes in answers of others."""
+
+    def judged(self, asked: Sequence[T], answer: Callable[[Sequence[T]], list[list[Trajectory]]]) -> list[list[Trajectory]]:
+        """For each of these the further answers to its problem, with their rewards. answer: gives those for some of them; every process answers and
+        judges its share."""
+        answers = answer(asked[ranks.rank() :: ranks.world()])
+        verdicts = iter(self.rewards.pool.verify_batch([(self.problems[t.problem_id], t.response) for of_group in answers for t in of_group]))
+        for of_group in answers:
+            if of_group:
+                said = [t.response for t in of_group]
+                self.rewards(self.problems[of_group[0].problem_id], of_group, said, [next(verdicts) for _ in of_group])
+        return ranks.collect(answers)
 
 
 def further(at: Recomposition, count: int, each: int) -> list[Trajectory]:

@@ -26,7 +26,8 @@ class Rewards:
         steps: float = math.inf,
     ) -> None:
         self.pool = pool
-        self._parts, self._combine, self._limit, self._reward_models = parts, combine, limit, reward_models or {}
+        self.limit = limit
+        self._parts, self._combine, self._reward_models = parts, combine, reward_models or {}
         self._steps = steps
 
     def __call__(self, problem: Problem, group: Sequence[Trajectory], answers: Sequence[str], verdicts: Sequence[Verdict]) -> None:
@@ -35,7 +36,7 @@ class Rewards:
         Raises:
             UserError: `combine` names a part that there is not.
         """
-        at = Scoring(problem, answers, verdicts, self.pool, self._limit, self._reward_models, self._steps)
+        at = Scoring(problem, answers, verdicts, self.pool, self.limit, self._reward_models, self._steps)
         values: dict[str, list[float | None]] = {}
         for part in self._parts:
             values |= part(group, at)
@@ -46,9 +47,14 @@ class Rewards:
             missing = [name for name, value in parts.items() if value is None]
             if missing and verdict.outcome is not Outcome.INFRASTRUCTURE:
                 trajectory.outcome, trajectory.detail = Outcome.INFRASTRUCTURE.value, f"part '{missing[0]}' of the reward could not be had"
-            trajectory.reward = 0.0 if missing else self._combined(trajectory.reward_parts)
+            trajectory.reward = 0.0 if missing else self.combined(trajectory.reward_parts)
 
-    def _combined(self, parts: dict[str, float]) -> float:
+    def combined(self, parts: dict[str, float]) -> float:
+        """The reward of an answer with these parts.
+
+        Raises:
+            UserError: `combine` names a part that there is not.
+        """
         try:
             return self._combine(parts)
         except KeyError as error:

@@ -77,7 +77,8 @@ class Source:
 
     def task(self, step: int, number: int, slot: int, problem: Problem) -> Task:
         """The problem at place `slot` of a draw."""
-        return self.answering.task(problem, slot, self.settings.group_size, (*self.seed, "rollout", step, number))
+        progress = (step - 1) / max(self.settings.steps - 1, 1)
+        return self.answering.task(problem, slot, self.settings.group_size, (*self.seed, "rollout", step, number), progress)
 
     def answer(self, step: int, number: int, tasks: Sequence[Task], clock: Clock, progress: Progress | None = None) -> list[list[Trajectory]]:
         """What came of this process' tasks."""

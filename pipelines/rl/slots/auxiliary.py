@@ -55,5 +55,14 @@ def distil(
 
 def observation_ce(logp_BT: Tensor, observed_BT: Tensor, mask_BT: Tensor, observations: Tensor, *, coefficient: float = 0.1) -> Tensor:
     """ECHO (prime-rl): coefficient times the mean cross-entropy of what tools answered, a mean of its own beside that over the policy's tokens."""
-    seen_BT = observed_BT * present(mask_BT)[:, None]
-    return -coefficient * (logp_BT * seen_BT).sum() / observations.clamp(min=1)
+    return coefficient * _cross_entropy(logp_BT, observed_BT, mask_BT, observations)
+
+
+def guide_ce(logp_BT: Tensor, guided_BT: Tensor, mask_BT: Tensor, guided_tokens: Tensor, *, coefficient: float = 0.001) -> Tensor:
+    """SEELE: coefficient times the mean cross-entropy of what a guide wrote in responses that train, a mean of its own."""
+    return coefficient * _cross_entropy(logp_BT, guided_BT, mask_BT, guided_tokens)
+
+
+def _cross_entropy(logp_BT: Tensor, of_BT: Tensor, mask_BT: Tensor, count: Tensor) -> Tensor:
+    """-log pi of these tokens in rows that train, over how many the whole batch has."""
+    return -(logp_BT * of_BT * present(mask_BT)[:, None]).sum() / count.clamp(min=1)

@@ -60,6 +60,15 @@ def ppo_low_probability(
     return torch.where(held, surrogate(x_BT, advantage_BT) + beta * (gap_BT.exp() - gap_BT - 1), ppo(x_BT, advantage_BT, low=low, high=high))
 
 
+def shaped_guide(
+    x_BT: Tensor, advantage_BT: Tensor, logp_BT: Tensor, guided_BT: Tensor, *, low: float = 0.2, high: float = 0.2, gamma: float = 0.1
+) -> Tensor:
+    """PPO's clip, but -A pi / (pi + gamma) on tokens that a guide wrote (LUFFY, arXiv 2504.14945): the ratio to a guide that is sure of them, shaped
+    so that unlikely tokens have a larger share of the gradient, and without clip."""
+    pi_BT = logp_BT.exp()
+    return torch.where(guided_BT > 0, -advantage_BT * pi_BT / (pi_BT + gamma), ppo(x_BT, advantage_BT, low=low, high=high))
+
+
 def soft_gate(x_BT: Tensor, advantage_BT: Tensor, *, positive: float = 1.0, negative: float = 1.05) -> Tensor:
     """-A (4 / tau) sigmoid(tau (r - 1)), tau by the sign of A (SAPO, arXiv 2511.20347): on-policy the gradient is that of -A r, and
     it fades smoothly away from r = 1 instead of being cut."""
@@ -118,7 +127,7 @@ def _pessimistic(ratio: Tensor, clipped: Tensor, advantage_BT: Tensor, dual: flo
     return loss if dual is None else torch.where(advantage_BT < 0, torch.minimum(loss, -advantage_BT * dual), loss)
 
 
-RELATIVE = (ppo, ppo_low_probability, masked_score)
+RELATIVE = (ppo, ppo_low_probability, masked_score, shaped_guide)
 """Clips to [1 - low, 1 + high], beyond which a token has no gradient."""
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.rl.batch import group_mean, group_sum, token_mean
+from pipelines.rl.batch import group_mean, group_sum, present, token_mean
 
 
 def signed_outcome(advantage_B: Tensor, correct_B: Tensor, *, correct: float = 1.0, wrong: float = 1.0) -> Tensor:
@@ -63,6 +63,12 @@ def pair_roles(advantage_B: Tensor, correct_B: Tensor, group_B: Tensor, *, hard_
     hard_B = group_mean(correct_B.to(advantage_B), group_B) <= 0.5
     weight = torch.where(hard_B & right_B, hard_success, torch.where(~hard_B & ~right_B, easy_failure, 1.0))
     return advantage_B * weight
+
+
+def imitated(advantage_B: Tensor, guided_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """1 where a guide wrote all that trains of a response: it is learnt as it stands, whatever its reward (ReLIFT, arXiv 2506.07527)."""
+    whole_B = present(mask_BT) & (((guided_BT > 0) | (mask_BT == 0)).all(-1))
+    return torch.where(whole_B, 1.0, advantage_B)
 
 
 def self_rewarded(

@@ -72,6 +72,16 @@ def _harm(logp_BT: Tensor, logp_roll_BT: Tensor, advantage_BT: Tensor, mask_BT: 
     return torch.where((advantage_BT * d_BT > 0) & (mask_BT > 0), d_BT**2, 0.0)
 
 
+def uncertain_guide(entropy_BT: Tensor, guided_BT: Tensor, mask_BT: Tensor, *, share: float = 0.2) -> Tensor:
+    """Prefix-RFT (arXiv 2507.01679): of the tokens that a guide wrote in a response those train, a `share` and at least one, at which the policy's
+    entropy is highest; what others wrote trains."""
+    guide_BT = (guided_BT > 0) & (mask_BT > 0)
+    count_B = (share * guide_BT.sum(-1) + 1e-6).floor().clamp(min=1)
+    order_BT = entropy_BT.detach().masked_fill(~guide_BT, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    place_BT = order_BT.argsort(-1)
+    return (~guide_BT | (place_BT < count_B[:, None])).to(mask_BT)
+
+
 def without_teacher(reprompt_B: Tensor, correct_B: Tensor, mask_BT: Tensor) -> Tensor:
     """Responses that are right, or that no teacher could score: the others are distilled instead (SRPO)."""
     return (correct_B.bool() | ~reprompt_B.bool())[:, None].to(mask_BT).expand_as(mask_BT)
