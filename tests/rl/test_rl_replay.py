@@ -45,7 +45,7 @@ def answer(group: int, sample: int, right: bool, tokens: int = 1, step: int = 1)
 
 
 def at(step: int, folder: Path, more=None, seed: int = 1) -> Recomposition:
-    return Recomposition(step, (seed, "t"), {}, History(folder), None, more)  # type: ignore[arg-type]
+    return Recomposition(step, (seed, "t"), {}, History(folder), None, more, None, None)  # type: ignore[arg-type]
 
 
 def keep(folder: Path, step: int, trajectories) -> None:
