@@ -35,6 +35,7 @@ def made(root: Path) -> dict[str, bytes]:
 def forget(root: Path) -> None:
     for path in (root / paths.model("t"), root / paths.ROLLOUTS / "t", root / paths.KEPT / "t", root / paths.WORK / "t"):
         shutil.rmtree(path, ignore_errors=True)
+    (root / paths.manifest("t")).unlink(missing_ok=True)
 
 
 def other(rl_project: Path, root: Path, **changes) -> tuple[Path, Harness, dict[str, bytes], float]:
@@ -70,7 +71,7 @@ def alone(root: Path) -> tuple[Path, Harness, dict[str, bytes], float]:
 
 
 def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float, most: int, seed: int = 2024) -> None:
-    """Kill the run at so many random instants; whenever it ends, it has left what it leaves alone."""
+    """Kill the run at so many random instants; whenever it has ended, it has left what it leaves alone."""
     rng = random.Random(seed)
     forget(root)
     kills = trained = finished = 0
@@ -79,10 +80,12 @@ def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float
         assert ended in (0, signal.SIGKILL)
         kills += ended == signal.SIGKILL
         trained += harness.steps()
-        if ended == 0:
+        if (root / paths.manifest("t")).exists():  # the last thing it writes; it may be killed while it clears its work
             assert made(root) == first
             forget(root)
             finished += 1
+        else:
+            assert ended
     assert harness("end")[0] == 0
     assert made(root) == first
     assert trained + harness.steps() <= (finished + 1) * STEPS + kills * EVERY
