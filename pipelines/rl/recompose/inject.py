@@ -6,11 +6,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipelines.generation import Generator, Sample, respond
-from pipelines.records import GUIDE, Outcome, Trajectory, one_turn
+from pipelines.generation import Generator, Request, Sample
+from pipelines.records import GUIDE, Outcome, Segment, Trajectory
 from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
 from pipelines.rl.answering import trainable
 from pipelines.rl.demands import takes
+from pipelines.rl.episodes import Beginning
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
@@ -20,7 +21,8 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
     later checkpoint, if `tries` samples of it hold one."""
     groups = by_group(training(rollouts))
     hard = {g: group for g, group in groups.items() if sum(r.outcome == Outcome.CORRECT for r in group) <= at_most * len(group)}
-    guided = dict(zip(hard, at.judged(list(hard.values()), functools.partial(_ask_guide, at, guide, tries)), strict=True))
+    begun = [Beginning(group[0], (), tries, len(group)) for group in hard.values()]
+    guided = dict(zip(hard, at.judged(begun, functools.partial(guide_answers, at, guide)), strict=True))
     out = [rollout for rollout in rollouts if rollout.dropped or rollout.group_id not in hard]
     for group_id, group in hard.items():
         wrong = next((r for r in group if r.outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
@@ -31,26 +33,25 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
     return out
 
 
-def _ask_guide(at: Recomposition, guide: Generator, tries: int, groups: Sequence[list[Trajectory]]) -> list[list[Trajectory]]:
-    """`tries` responses of the guide to the problem of each of these groups, numbered on from it."""
-    problems = [at.problems[group[0].problem_id] for group in groups]
-    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in groups])
-    return [
-        [_guided(group[0], len(group) + number, sample) for number, sample in enumerate(guide_samples)]
-        for group, guide_samples in zip(groups, samples, strict=True)
-    ]
+def guide_answers(at: Recomposition, guide: Generator, begun: Sequence[Beginning]) -> list[list[Trajectory]]:
+    """For each of these the answers of the guide that go on from it, not yet judged."""
+    key = (*at.seed, GUIDE, at.step)
+    requests = [Request(tuple(b.ids), b.count, (*key, b.sibling.group_id, b.sibling.problem_id), b.first) for b in begun]
+    answers = guide.generate(requests)
+    return [[_guided(each, each.first + n, sample, guide) for n, sample in enumerate(said)] for each, said in zip(begun, answers, strict=True)]
 
 
-def _guided(sibling: Trajectory, number: int, sample: Sample) -> Trajectory:
-    """The guide's answer number `number` to what a sibling was asked."""
-    segments = one_turn(sibling.prompt_ids, sample.token_ids, sample.logp, [sample.policy_version] * len(sample.token_ids), GUIDE)
+def _guided(begun: Beginning, number: int, sample: Sample, guide: Generator) -> Trajectory:
+    """The guide's answer as number `number` of the group."""
+    said = Segment(GUIDE, sample.token_ids, sample.logp, [sample.policy_version] * len(sample.token_ids), trains=True)
     return replace(
-        sibling,
+        begun.sibling,
         sample_id=number,
         policy=GUIDE,
         origin=GUIDE,
-        segments=trainable(segments),
+        segments=trainable([begun.sibling.segments[0], *begun.opening, said]),
         finish_reason=sample.finish_reason,
-        response=sample.text,
+        response=guide.tokenizer.decode(begun.opened) + sample.text,
         reward_parts={},
+        part=0,
     )

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from pipelines.models import ranks
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.adopting import Adopting
-from pipelines.rl.episodes import Asking
+from pipelines.rl.episodes import Asking, Beginning
 from pipelines.rl.history import History
 from pipelines.rl.inputs.probes import Foreseen
 from pipelines.rl.rewards import Rewards
@@ -45,6 +45,10 @@ class Recomposition:
     foresee: Callable[[Sequence[Foreseen]], list[float]]
     adopting: Adopting | None = None
     """What takes in answers of others."""
+    continued: Callable[[str, Sequence[Beginning]], list[list[Trajectory]]] = None  # type: ignore[assignment]  # a run always has it
+    """See `Source.continued`, of this step."""
+    entropies: Callable[[list[Trajectory]], list[list[float]]] = None  # type: ignore[assignment]  # likewise
+    """For each token of the responses the entropy of the policy that the step trains, nats. All processes must ask together."""
 
     def judged(self, asked: Sequence[T], answer: Callable[[Sequence[T]], list[list[Trajectory]]]) -> list[list[Trajectory]]:
         """For each of these the further answers to its problem, with their rewards. answer: gives those for some of them; every process answers and

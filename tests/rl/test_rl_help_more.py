@@ -1,0 +1,147 @@
+"""Rows that learn from answers which go on from the beginnings of others, against hand-computed numbers."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from killing import Killed
+from loops import TOKENIZER, run, settings
+from playing import problem
+
+from pipelines.config.common import GenerationSettings, PromptSettings
+from pipelines.errors import UserError
+from pipelines.generation import ScriptedGenerator
+from pipelines.records import GUIDE, POLICY, PROMPT, Outcome, Segment, Trajectory, cut
+from pipelines.rl import advantages, recipe
+from pipelines.rl import run as run_of_stage
+from pipelines.rl.account import training
+from pipelines.rl.clock import Clock
+from pipelines.rl.collate import tensors
+from pipelines.rl.costs import cost, needs
+from pipelines.rl.demands import Need
+from pipelines.rl.environments import SingleTurn
+from pipelines.rl.episodes import Asking
+from pipelines.rl.history import History
+from pipelines.rl.ledger import Ledger
+from pipelines.rl.recompose import Recomposition
+from pipelines.rl.recompose.corrected_prefixes import right_steps
+from pipelines.rl.run import answerers
+from pipelines.rl.schedule import Source
+from pipelines.store import read_trajectories
+from pipelines.verifiers import VerifierPool
+
+ASKING = Asking(SingleTurn(), TOKENIZER, PromptSettings())
+ONE = problem("651", solution="200 * 3 = 600.\n\n17 * 3 = 51.\n\n600 + 51 = 651.")
+ROOMY = GenerationSettings(max_new_tokens=96)
+
+
+def close(got, expected, atol=1e-5):
+    torch.testing.assert_close(torch.as_tensor(got).double(), torch.as_tensor(expected).double(), atol=atol, rtol=0)
+
+
+def said(text: str, number: int = 0, group_id: int = 0, one=ONE) -> Trajectory:
+    """An answer of the policy."""
+    ids = [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
+    segments = [Segment(PROMPT, ASKING.prompt(one).ids), Segment(POLICY, ids, [-0.1] * len(ids), [0] * len(ids), trains=True)]
+    right = f"\\boxed{{{one.answer}}}" in text
+    outcome = (Outcome.CORRECT if right else Outcome.WRONG).value
+    return Trajectory(
+        one.problem_id, group_id, number, 1, "t", segments, "stop", None, text, outcome, reward=float(right), reward_parts={"correct": float(right)}
+    )
+
+
+def speaking(script) -> ScriptedGenerator:
+    """script(text of all before, number of the draw) -> what is said next."""
+    return ScriptedGenerator(TOKENIZER, ROOMY, lambda request, number: script(TOKENIZER.decode(request.prompt_ids), number))
+
+
+def recomposed(row: str, rollouts, folder: Path, *others, script=None, foresee=None, entropies=None, problems=(ONE,), longest=None, **settings_):
+    """What a row's first `recompose` makes of answers, with real verifiers; the policy goes on as `script` says."""
+    made = recipe(row, recompose=[{**recipe(row).slots["recompose"][0], **settings_}])
+    by_id = {p.problem_id: p for p in problems}
+    with VerifierPool() as pool:
+        answering, examining = answerers(made, speaking(script), pool)
+        source = Source(answering, examining, by_id, lambda step, number: [], settings(), (1, "t"), Ledger(folder / "ledger"))
+        asking = ASKING if longest is None else replace(ASKING, longest=longest)
+        at = Recomposition(
+            1, (1, "t"), by_id, History(folder), answering.rewards, None, asking, foresee, None,
+            lambda name, begun: source.continued(1, Clock(), name, begun), entropies,
+        )  # fmt: skip
+        return made.lists["recompose"][0](rollouts, at, *others)
+
+
+def of_row(row: str, rollouts) -> list[float]:
+    """An advantage for each response that trains."""
+    _, _, made = tensors(training(rollouts), torch.device("cpu"), 1, 96)
+    found = advantages(recipe(row), made)
+    return (found.sum(1) / made.mask_BT.sum(1)).tolist()
+
+
+def text(segment: Segment) -> str:
+    return TOKENIZER.decode(segment.ids)
+
+
+STEPS = "200 * 3 = 600\n17 * 3 = 51\n600 + 51 = 641\nIt is \\boxed{641}"
+"""A wrong answer in four steps, of which the first two are right."""
+
+
+def test_scope(tmp_path):
+    """Scores .9 .8 .2 .7: the first two steps stay; .9 .8 .6 .7: none is below .5; .2 first: nothing stays. The longest beginnings come first."""
+    assert [right_steps(scores, 0.5) for scores in ([0.9, 0.8, 0.2, 0.7], [0.9, 0.8, 0.6, 0.7], [0.2, 0.9])] == [2, 4, 0]
+
+    table = {"200 * 3": [0.9, 0.8, 0.2, 0.7], "200 * 4": [0.9, 0.3, 0.2, 0.7], "500 * 3": [0.2, 0.8, 0.8, 0.7]}
+
+    def scored(asked):
+        beginnings = [TOKENIZER.decode(ids) for _, _, ids in asked]
+        return [table[said[:7]][said[:-1].count("\n")] for said in beginnings]
+
+    guide = speaking(lambda before, number: "600 + 51 = 651\n\\boxed{651}" if before.endswith("51\n") else "\\boxed{1}")
+    rollouts = [said(STEPS), said(STEPS.replace("200 * 3", "200 * 4"), 1), said(STEPS.replace("200 * 3", "500 * 3"), 2), said("\\boxed{651}", 3)]
+    made = recomposed("scope", rollouts, tmp_path, guide, foresee=scored)
+    assert [t.dropped for t in made] == ["replaced", "", "", "", "", "spare"] and [t.sample_id for t in made[4:]] == [4, 5]
+    first, second = made[4:]
+    assert [s.author for s in first.segments] == [PROMPT, POLICY, GUIDE] and all(s.trains for s in first.turns)
+    assert text(first.segments[1]) == "200 * 3 = 600\n17 * 3 = 51\n" and text(second.segments[1]) == "200 * 4 = 600\n"
+    assert first.segments[1].logp == [-0.1] * len(first.segments[1].ids) and first.origin == first.policy == GUIDE
+    assert first.response == "200 * 3 = 600\n17 * 3 = 51\n600 + 51 = 651\n\\boxed{651}" and (first.reward, second.reward) == (1.0, 0.0)
+    assert [t.origin for t in recomposed("scope", rollouts, tmp_path, guide, foresee=scored, most=1)] == [POLICY] * 4 + [GUIDE]
+    assert recomposed("scope", rollouts[:1], tmp_path, guide, foresee=lambda asked: [0.9, 0.8, 0.6, 0.7]) == rollouts[:1]
+    assert recomposed("scope", rollouts[:1], tmp_path, guide, foresee=lambda asked: [0.9, 0.8, 0.2, 0.7], longest=10) == rollouts[:1]  # no room
+    close(of_row("scope", made), [-0.866025, -0.866025, 0.866025, 0.866025], atol=1e-3)
+    assert needs(recipe("scope")) == {Need.POLICY} and cost(recipe("scope")).answers == (8, 10)
+    with pytest.raises(UserError, match="recompose 'corrected_prefixes' has answers of one turn go on, and those of environment 'tools' may"):
+        recipe("scope", environment={"name": "tools"})
+
+
+def test_beginnings_are_cut_inside_segments():
+    parts = [Segment(GUIDE, [1, 2]), Segment(POLICY, [3, 4, 5], [-1.0, -2.0, -3.0], [0, 0, 1], trains=True)]
+    assert cut(parts, 4) == (parts[0], Segment(POLICY, [3, 4], [-1.0, -2.0], [0, 0], trains=True)) and cut(parts, 2) == (parts[0],) and cut(parts, 0) == ()
+
+
+KILLED = {
+    "scope": {"overrides": {"recompose": [{"name": "corrected_prefixes", "delimiters": [">"]}]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", KILLED)
+def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monkeypatch):
+    """With answers so short, the first token counts as a right step and the others as a wrong one."""
+    monkeypatch.setattr(run_of_stage, "foreseen", lambda actor, settings, asked: [0.9 if len(ids) == 1 else 0.1 for _, _, ids in asked])
+    changes = {"row": row, "steps": 4, **KILLED[row]}
+    whole = run(tmp_path / "whole", start, **changes)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", start, stop_at=3, **changes)
+    again = run(tmp_path / "cut", start, **changes)
+    assert whole[1:] == again[1:] and all(torch.equal(whole[0][name], again[0][name]) for name in whole[0])
+    assert all(torch.isfinite(value).all() for value in whole[0].values()) and len(whole[1]) == 4
+    assert all(line["answered"] + line["replayed"] + line["guided"] == line["trained"] + line["dropped"] for line in whole[1])
+    shapes = Counter(
+        tuple(s.author for s in t.turns) for path in (tmp_path / "whole" / "rollouts").iterdir() for t in read_trajectories(path) if not t.dropped
+    )
+    assert shapes[WANTED[row]], shapes
+
+
+WANTED = {"scope": (POLICY, GUIDE)}
+"""What a run of the row must have had train: the authors of a response in turn."""
