@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from killing import Killed
-from loops import TOKENIZER, run, settings
+from loops import IN_FLIGHT, TOKENIZER, run, settings
 from playing import problem
 
 from pipelines.config.common import GenerationSettings, PromptSettings
@@ -27,6 +27,7 @@ from pipelines.rl.history import History
 from pipelines.rl.ledger import Ledger
 from pipelines.rl.recompose import Recomposition
 from pipelines.rl.recompose.corrected_prefixes import right_steps
+from pipelines.rl.recompose.critical_tokens import candidates
 from pipelines.rl.run import answerers
 from pipelines.rl.schedule import Source
 from pipelines.store import read_trajectories
@@ -115,6 +116,38 @@ def test_scope(tmp_path):
         recipe("scope", environment={"name": "tools"})
 
 
+def test_cure(tmp_path):
+    """4 answers and 12 that go on from 3 of each: 16; the first token is never drawn, nor one of a character; of the others the likeliest to branch."""
+    ids = [*TOKENIZER("<think> </think>\\boxed{", add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
+    assert [TOKENIZER.decode([token]) for token in ids] == ["<think>", " ", "</think>", "\\boxed{", "<|end|>"]
+    assert candidates(TOKENIZER, ids, [9.0, 5.0, 0.1, 0.2, 7.0], 20) == [3, 2] and candidates(TOKENIZER, ids, [9.0, 5.0, 0.1, 0.2, 7.0], 1) == [3]
+    rollouts = [said(f"<think> {word} </think>\\boxed{{{number}}}", n) for n, (word, number) in enumerate([("a", 1), ("b", 2), ("c", 3), ("d", 651)])]
+    asked = []
+
+    def entropies(answers):
+        asked.extend(answers)
+        return [[float(place) for place in range(len(t.response_ids))] for t in answers]
+
+    made = recomposed(
+        "cure", rollouts, tmp_path, script=lambda before, number: "\\boxed{651}" if number == 1 else "\\boxed{1}", entropies=entropies, top=1
+    )
+    assert made[:4] == rollouts == asked and [t.sample_id for t in made] == list(range(16)) and {t.group_id for t in made} == {0}
+    for place, t in enumerate(made[4:]):
+        first, opening, rest = t.segments
+        whole = rollouts[place // 3].response_ids
+        assert first.ids == rollouts[0].prompt_ids and opening == Segment(GUIDE, whole[: len(opening.ids)]) and rest.author == POLICY and rest.trains
+        assert TOKENIZER.decode(whole[len(opening.ids) :][:1]) == "\\boxed{" and t.reward == float(place % 3 == 1)
+        assert t.response == f"<think> {'abcd'[place // 3]} </think>" + ("\\boxed{651}" if place % 3 == 1 else "\\boxed{1}")
+    close(of_row("cure", made), [1.436139 if t.reward else -0.652790 for t in made], atol=1e-4)  # 5 of 16 right, ddof 1
+    again = recomposed("cure", rollouts, tmp_path, script=lambda before, number: "never asked", entropies=entropies, top=1)
+    assert again == made  # the ledger has it
+    trains = recomposed("cure", rollouts, tmp_path / "t", script=lambda before, number: "\\boxed{1}", entropies=entropies, top=1, trains=True)
+    assert trains[4].turns[0] == cut(rollouts[0].turns, len(made[4].turns[0].ids))[0] and trains[4].turns[0].trains
+    few = recomposed("cure", rollouts, tmp_path / "f", script=lambda before, number: "no", entropies=entropies, longest=1)
+    assert few == rollouts  # the first is never drawn, the second is a space
+    assert cost(recipe("cure"), 4).answers == (4, 16) and cost(recipe("cure")).passes == ("the policy on its answers",)
+
+
 def test_beginnings_are_cut_inside_segments():
     parts = [Segment(GUIDE, [1, 2]), Segment(POLICY, [3, 4, 5], [-1.0, -2.0, -3.0], [0, 0, 1], trains=True)]
     assert cut(parts, 4) == (parts[0], Segment(POLICY, [3, 4], [-1.0, -2.0], [0, 0], trains=True)) and cut(parts, 2) == (parts[0],) and cut(parts, 0) == ()
@@ -122,6 +155,7 @@ def test_beginnings_are_cut_inside_segments():
 
 KILLED = {
     "scope": {"overrides": {"recompose": [{"name": "corrected_prefixes", "delimiters": [">"]}]}},
+    "cure": {"schedule": IN_FLIGHT, "group_size": 2},
 }  # fmt: skip
 
 
@@ -143,5 +177,5 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monk
     assert shapes[WANTED[row]], shapes
 
 
-WANTED = {"scope": (POLICY, GUIDE)}
+WANTED = {"scope": (POLICY, GUIDE), "cure": (GUIDE, POLICY)}
 """What a run of the row must have had train: the authors of a response in turn."""

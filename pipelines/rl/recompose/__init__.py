@@ -1,6 +1,7 @@
 """Slot `recompose`: what becomes of a step's trajectories before they train, a file for each function."""
 
 from pipelines.rl.recompose.corrected_prefixes import corrected_prefixes
+from pipelines.rl.recompose.critical_tokens import critical_tokens
 from pipelines.rl.recompose.demonstrations import demonstration_buffer, demonstrations, teachers_for_failures
 from pipelines.rl.recompose.dynamic_sampling import dynamic_sampling
 from pipelines.rl.recompose.inject import inject
@@ -12,8 +13,8 @@ from pipelines.rl.recompose.response_recomposition import response_recomposition
 from pipelines.rl.recompose.swarm import swarm
 
 __all__ = [
-    "CONTINUING", "RECOMPOSE", "Recomposition", "corrected_prefixes", "demonstration_buffer", "demonstrations", "dynamic_sampling", "inject",
-    "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm", "teachers_for_failures",
+    "CONTINUING", "RECOMPOSE", "Recomposition", "corrected_prefixes", "critical_tokens", "demonstration_buffer", "demonstrations", "dynamic_sampling",
+    "inject", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm", "teachers_for_failures",
 ]  # fmt: skip
 
 RECOMPOSE = {
@@ -25,10 +26,11 @@ RECOMPOSE = {
     "demonstration_buffer": demonstration_buffer,
     "teachers_for_failures": teachers_for_failures,
     "corrected_prefixes": corrected_prefixes,
+    "critical_tokens": critical_tokens,
     "prioritised_replay": prioritised_replay,
     "response_recomposition": response_recomposition,
     "swarm": swarm,
 }
 
-CONTINUING = (corrected_prefixes,)
+CONTINUING = (corrected_prefixes, critical_tokens)
 """Those after which an answer goes on from the beginning of another."""
