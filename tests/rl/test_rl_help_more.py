@@ -1,5 +1,6 @@
 """Rows that learn from answers which go on from the beginnings of others, against hand-computed numbers."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from killing import Killed
-from loops import IN_FLIGHT, TOKENIZER, run, settings
+from loops import IN_FLIGHT, ONE_AHEAD, TOKENIZER, run, settings
 from playing import problem
 
 from pipelines.config.common import GenerationSettings, PromptSettings
 from pipelines.errors import UserError
 from pipelines.generation import ScriptedGenerator
 from pipelines.records import GUIDE, POLICY, PROMPT, Outcome, Segment, Trajectory, cut
-from pipelines.rl import advantages, recipe
+from pipelines.rl import advantages, objective, recipe
 from pipelines.rl import run as run_of_stage
 from pipelines.rl.account import training
 from pipelines.rl.clock import Clock
@@ -28,6 +29,7 @@ from pipelines.rl.ledger import Ledger
 from pipelines.rl.recompose import Recomposition
 from pipelines.rl.recompose.corrected_prefixes import right_steps
 from pipelines.rl.recompose.critical_tokens import candidates
+from pipelines.rl.recompose.feedback import BEHAVIOURS, working
 from pipelines.rl.run import answerers
 from pipelines.rl.schedule import Source
 from pipelines.store import read_trajectories
@@ -148,6 +150,45 @@ def test_cure(tmp_path):
     assert cost(recipe("cure"), 4).answers == (4, 16) and cost(recipe("cure")).passes == ("the policy on its answers",)
 
 
+def test_think_tuning(tmp_path, start):
+    """Probability 1: every group has guided members, whose comments train where A > 0 alone; 0: GRPO, bit by bit."""
+    ids = [*TOKENIZER("<think> a b </think>\\boxed{1}", add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
+    assert TOKENIZER.decode(ids[: working(TOKENIZER, ids)]) == "<think> a b " and working(TOKENIZER, ids[:3]) == 3
+    heard = []
+
+    def advises(before: str, number: int) -> str:
+        heard.append(before)
+        return "<think> </think>Look at 17 * 3 again." if "34" in before.rpartition("Working so far:")[2] else ""
+
+    guide = speaking(advises)
+    rollouts = [said("<think> 17 * 3 = 34 </think>\\boxed{634}"), said("<think> 17 * 3 = 41 </think>\\boxed{641}", 1)]
+    script = lambda before, number: " 17 * 3 = 51 </think>\\boxed{651}" if "Look" in before else "never asked"  # noqa: E731
+    made = recomposed("think_tuning", rollouts, tmp_path, guide, script=script, share=1.0)
+    assert [t.dropped for t in made] == ["replaced", "", ""] and [t.sample_id for t in made] == [0, 1, 2]
+    guided = made[2]
+    assert [(s.author, s.trains) for s in guided.segments] == [(PROMPT, False), (POLICY, True), (GUIDE, True), (POLICY, True)]
+    assert guided.response == "<think> 17 * 3 = 34 \nLook at 17 * 3 again.\n 17 * 3 = 51 </think>\\boxed{651}"
+    assert guided.turns[0].logp == [-0.1] * len(guided.turns[0].ids) and guided.origin == POLICY and guided.reward == 1.0
+    asked_for = [next(name for name, words in BEHAVIOURS.items() if f"voice: {words}." in before.rpartition("Working so far:")[2]) for before in heard]
+    assert len(asked_for) == 2 and all(before.count("Working so far:") == 3 for before in heard)  # two examples
+    _, _, whole = tensors(training(made), torch.device("cpu"), 1, 96)
+    comment = torch.zeros_like(whole.mask_BT)
+    first = len(guided.prompt_ids) + len(guided.turns[0].ids)
+    comment[1, first : first + len(guided.turns[1].ids)] = 1.0
+    assert int(whole.mask_BT[1].sum()) == len(guided.response_ids)
+    for rewards, held in (([0.0, 1.0], 1.0), ([1.0, 0.0], 0.0)):
+        filled = whole.having(reward_B=torch.tensor(rewards), guided_BT=comment)
+        filled = filled.having(advantage_BT=advantages(recipe("think_tuning"), filled), logp_old_BT=torch.full_like(comment, -0.7))
+        close(filled.advantage_BT.sum(1) / filled.mask_BT.sum(1), [0.707106 * (2 * r - 1) for r in rewards], atol=1e-3)
+        leaf = torch.full_like(comment, -0.7).requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(recipe("think_tuning"), filled, leaf)[0], leaf)
+        assert bool((gradient * comment).any()) == bool(held) and bool((gradient * (1 - comment))[1].any())
+    assert recomposed("think_tuning", rollouts, tmp_path / "n", speaking(lambda before, number: "never asked"), share=0.0) == rollouts
+    none = {"overrides": {"recompose": [{"name": "feedback", "share": 0.0}]}, "steps": 2}
+    plain, tuned = run(tmp_path / "grpo", start, row="grpo", steps=2), run(tmp_path / "tuned", start, row="think_tuning", **none)
+    assert all(torch.equal(plain[0][name], tuned[0][name]) for name in plain[0])
+
+
 def test_beginnings_are_cut_inside_segments():
     parts = [Segment(GUIDE, [1, 2]), Segment(POLICY, [3, 4, 5], [-1.0, -2.0, -3.0], [0, 0, 1], trains=True)]
     assert cut(parts, 4) == (parts[0], Segment(POLICY, [3, 4], [-1.0, -2.0], [0, 0], trains=True)) and cut(parts, 2) == (parts[0],) and cut(parts, 0) == ()
@@ -156,12 +197,15 @@ def test_beginnings_are_cut_inside_segments():
 KILLED = {
     "scope": {"overrides": {"recompose": [{"name": "corrected_prefixes", "delimiters": [">"]}]}},
     "cure": {"schedule": IN_FLIGHT, "group_size": 2},
+    "think_tuning": {"schedule": ONE_AHEAD},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("row", KILLED)
 def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monkeypatch):
     """With answers so short, the first token counts as a right step and the others as a wrong one."""
+    for name, value in (("ASKED", "{working}{behaviour}"), ("BEHAVIOURS", {"again": "?"}), ("SHOTS", ())):  # its context is short, too
+        monkeypatch.setattr(sys.modules["pipelines.rl.recompose.feedback"], name, value)
     monkeypatch.setattr(run_of_stage, "foreseen", lambda actor, settings, asked: [0.9 if len(ids) == 1 else 0.1 for _, _, ids in asked])
     changes = {"row": row, "steps": 4, **KILLED[row]}
     whole = run(tmp_path / "whole", start, **changes)
@@ -177,5 +221,5 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monk
     assert shapes[WANTED[row]], shapes
 
 
-WANTED = {"scope": (POLICY, GUIDE), "cure": (GUIDE, POLICY)}
+WANTED = {"scope": (POLICY, GUIDE), "cure": (GUIDE, POLICY), "think_tuning": (POLICY, GUIDE, POLICY)}
 """What a run of the row must have had train: the authors of a response in turn."""

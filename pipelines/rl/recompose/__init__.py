@@ -4,6 +4,7 @@ from pipelines.rl.recompose.corrected_prefixes import corrected_prefixes
 from pipelines.rl.recompose.critical_tokens import critical_tokens
 from pipelines.rl.recompose.demonstrations import demonstration_buffer, demonstrations, teachers_for_failures
 from pipelines.rl.recompose.dynamic_sampling import dynamic_sampling
+from pipelines.rl.recompose.feedback import feedback
 from pipelines.rl.recompose.inject import inject
 from pipelines.rl.recompose.oversampling import oversampling
 from pipelines.rl.recompose.prioritised_replay import prioritised_replay
@@ -14,7 +15,7 @@ from pipelines.rl.recompose.swarm import swarm
 
 __all__ = [
     "CONTINUING", "RECOMPOSE", "Recomposition", "corrected_prefixes", "critical_tokens", "demonstration_buffer", "demonstrations", "dynamic_sampling",
-    "inject", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm", "teachers_for_failures",
+    "feedback", "inject", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm", "teachers_for_failures",
 ]  # fmt: skip
 
 RECOMPOSE = {
@@ -27,10 +28,11 @@ RECOMPOSE = {
     "teachers_for_failures": teachers_for_failures,
     "corrected_prefixes": corrected_prefixes,
     "critical_tokens": critical_tokens,
+    "feedback": feedback,
     "prioritised_replay": prioritised_replay,
     "response_recomposition": response_recomposition,
     "swarm": swarm,
 }
 
-CONTINUING = (corrected_prefixes, critical_tokens)
+CONTINUING = (corrected_prefixes, critical_tokens, feedback)
 """Those after which an answer goes on from the beginning of another."""

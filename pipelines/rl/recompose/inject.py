@@ -6,8 +6,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pipelines import prompting
 from pipelines.generation import Generator, Request, Sample
+from pipelines.models import ranks
 from pipelines.records import GUIDE, Outcome, Segment, Trajectory
+from pipelines.rl import account
 from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
 from pipelines.rl.answering import trainable
 from pipelines.rl.demands import takes
@@ -39,6 +42,21 @@ def guide_answers(at: Recomposition, guide: Generator, begun: Sequence[Beginning
     requests = [Request(tuple(b.ids), b.count, (*key, b.sibling.group_id, b.sibling.problem_id), b.first) for b in begun]
     answers = guide.generate(requests)
     return [[_guided(each, each.first + n, sample, guide) for n, sample in enumerate(said)] for each, said in zip(begun, answers, strict=True)]
+
+
+def advice(at: Recomposition, guide: Generator, purpose: str, asked: Sequence[tuple[Trajectory, Sequence[int]]], tokens: int) -> list[str]:
+    """What the guide says to prompts, each about an answer, in at most so many tokens, its thoughts left out; "" where it does not come to that, or a
+    prompt leaves no room for it. Every process asks for its share."""
+    limit = min(tokens, guide.settings.max_new_tokens)
+    fitting = [place for place, (_, prompt) in enumerate(asked) if len(prompt) + limit <= guide.context]
+    key = (*at.seed, GUIDE, purpose, at.step)
+    requests = [Request(tuple(asked[place][1]), 1, (*key, *account.place(asked[place][0])), limit=limit) for place in fitting]
+    samples = ranks.collect(guide.generate(requests[ranks.rank() :: ranks.world()]))
+    texts = [""] * len(asked)
+    for place, (sample,) in zip(fitting, samples, strict=True):
+        said = sample.text.rpartition(prompting.END_THINK)[2]
+        texts[place] = "" if prompting.THINK in said else said.strip()
+    return texts
 
 
 def _guided(begun: Beginning, number: int, sample: Sample, guide: Generator) -> Trajectory:
