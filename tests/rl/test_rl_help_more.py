@@ -1,10 +1,12 @@
 """Rows that learn from answers which go on from the beginnings of others, against hand-computed numbers."""
 
+import functools
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import loops
 import pytest
 import torch
 from killing import Killed
@@ -19,7 +21,7 @@ from pipelines.rl import advantages, objective, recipe
 from pipelines.rl import run as run_of_stage
 from pipelines.rl.account import training
 from pipelines.rl.clock import Clock
-from pipelines.rl.collate import tensors
+from pipelines.rl.collate import minibatches, tensors
 from pipelines.rl.costs import cost, needs
 from pipelines.rl.demands import Need
 from pipelines.rl.environments import SingleTurn
@@ -30,6 +32,7 @@ from pipelines.rl.recompose import Recomposition
 from pipelines.rl.recompose.corrected_prefixes import right_steps
 from pipelines.rl.recompose.critical_tokens import candidates
 from pipelines.rl.recompose.feedback import BEHAVIOURS, working
+from pipelines.rl.recompose.interventions import intervention
 from pipelines.rl.run import answerers
 from pipelines.rl.schedule import Source
 from pipelines.store import read_trajectories
@@ -38,6 +41,19 @@ from pipelines.verifiers import VerifierPool
 ASKING = Asking(SingleTurn(), TOKENIZER, PromptSettings())
 ONE = problem("651", solution="200 * 3 = 600.\n\n17 * 3 = 51.\n\n600 + 51 = 651.")
 ROOMY = GenerationSettings(max_new_tokens=96)
+
+
+@functools.cache
+def verifiers() -> VerifierPool:
+    """One for all tests here."""
+    return VerifierPool()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed():
+    yield
+    verifiers().close()
+    verifiers.cache_clear()
 
 
 def close(got, expected, atol=1e-5):
@@ -64,15 +80,14 @@ def recomposed(row: str, rollouts, folder: Path, *others, script=None, foresee=N
     """What a row's first `recompose` makes of answers, with real verifiers; the policy goes on as `script` says."""
     made = recipe(row, recompose=[{**recipe(row).slots["recompose"][0], **settings_}])
     by_id = {p.problem_id: p for p in problems}
-    with VerifierPool() as pool:
-        answering, examining = answerers(made, speaking(script), pool)
-        source = Source(answering, examining, by_id, lambda step, number: [], settings(), (1, "t"), Ledger(folder / "ledger"))
-        asking = ASKING if longest is None else replace(ASKING, longest=longest)
-        at = Recomposition(
-            1, (1, "t"), by_id, History(folder), answering.rewards, None, asking, foresee, None,
-            lambda name, begun: source.continued(1, Clock(), name, begun), entropies,
-        )  # fmt: skip
-        return made.lists["recompose"][0](rollouts, at, *others)
+    answering, examining = answerers(made, speaking(script), verifiers())
+    source = Source(answering, examining, by_id, lambda step, number: [], settings(), (1, "t"), Ledger(folder / "ledger"))
+    asking = ASKING if longest is None else replace(ASKING, longest=longest)
+    at = Recomposition(
+        1, (1, "t"), by_id, History(folder), answering.rewards, None, asking, foresee, None,
+        lambda name, begun: source.continued(1, Clock(), name, begun), entropies,
+    )  # fmt: skip
+    return made.lists["recompose"][0](rollouts, at, *others)
 
 
 def of_row(row: str, rollouts) -> list[float]:
@@ -150,6 +165,50 @@ def test_cure(tmp_path):
     assert cost(recipe("cure"), 4).answers == (4, 16) and cost(recipe("cure")).passes == ("the policy on its answers",)
 
 
+TRACE = "<think> 200 * 3 = 600\n\n17 * 3 = 41\n\n600 + 41 = 641 </think>\\boxed{641}"
+
+
+def test_int(tmp_path):
+    """The second of three steps is mended: it trains with the first, and nothing after. With the final answer in it, or 0 of 32 right, it does not."""
+    assert intervention("2: 17 * 3 = 51", 3, "651") == (1, "17 * 3 = 51") and intervention("Step 1. Add.", 3, "651") == (0, "Add.")
+    assert [intervention(reply, 3, "651") for reply in ("2: so it is \\boxed{651}", "4: no", "0: no", "", "second: no", "2:")] == [None] * 6
+    heard = []
+
+    def mends(before: str, number: int) -> str:
+        heard.append(before)
+        return "2: 17 * 3 = 51"
+
+    def goes_on(before: str, number: int) -> str:
+        return " </think>\\boxed{651}" if before.endswith("17 * 3 = 51") and number == 30 else " </think>\\boxed{1}"
+
+    rollouts = [said(TRACE), said(TRACE, 1), said("\\boxed{651}", 0, 1), said(TRACE, 1, 1)]
+    made = recomposed("int", rollouts, tmp_path, speaking(mends), script=goes_on)
+    assert made[:4] == rollouts and len(made) == 4 + 32 + 1 and len(heard) == 1
+    assert "1: 200 * 3 = 600\n2: 17 * 3 = 41\n3: 600 + 41 = 641" in heard[0] and ONE.solution in heard[0]
+    assert {(t.group_id, t.dropped) for t in made[4:36]} == {(0, "probe")} and [t.sample_id for t in made[4:36]] == list(range(2, 34))
+    taught = made[36]
+    assert (taught.group_id, taught.origin, taught.policy, taught.dropped) == (2, GUIDE, GUIDE, "") and taught.written == 0
+    assert [(s.author, s.trains, TOKENIZER.decode(s.ids)) for s in taught.turns] == [
+        (GUIDE, True, "<think> 200 * 3 = 600\n\n"), (GUIDE, True, "17 * 3 = 51"),
+    ]  # fmt: skip
+    assert minibatches(training(made), 1) == [[0, 1], [2]]
+    alone = training(recomposed("int", rollouts, tmp_path / "b", speaking(mends), script=goes_on, beginning_trains=False))[-1]
+    assert [s.trains for s in alone.turns] == [False, True] and alone.response == taught.response
+    assert len(recomposed("int", rollouts, tmp_path / "n", speaking(mends), script=lambda before, number: "\\boxed{1}")) == 36  # 0 of 32
+    for leaves in ("2: it is \\boxed{651}", "<think> 2: 17"):
+        assert recomposed("int", rollouts, tmp_path / "l", speaking(lambda before, number, said=leaves: said)) == rollouts
+    assert recomposed("int", rollouts, tmp_path / "s", speaking(mends), problems=(replace(ONE, solution=None),)) == rollouts
+    _, _, whole = tensors([made[0], made[1], taught], torch.device("cpu"), 1, 96)
+    guided = whole.having(guided_BT=whole.mask_BT * torch.tensor([0.0, 0, 1])[:, None])
+    found = advantages(recipe("int"), guided)
+    close(found.sum(1) / whole.mask_BT.sum(1), [0.0, 0.0, 1.0])
+    last = guided.having(advantage_BT=found).rows(torch.tensor([2]))
+    leaf = torch.full_like(last.mask_BT, -0.4).requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(recipe("int"), last.having(logp_old_BT=leaf.detach()), leaf)[0], leaf)
+    close(gradient, -last.mask_BT / last.mask_BT.sum())  # of -mean_t log pi
+    assert needs(recipe("int")) == {Need.POLICY, Need.SOLUTIONS} and cost(recipe("int")).answers == (8, 40)
+
+
 def test_think_tuning(tmp_path, start):
     """Probability 1: every group has guided members, whose comments train where A > 0 alone; 0: GRPO, bit by bit."""
     ids = [*TOKENIZER("<think> a b </think>\\boxed{1}", add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
@@ -198,12 +257,16 @@ KILLED = {
     "scope": {"overrides": {"recompose": [{"name": "corrected_prefixes", "delimiters": [">"]}]}},
     "cure": {"schedule": IN_FLIGHT, "group_size": 2},
     "think_tuning": {"schedule": ONE_AHEAD},
+    "int": {"group_size": 2, "overrides": {"recompose": [{"name": "interventions", "continuations": 4}]}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("row", KILLED)
 def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monkeypatch):
     """With answers so short, the first token counts as a right step and the others as a wrong one."""
+    monkeypatch.setattr(loops, "PROBLEMS", [replace(p, solution="1 + 1 = 2") for p in loops.PROBLEMS])
+    monkeypatch.setattr(sys.modules["pipelines.rl.recompose.interventions"], "ASKED", "{steps}")
+    monkeypatch.setattr(sys.modules["pipelines.rl.recompose.interventions"], "intervention", lambda reply, steps, answer: (0, "<think>"))
     for name, value in (("ASKED", "{working}{behaviour}"), ("BEHAVIOURS", {"again": "?"}), ("SHOTS", ())):  # its context is short, too
         monkeypatch.setattr(sys.modules["pipelines.rl.recompose.feedback"], name, value)
     monkeypatch.setattr(run_of_stage, "foreseen", lambda actor, settings, asked: [0.9 if len(ids) == 1 else 0.1 for _, _, ids in asked])
@@ -221,5 +284,5 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monk
     assert shapes[WANTED[row]], shapes
 
 
-WANTED = {"scope": (POLICY, GUIDE), "cure": (GUIDE, POLICY), "think_tuning": (POLICY, GUIDE, POLICY)}
+WANTED = {"scope": (POLICY, GUIDE), "cure": (GUIDE, POLICY), "think_tuning": (POLICY, GUIDE, POLICY), "int": (GUIDE,)}
 """What a run of the row must have had train: the authors of a response in turn."""

@@ -6,6 +6,7 @@ from pipelines.rl.recompose.demonstrations import demonstration_buffer, demonstr
 from pipelines.rl.recompose.dynamic_sampling import dynamic_sampling
 from pipelines.rl.recompose.feedback import feedback
 from pipelines.rl.recompose.inject import inject
+from pipelines.rl.recompose.interventions import interventions
 from pipelines.rl.recompose.oversampling import oversampling
 from pipelines.rl.recompose.prioritised_replay import prioritised_replay
 from pipelines.rl.recompose.recomposition import Recomposition
@@ -15,7 +16,7 @@ from pipelines.rl.recompose.swarm import swarm
 
 __all__ = [
     "CONTINUING", "RECOMPOSE", "Recomposition", "corrected_prefixes", "critical_tokens", "demonstration_buffer", "demonstrations", "dynamic_sampling",
-    "feedback", "inject", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm", "teachers_for_failures",
+    "feedback", "inject", "interventions", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm", "teachers_for_failures",
 ]  # fmt: skip
 
 RECOMPOSE = {
@@ -29,10 +30,11 @@ RECOMPOSE = {
     "corrected_prefixes": corrected_prefixes,
     "critical_tokens": critical_tokens,
     "feedback": feedback,
+    "interventions": interventions,
     "prioritised_replay": prioritised_replay,
     "response_recomposition": response_recomposition,
     "swarm": swarm,
 }
 
-CONTINUING = (corrected_prefixes, critical_tokens, feedback)
+CONTINUING = (corrected_prefixes, critical_tokens, feedback, interventions)
 """Those after which an answer goes on from the beginning of another."""

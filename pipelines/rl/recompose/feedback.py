@@ -36,7 +36,7 @@ SHOTS = tuple(
     for problem, working, behaviour, assistant in (
         ("A box holds 12 pens, and 3 boxes are bought. 4 pens are lost. How many are left?", "12 + 3 = 15, and 15 - 4 = 11.", "critique",
          "Wait, 3 boxes of 12 pens are not 12 + 3 but 12 * 3. I should compute that step again."),
-        ("What is 15 % of 80?", "15 / 100 * 80 = 12.", "agreement", "That holds: a tenth of 80 is 8, half of it 4, and 8 + 4 = 12. The answer is left."),
+        ("What is 15 % of 80?", "15 / 100 * 80 = 12.", "agreement", "That holds: a tenth of 80 is 8, half of it 4, and 8 + 4 = 12."),
     )
 )  # fmt: skip
 
