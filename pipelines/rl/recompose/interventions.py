@@ -24,7 +24,7 @@ from pipelines.rl.recompose.recomposition import Recomposition
 
 ASKED = (
     "Problem: {problem}\n\nA right solution:\n{solution}\n\nThe steps of a wrong one:\n{steps}\n\nWhich is the first step that is wrong, and what "
-    "should stand in its place? Write its number, a colon, and one step that mends it, in the voice of the wrong solution. Do not say the final answer."
+    "should stand in its place? Write its number, a colon, and one step that mends it, in the voice of the wrong solution. Do not say the answer."
 )
 REPLY = re.compile(r"\D*(\d+)\s*[:.)]\s*(\S.*)", re.DOTALL)
 
