@@ -12,7 +12,7 @@ from pipelines import methods
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.tensors import SETTABLE, TENSORS
 
-Source = Literal["init", "reference", "copy", "teachers", "stored", "demonstrations", "critic"]
+Source = Literal["init", "reference", "copy", "teachers", "stored", "demonstrations", "critic", "later"]
 Follow = Callable[[Any, Mapping[str, Any], Recipe], None]
 """follow(policy of the role, the trained policy's weights, recipe)."""
 
@@ -32,9 +32,9 @@ def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Role:
-    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, rows under `demonstrations`, a
-    critic that it trains first, or a copy of the policy. speaks: functions of the loop sample from it. scored, updated: how it follows the policy
-    once a step's batch is scored, and after the update."""
+    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, rows under `demonstrations`, weights
+    that the stage kept which it names under `later`, a critic that it trains first, or a copy of the policy. speaks: functions of the loop sample
+    from it. scored, updated: how it follows the policy once a step's batch is scored, and after the update."""
 
     source: Source
     speaks: bool = False
@@ -47,6 +47,7 @@ ROLES: dict[str, Role] = {
     "sft": Role("init"),
     "dpo": Role("reference"),
     "guide": Role("reference", speaks=True),
+    "later": Role("later"),
     "prev": Role("copy", scored=become),
     "teacher": Role("copy", updated=drift),
     "teachers": Role("teachers"),

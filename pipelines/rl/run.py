@@ -128,7 +128,7 @@ class Run:
         adopting = Adopting(step, answering, self.settings.answered.limit, self.ledger, functools.partial(self._tokens, step, "logp_old_BT"))
         at = Recomposition(
             step, self.seed, self.problems, self.history, answering.rewards, more, answering.asking, foresee, adopting,
-            functools.partial(self.plan.source.continued, step, clock), functools.partial(self._tokens, step, "entropy_old_BT"),
+            functools.partial(self.plan.source.continued, step, clock), functools.partial(self._tokens, step), self.held,
         )  # fmt: skip
         for change in self.recipe.lists["recompose"]:
             beside = {**self.actor.frozen, **self.speaking}

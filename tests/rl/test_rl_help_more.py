@@ -1,21 +1,26 @@
 """Rows that learn from answers which go on from the beginnings of others, against hand-computed numbers."""
 
 import functools
+import math
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import loops
 import pytest
 import torch
 from killing import Killed
-from loops import IN_FLIGHT, ONE_AHEAD, TOKENIZER, run, settings
+from loops import IN_FLIGHT, ONE_AHEAD, TOKENIZER, policy_of, run, settings
 from playing import problem
 
+from pipelines import graph, paths
+from pipelines.config import Params
 from pipelines.config.common import GenerationSettings, PromptSettings
 from pipelines.errors import UserError
-from pipelines.generation import ScriptedGenerator
+from pipelines.generation import Request, ScriptedGenerator
+from pipelines.models.loading import save_policy
 from pipelines.records import GUIDE, POLICY, PROMPT, Outcome, Segment, Trajectory, cut
 from pipelines.rl import advantages, objective, recipe
 from pipelines.rl import run as run_of_stage
@@ -27,14 +32,17 @@ from pipelines.rl.demands import Need
 from pipelines.rl.environments import SingleTurn
 from pipelines.rl.episodes import Asking
 from pipelines.rl.history import History
+from pipelines.rl.later import Later
 from pipelines.rl.ledger import Ledger
 from pipelines.rl.recompose import Recomposition
+from pipelines.rl.recompose.auto_npo import stalls, weight_cost, worth
 from pipelines.rl.recompose.corrected_prefixes import right_steps
 from pipelines.rl.recompose.critical_tokens import candidates
 from pipelines.rl.recompose.feedback import BEHAVIOURS, working
 from pipelines.rl.recompose.interventions import intervention
 from pipelines.rl.run import answerers
 from pipelines.rl.schedule import Source
+from pipelines.stages import rl
 from pipelines.store import read_trajectories
 from pipelines.verifiers import VerifierPool
 
@@ -76,7 +84,7 @@ def speaking(script) -> ScriptedGenerator:
     return ScriptedGenerator(TOKENIZER, ROOMY, lambda request, number: script(TOKENIZER.decode(request.prompt_ids), number))
 
 
-def recomposed(row: str, rollouts, folder: Path, *others, script=None, foresee=None, entropies=None, problems=(ONE,), longest=None, **settings_):
+def recomposed(row: str, rollouts, folder: Path, *others, script=None, foresee=None, tokens=None, problems=(ONE,), longest=None, held=None, **settings_):
     """What a row's first `recompose` makes of answers, with real verifiers; the policy goes on as `script` says."""
     made = recipe(row, recompose=[{**recipe(row).slots["recompose"][0], **settings_}])
     by_id = {p.problem_id: p for p in problems}
@@ -85,7 +93,7 @@ def recomposed(row: str, rollouts, folder: Path, *others, script=None, foresee=N
     asking = ASKING if longest is None else replace(ASKING, longest=longest)
     at = Recomposition(
         1, (1, "t"), by_id, History(folder), answering.rewards, None, asking, foresee, None,
-        lambda name, begun: source.continued(1, Clock(), name, begun), entropies,
+        lambda name, begun: source.continued(1, Clock(), name, begun), tokens, {} if held is None else held,
     )  # fmt: skip
     return made.lists["recompose"][0](rollouts, at, *others)
 
@@ -141,12 +149,13 @@ def test_cure(tmp_path):
     rollouts = [said(f"<think> {word} </think>\\boxed{{{number}}}", n) for n, (word, number) in enumerate([("a", 1), ("b", 2), ("c", 3), ("d", 651)])]
     asked = []
 
-    def entropies(answers):
+    def entropies(name, answers):
+        assert name == "entropy_old_BT"
         asked.extend(answers)
         return [[float(place) for place in range(len(t.response_ids))] for t in answers]
 
     made = recomposed(
-        "cure", rollouts, tmp_path, script=lambda before, number: "\\boxed{651}" if number == 1 else "\\boxed{1}", entropies=entropies, top=1
+        "cure", rollouts, tmp_path, script=lambda before, number: "\\boxed{651}" if number == 1 else "\\boxed{1}", tokens=entropies, top=1
     )
     assert made[:4] == rollouts == asked and [t.sample_id for t in made] == list(range(16)) and {t.group_id for t in made} == {0}
     for place, t in enumerate(made[4:]):
@@ -156,13 +165,83 @@ def test_cure(tmp_path):
         assert TOKENIZER.decode(whole[len(opening.ids) :][:1]) == "\\boxed{" and t.reward == float(place % 3 == 1)
         assert t.response == f"<think> {'abcd'[place // 3]} </think>" + ("\\boxed{651}" if place % 3 == 1 else "\\boxed{1}")
     close(of_row("cure", made), [1.436139 if t.reward else -0.652790 for t in made], atol=1e-4)  # 5 of 16 right, ddof 1
-    again = recomposed("cure", rollouts, tmp_path, script=lambda before, number: "never asked", entropies=entropies, top=1)
+    again = recomposed("cure", rollouts, tmp_path, script=lambda before, number: "never asked", tokens=entropies, top=1)
     assert again == made  # the ledger has it
-    trains = recomposed("cure", rollouts, tmp_path / "t", script=lambda before, number: "\\boxed{1}", entropies=entropies, top=1, trains=True)
+    trains = recomposed("cure", rollouts, tmp_path / "t", script=lambda before, number: "\\boxed{1}", tokens=entropies, top=1, trains=True)
     assert trains[4].turns[0] == cut(rollouts[0].turns, len(made[4].turns[0].ids))[0] and trains[4].turns[0].trains
-    few = recomposed("cure", rollouts, tmp_path / "f", script=lambda before, number: "no", entropies=entropies, longest=1)
+    few = recomposed("cure", rollouts, tmp_path / "f", script=lambda before, number: "no", tokens=entropies, longest=1)
     assert few == rollouts  # the first is never drawn, the second is a space
     assert cost(recipe("cure"), 4).answers == (4, 16) and cost(recipe("cure")).passes == ("the policy on its answers",)
+
+
+def test_auto_npo(tmp_path, start):
+    """S of the worked checkpoints is highest for the second; it guides from there until the run has passed it, and nobody looks again for 20 steps."""
+    values = worth([0.10, 0.25, 0.30], [1.2, 1.5, 2.5])
+    assert values == pytest.approx([0.083333, 0.166667, 0.12], abs=1e-6) and weight_cost([math.log(0.5), math.log(1.5)]) == pytest.approx(1.25)
+    bounds = {"window": 20, "slope": 1e-3, "failing": 0.5, "unsure": 0.5}
+    rising = [0.01 * n for n in range(20)]
+    assert stalls([0.3] * 20, 0.5, 1.0, **bounds) and not stalls([0.3] * 19, 0.5, 1.0, **bounds) and not stalls(rising, 0.5, 0.5, **bounds)
+    assert stalls(rising, 0.51, 1.0, **bounds) and stalls(rising, 0.0, 0.49, **bounds)
+    kept = Later({step: Path(str(step)) for step in (5, 10, 15, 20, 25)}, lambda folder: speakers[folder.name])
+    assert kept.near(7, (5, 10, 20)) == [10, 15, 25] and kept.near(1, (5, 10, 20)) == [5, 10, 20] and kept.near(25, (5,)) == []
+    right = {"5": 1, "10": 3, "20": 4}
+    speakers = {name: speaking(lambda before, n, share=share: "\\boxed{651}" if n % 4 < share else "\\boxed{1}") for name, share in right.items()}
+    gaps = {"5": 0.0, "10": 0.5, "20": 2.0}
+
+    def tokens(name, answers):
+        """The policy holds the answers of a later checkpoint for less likely, the even ones of them."""
+        assert name == "logp_old_BT"
+        gap = gaps[["5", "10", "20"][(answers[0].sample_id - 8) // 4]]
+        return [[-gap if t.sample_id % 2 else 0.0] * len(t.response_ids) for t in answers]
+
+    rollouts, held = [said("\\boxed{1}", n) for n in range(4)] + [said("\\boxed{651}", n, 1) for n in range(4)], {}
+    made = recomposed("auto_npo", rollouts, tmp_path, kept, tokens=tokens, held=held, failing=0.4)
+    cost_of = [1 + ((1 - math.exp(-gap)) / 2) ** 2 for gap in gaps.values()]
+    found = worth([0.25, 0.75, 1.0], cost_of)
+    assert found == pytest.approx([0.25, 0.722, 0.8427], abs=1e-3) and held["npo_looked"] == 1 and held["npo_guide"] == 20
+    assert [t.dropped for t in made if t.origin == GUIDE and not t.dropped] == [""] and sum(t.dropped == "spare" for t in made) == 3 + 12
+    assert Counter(t.dropped for t in made if t.origin == POLICY) == {"": 7, "replaced": 1} and len({(t.group_id, t.sample_id) for t in made}) == len(made)
+    again = recomposed("auto_npo", rollouts, tmp_path, kept, held=held, failing=0.4)  # no look ahead: tokens would be called
+    assert len(again) == 8 + 4
+    passed = {"npo_looked": 0.0, "npo_guide": 1.0, "npo_first": 0.1}
+    assert recomposed("auto_npo", rollouts, tmp_path, kept, held=passed, failing=0.4) == rollouts  # no later one any more
+    assert recomposed("auto_npo", rollouts, tmp_path, kept, held={}) == rollouts  # half of the groups are not more than half
+    few = recomposed("auto_npo", rollouts, tmp_path, kept, tokens=tokens, held=(dear := {}), failing=0.4, at_most=1.0, gain=2.0)
+    assert dear["npo_guide"] == 0 and all(t.dropped == "spare" for t in few[8:])  # the policy itself has half of them right
+    close(of_row("auto_npo", [t for t in training(made) if t.group_id == 0]), [-0.5] * 3 + [1.5], atol=1e-3)
+    assert needs(recipe("auto_npo")) == {Need.POLICY} and cost(recipe("auto_npo")).answers == (8, 24)
+
+
+def test_a_stage_names_what_kept_later_checkpoints():
+    for row, later, words in (("auto_npo", None, "name the stage that kept them under `later`"), ("grpo", "one", "reads no `later`")):
+        stage = settings(recipe=row, later=later)
+        assert stage.models_read == (("sft", "one") if later else ("sft",))
+        assert (paths.KEPT / "one" in graph.stage("t", "rl", stage).reads) == bool(later)
+        with pytest.raises(UserError, match=f"t: recipe '{row}' .*{words}"):
+            rl.run(SimpleNamespace(settings=stage, stage="t"))
+    first = {"kind": "rl", "init": "base", "data": "curation/rl"}
+    content = {
+        "seed": 1,
+        "sources": {"train": {"a": {"kind": "arithmetic", "count": 9}}, "benchmarks": {"b": {"kind": "arithmetic", "count": 2}}},
+        "stages": {"first": first, "second": first | {"recipe": "auto_npo", "later": "first"}},
+        "evaluation": {"gate": {"candidate": "second", "against": "first", "improve": ["b"]}},
+    }
+    with pytest.raises(ValueError, match="later: 'first' keeps no weights along its training; give a stage that trains `keep"):
+        Params.model_validate(content)
+    content["stages"]["first"] = first | {"keep": {"every": 5}}
+    stages = graph.graph(Params.model_validate(content))
+    assert stages["first"].feeds(stages["second"]) and list(stages).index("first") < list(stages).index("second")
+
+
+def test_what_a_stage_kept_speaks(tmp_path, learnt, start):
+    save_policy(tmp_path / paths.model("sft"), learnt, TOKENIZER)
+    for step in (5, 10):
+        save_policy(tmp_path / paths.KEPT / "first" / f"step-{step:06d}", policy_of(start), TOKENIZER)
+    later = rl._later(SimpleNamespace(root=tmp_path, stage="t", settings=settings(later="first")), "first", "cpu")
+    assert later.near(2, (5,)) == [5]
+    prompt = tuple(ASKING.prompt(loops.PROBLEMS[0]).ids)
+    (theirs,), (ours,) = (g.generate([Request(prompt, 1, (1, "t"))])[0] for g in (later.generator(10), loops.speaker(policy_of(start))))
+    assert theirs.token_ids == ours.token_ids and theirs.text.startswith("<think>")
 
 
 TRACE = "<think> 200 * 3 = 600\n\n17 * 3 = 41\n\n600 + 41 = 641 </think>\\boxed{641}"
@@ -257,6 +336,7 @@ KILLED = {
     "scope": {"overrides": {"recompose": [{"name": "corrected_prefixes", "delimiters": [">"]}]}},
     "cure": {"schedule": IN_FLIGHT, "group_size": 2},
     "think_tuning": {"schedule": ONE_AHEAD},
+    "auto_npo": {"overrides": {"recompose": [{"name": "auto_npo", "ahead": [1, 2, 3], "window": 2, "failing": 0.0, "gain": 0.0, "at_most": 0.5}]}},
     "int": {"group_size": 2, "overrides": {"recompose": [{"name": "interventions", "continuations": 4}]}},
 }  # fmt: skip
 
@@ -284,5 +364,5 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(tmp_path, start, row, monk
     assert shapes[WANTED[row]], shapes
 
 
-WANTED = {"scope": (POLICY, GUIDE), "cure": (GUIDE, POLICY), "think_tuning": (POLICY, GUIDE, POLICY), "int": (GUIDE,)}
+WANTED = {"scope": (POLICY, GUIDE), "cure": (GUIDE, POLICY), "think_tuning": (POLICY, GUIDE, POLICY), "int": (GUIDE,), "auto_npo": (GUIDE,)}
 """What a run of the row must have had train: the authors of a response in turn."""

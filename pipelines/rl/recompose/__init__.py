@@ -1,5 +1,6 @@
 """Slot `recompose`: what becomes of a step's trajectories before they train, a file for each function."""
 
+from pipelines.rl.recompose.auto_npo import auto_npo
 from pipelines.rl.recompose.corrected_prefixes import corrected_prefixes
 from pipelines.rl.recompose.critical_tokens import critical_tokens
 from pipelines.rl.recompose.demonstrations import demonstration_buffer, demonstrations, teachers_for_failures
@@ -15,8 +16,9 @@ from pipelines.rl.recompose.response_recomposition import response_recomposition
 from pipelines.rl.recompose.swarm import swarm
 
 __all__ = [
-    "CONTINUING", "RECOMPOSE", "Recomposition", "corrected_prefixes", "critical_tokens", "demonstration_buffer", "demonstrations", "dynamic_sampling",
-    "feedback", "inject", "interventions", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm", "teachers_for_failures",
+    "CONTINUING", "RECOMPOSE", "Recomposition", "auto_npo", "corrected_prefixes", "critical_tokens", "demonstration_buffer", "demonstrations",
+    "dynamic_sampling", "feedback", "inject", "interventions", "oversampling", "prioritised_replay", "replay", "response_recomposition", "swarm",
+    "teachers_for_failures",
 ]  # fmt: skip
 
 RECOMPOSE = {
@@ -24,6 +26,7 @@ RECOMPOSE = {
     "oversampling": oversampling,
     "replay": replay,
     "inject": inject,
+    "auto_npo": auto_npo,
     "demonstrations": demonstrations,
     "demonstration_buffer": demonstration_buffer,
     "teachers_for_failures": teachers_for_failures,

@@ -32,7 +32,7 @@ def critical_tokens(
     for t in rollouts:
         free[t.group_id] = max(free[t.group_id], t.sample_id + 1)
     begun = []
-    for t, entropy in zip(answers, at.entropies(answers), strict=True):
+    for t, entropy in zip(answers, at.tokens("entropy_old_BT", answers), strict=True):
         most = max(int(min(longest, at.asking.longest - len(t.prompt_ids))), 0)
         if places := candidates(at.asking.tokenizer, t.response_ids[: most + 1], entropy, top):
             place = places[int(seeding.generator(*at.seed, "critical token", at.step, t.group_id, t.sample_id).integers(len(places)))]

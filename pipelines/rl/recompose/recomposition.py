@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from pipelines.models import ranks
@@ -47,8 +47,11 @@ class Recomposition:
     """What takes in answers of others."""
     continued: Callable[[str, Sequence[Beginning]], list[list[Trajectory]]] = None  # type: ignore[assignment]  # a run always has it
     """See `Source.continued`, of this step."""
-    entropies: Callable[[list[Trajectory]], list[list[float]]] = None  # type: ignore[assignment]  # likewise
-    """For each token of the responses the entropy of the policy that the step trains, nats. All processes must ask together."""
+    tokens: Callable[[str, list[Trajectory]], list[list[float]]] = None  # type: ignore[assignment]  # likewise
+    """tokens(name, trajectories): that tensor (tensors.py) of the policy before the update, for each token of the responses. All processes must ask
+    together."""
+    held: MutableMapping[str, float] = field(default_factory=dict)
+    """Numbers that later steps find again, and that a checkpoint keeps."""
 
     def judged(self, asked: Sequence[T], answer: Callable[[Sequence[T]], list[list[Trajectory]]]) -> list[list[Trajectory]]:
         """For each of these the further answers to its problem, with their rewards. answer: gives those for some of them; every process answers and
