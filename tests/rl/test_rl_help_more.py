@@ -13,7 +13,7 @@ import pytest
 import torch
 from killing import Killed
 from loops import IN_FLIGHT, ONE_AHEAD, TOKENIZER, policy_of, run, settings
-from playing import problem
+from playing import groups, problem
 
 from pipelines import graph, paths
 from pipelines.config import Params
@@ -325,6 +325,28 @@ def test_think_tuning(tmp_path, start):
     none = {"overrides": {"recompose": [{"name": "feedback", "share": 0.0}]}, "steps": 2}
     plain, tuned = run(tmp_path / "grpo", start, row="grpo", steps=2), run(tmp_path / "tuned", start, row="think_tuning", **none)
     assert all(torch.equal(plain[0][name], tuned[0][name]) for name in plain[0])
+
+
+def test_an_answer_is_forced_where_the_thought_uses_up_its_tokens():
+    """Of 40 tokens 12 are left: a thought that goes on is closed and the answer opened, one that has ended goes on by itself, a short one is whole."""
+    environment = recipe("rlcs", environment={"name": "forced_answer", "tokens": 12}).single["environment"]()
+    made = {}
+    for name, first in (("forced", "<think> " + "1 + " * 40), ("open", "<think> " + "1 + " * 11 + "</think> so it is not yet said"), ("short", "\\boxed{651}")):
+        second = "651}" if name == "forced" else "\\boxed{651}"
+        script = lambda before, number, first=first, second=second: second if "1 + " in before else first  # noqa: E731
+        ((made[name], _),) = groups(script, [ONE], environment, settings=GenerationSettings(max_new_tokens=40))
+    closing = TOKENIZER("</think>\\boxed{", add_special_tokens=False)["input_ids"]
+    forced = made["forced"]
+    assert [(s.author, s.trains) for s in forced.segments] == [(PROMPT, False), (POLICY, True), (GUIDE, False), (POLICY, True)]
+    assert len(forced.turns[0].ids) == 28 and forced.turns[1].ids == closing and forced.outcome == "correct" and forced.finish_reason == "stop"
+    assert forced.response == "<think> 1 + 1 + 1 + 1 + 1 + 1 + 1 </think>\\boxed{651}"
+    assert [s.author for s in made["open"].segments] == [PROMPT, POLICY, POLICY] and made["open"].outcome == "correct"
+    assert [s.author for s in made["short"].segments] == [PROMPT, POLICY] and made["short"].outcome == "correct"
+    assert {name: t.reward_parts["forced"] for name, t in made.items()} == {"forced": 1.0, "open": 0.0, "short": 0.0}
+    _, _, whole = tensors([forced], torch.device("cpu"), 1, 40)
+    assert int(whole.mask_BT.sum()) == len(forced.response_ids) - len(closing) <= 40 - len(closing)
+    tight = groups(lambda before, number: "<think> " + "1 + " * 40, [ONE], environment, settings=GenerationSettings(max_new_tokens=4))[0][0]
+    assert [s.author for s in tight.segments] == [PROMPT, POLICY] and tight.finish_reason == "length"  # no room for an answer at all
 
 
 def test_beginnings_are_cut_inside_segments():
