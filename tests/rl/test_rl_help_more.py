@@ -331,9 +331,9 @@ def test_an_answer_is_forced_where_the_thought_uses_up_its_tokens():
     """Of 40 tokens 12 are left: a thought that goes on is closed and the answer opened, one that has ended goes on by itself, a short one is whole."""
     environment = recipe("rlcs", environment={"name": "forced_answer", "tokens": 12}).single["environment"]()
     made = {}
-    for name, first in (("forced", "<think> " + "1 + " * 40), ("open", "<think> " + "1 + " * 11 + "</think> so it is not yet said"), ("short", "\\boxed{651}")):
+    for name, first in (("forced", "<think> " + "1 + " * 40), ("open", "<think> 1 + 1 </think> " + "so " * 40), ("short", "\\boxed{651}")):
         second = "651}" if name == "forced" else "\\boxed{651}"
-        script = lambda before, number, first=first, second=second: second if "1 + " in before else first  # noqa: E731
+        script = lambda before, number, first=first, second=second: second if "1 +" in before else first  # noqa: E731
         ((made[name], _),) = groups(script, [ONE], environment, settings=GenerationSettings(max_new_tokens=40))
     closing = TOKENIZER("</think>\\boxed{", add_special_tokens=False)["input_ids"]
     forced = made["forced"]
