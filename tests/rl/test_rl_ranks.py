@@ -106,6 +106,7 @@ DATA_HALF = {
 SELECTION = {
     "tasks": [{"name": "rule_reasoner", "every": 1, "by": "source"}, {"name": "success_pairs"}],
     "guidance": {"name": "templates", "names": ["abel", "simplerl"]},
+    "environment": {"name": "single_turn"},
 }
 LOOPS = {
     "spae": {"prompts_per_step": 3, "row": "spae"},
