@@ -163,6 +163,11 @@ class Recipe:
         chosen = (name for name in sorted(self.needs) if name in SETTABLE and "by" in methods.settings_of(SETTABLE[name]))
         return tuple(name for name in chosen if self.setting(name, "by") == "critic")
 
+    @property
+    def value_head(self) -> bool:
+        """Whether a value head trains beside the policy."""
+        return any(TENSORS[name].head for name in self.needs)
+
     def setting(self, tensor: str, name: str) -> Any:
         """What the recipe, or its function's default, says of how the tensor is had."""
         return self.slots["inputs"].get(tensor, {}).get(name, methods.settings_of(SETTABLE[tensor])[name].default)

@@ -34,6 +34,7 @@ from pipelines.rl.answering import Answering
 from pipelines.rl.batch import Batch
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import left_out, make_step, minibatches, share_of
+from pipelines.rl.critic_warmup import DONE, explained_variance, warms
 from pipelines.rl.explore import samples
 from pipelines.rl.guidance import none
 from pipelines.rl.history import History
@@ -156,13 +157,20 @@ class Run:
     def update(self, step: int, scored: Scored) -> dict[str, float]:
         """The optimiser steps of a batch, and what moves with the policy. Returns figures for the journal."""
         settings, now = self.settings.model_copy(update={"epochs": self.settings.passes(step)}), scored.now
-        share = schedule(settings.optimiser, step, self.steps)
+        explained = explained_variance(scored.batch) if "return_BT" in scored.batch else None
+        self.actor.warming = warms(self.recipe, step, explained, self.held)
+        if self.actor.warming:
+            settings, share = settings.model_copy(update={"epochs": self.recipe.setting("value_old_BT", "epochs")}), 1.0
+        else:
+            before = int(self.held.get(DONE, 0))
+            share = schedule(settings.optimiser, step - before, self.steps - before)
         figures = optimise(
             self.actor, self.optimiser, self.recipe, settings, share, now.ids_BT, now.score_BT, scored.batch, scored.groups, self.checkpoints.folder
         )
         self._hold({name: figures[declared.held_of] for name, declared in TENSORS.items() if declared.held_of in figures})
         follow(self.actor, self.recipe, "updated")
-        if settings.kl_control:
+        figures |= {} if explained is None else {"explained_variance": explained}
+        if settings.kl_control and not self.actor.warming:
             figures["kl_scale"] = self.held.get("kl_scale", 1.0)
             self.held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
         return figures | {"lr": share * settings.optimiser.lr}

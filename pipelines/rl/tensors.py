@@ -74,8 +74,8 @@ class Declared:
     role: the policy beside the trained one that it is of (roles.py). live: see BEFORE. with_: tensors that it cannot be had without.
     held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own. asks: what of stored
     responses must be known for it.
-    solution: it is read off the problem's worked solution. fill: what stands past a row's end where ranks' rows are put together. numbered: its
-    ids are of one rank alone. listed: see SUM.
+    solution: it is read off the problem's worked solution. head: the value head says it. fill: what stands past a row's end where ranks' rows are put
+    together. numbered: its ids are of one rank alone. listed: see SUM.
     """
 
     about: str
@@ -90,6 +90,7 @@ class Declared:
     free: bool = False
     asks: Asks | None = None
     solution: bool = False
+    head: bool = False
     fill: float = 0.0
     numbered: bool = False
     listed: bool = False
@@ -142,6 +143,7 @@ TENSORS: dict[str, Declared] = {
     "pool_mean_B": _read(facts.pool_mean, "mean reward of all that the group was answered, also of what does not train", free=True),
     "greedy_B": _read(facts.greedy, "reward of the greedy answer to the problem", free=True, asks=Asks.SAMPLING),
     "role_baseline_B": _read(facts.role_baseline, "running mean of the rewards of the row's role before it", free=True, asks=Asks.SAMPLING),
+    "value_edges_K": _read(facts.value_edges, "edges of the value head's bins, one more than there are bins", free=True),
     "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True, asks=Asks.VERDICT),
     "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
@@ -180,7 +182,7 @@ TENSORS: dict[str, Declared] = {
     "logp_proxy_BT": _before(scores.proxy, "the policy before the update without its least likely tokens; very negative where the token is one"),
     "topk_BTK": _before(scores.likeliest, "the K likeliest tokens before the update, int"),
     "squares_old_BT": _before(scores.squares, "sum over the vocabulary of squared probabilities, before the update"),
-    "value_old_BT": _before(scores.value, "value estimates before the update", reads=Reads.HIDDEN),
+    "value_old_BT": _before(scores.value_before, "value estimates before the update", reads=Reads.HIDDEN, head=True),
     "hidden_old_BTH": _before(scores.hidden, "what the language-model head sees where it predicts the token, before the update", reads=Reads.HIDDEN),
     "special_old_B": _before(scores.reserved, "`special_B` before the update", reads=Reads.END, live="special_B"),
     "special_anchor": _read(
@@ -193,7 +195,8 @@ TENSORS: dict[str, Declared] = {
     "vocab_mean_BT": _live(scores.vocabulary_mean, "mean over the vocabulary of the policy's log-probabilities"),
     "student_topk_BTK": _live(scores.of_topk, "policy's log-probability of the tokens `topk_BTK`", with_=("topk_BTK",)),
     "student_stored_BTK": _live(scores.of_stored, "policy's log-probability of the tokens `stored_topk_BTK`", with_=("stored_topk_BTK",)),
-    "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN),
+    "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN, head=True),
+    "value_logits_BTK": _live(scores.value_logits, "the value head's logits of K bins before each token", reads=Reads.HIDDEN, head=True),
     "special_B": _live(scores.reserved, "log-probability of a reserved token right after the response", reads=Reads.END),
     "peak_entropy_B": Declared("mean nucleus entropy of the response's peak tokens, nan without any", When.ROWS, regularisers.peak_entropy),
     # of a whole batch under the current policy

@@ -75,6 +75,8 @@ def optimise(
                 held[name] += value / updates
         before = sums["loss"]
         for piece, live in part.forward():
+            if actor.warming:
+                live = {name: value if TENSORS[name].head else value.detach() for name, value in live.items()}
             entropy, logp_BT = live["entropy_BT"].detach(), live.pop("logp_BT")
             loss, figures = objective(recipe, piece, logp_BT, live)
             if loss.requires_grad:
@@ -89,7 +91,7 @@ def optimise(
             largest = {name: max(value, furthest) for name, value in largest.items()}
         spread(actor.policy)
         for p in actor.policy.parameters():
-            if p.requires_grad and p.grad is None:  # no row had a gradient: it is 0, which momentum does not stop at
+            if p.requires_grad and p.grad is None and not actor.warming:  # no row had a gradient: it is 0, which momentum does not stop at
                 p.grad = torch.zeros_like(p)
         whole = ranks.total({"loss": sums["loss"] - before})["loss"]
         norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm, whole, functools.partial(part.keep, folder)) / updates
@@ -143,6 +145,7 @@ class _Part:
         names = {name for name, declared in needs.items() if declared.when is When.LIVE} | {d.live for d in needs.values() if d.live}
         live = functools.partial(score.live, self.actor, self.settings, inputs=self.recipe.slots["inputs"])
         beside = {other for declared in needs.values() if declared.when is When.LIVE for other in declared.with_}
+        idles = next(name for name in sorted(names) if TENSORS[name].head) if self.actor.warming else "logp_BT"
         number = 0
         for rows, graph in zip(_moving(self.recipe, self.batch), (contextlib.nullcontext, torch.no_grad), strict=True):
             micros = _micro_batches(self.recipe, self.batch, rows, self.ids_BT, self.score_BT, self.settings.micro_batch)
@@ -157,9 +160,9 @@ class _Part:
                 number += 1
             for _ in range(missing):
                 with graph():
-                    logp_BT = live({"logp_BT"}, ids_BT=self.idle[0], score_BT=self.idle[1], along={})["logp_BT"]
-                if logp_BT.requires_grad:
-                    (0 * logp_BT.sum()).backward()
+                    said = live({idles}, ids_BT=self.idle[0], score_BT=self.idle[1], along={})[idles]
+                if said.requires_grad:
+                    (0 * said.sum()).backward()
 
     def old_of(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the policy says of a slice, as what an unchanged one said before the update."""

@@ -17,6 +17,7 @@ from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.statistics import component_weights
+from pipelines.rl.value_head import bin_edges
 from pipelines.verifiers.confidence import stated_confidence
 
 _OUTCOME_LEVEL = {Outcome.CORRECT.value: 1, Outcome.WRONG.value: 2}
@@ -76,6 +77,11 @@ def baseline(step: Step, *, by: Literal["pass_rate", "critic"] = "pass_rate") ->
         return of_critic(step).gather(1, step.score_BT.int().argmax(1, keepdim=True))[:, 0]
     mean = group_mean(step.batch.reward_B, step.batch.group_B).tolist()
     return step.tensor([m if p.pass_rate is None else p.pass_rate for p, m in zip(step.problems, mean, strict=True)])
+
+
+def value_edges(step: Step, *, bins: int = 51, low: float = 0.0, high: float = 1.0, margin: float = 2.25) -> Tensor:
+    """See `bin_edges`; low, high: the range of the returns."""
+    return bin_edges(bins=bins, low=low, high=high, margin=margin).to(step.ids_BT.device)
 
 
 def pool_mean(step: Step) -> Tensor:

@@ -72,16 +72,29 @@ def reserved(tokenizer: Any, *, token: str | None = None) -> int:
     return tokenizer.pad_token_id if token is None else tokenizer.convert_tokens_to_ids(token)
 
 
-def value(actor: Actor) -> Callable[[Tensor], Tensor]:
-    """The value head's estimate (N,) of what the language-model head sees, float32."""
+def value_logits(actor: Actor) -> Callable[[Tensor], Tensor]:
+    """What the value head says (N, K) of what the language-model head sees, float32."""
     head = actor.value_head
     assert head is not None
 
-    def estimate(hidden_NE: Tensor) -> Tensor:
+    def said(hidden_NE: Tensor) -> Tensor:
         with torch.autocast(hidden_NE.device.type, enabled=False):
-            return head(hidden_NE.float())[:, 0]
+            return head((hidden_NE.detach() if actor.warming else hidden_NE).float())
 
-    return estimate
+    return said
+
+
+def value(actor: Actor) -> Callable[[Tensor], Tensor]:
+    """The value head's estimate (N,) of what the language-model head sees, float32."""
+    said, head = value_logits(actor), actor.value_head
+    assert head is not None
+    return lambda hidden_NE: head.value(said(hidden_NE))
+
+
+def value_before(actor: Actor, *, warmup: int = 0, epochs: int = 4, enough: float = 0.5) -> Callable[[Tensor], Tensor]:
+    """`value`. The settings are of the loop (critic_warmup.py): in up to `warmup` steps only the value head learns, by `epochs` passes over each
+    batch, until it explains more than `enough` of the variance of the returns."""
+    return value(actor)
 
 
 def hidden(actor: Actor) -> Callable[[Tensor], Tensor]:

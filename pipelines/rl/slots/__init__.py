@@ -211,6 +211,7 @@ SLOTS: dict[str, Slot] = {
     "auxiliary": Slot(
         {
             "value": auxiliary.value,
+            "value_histogram": auxiliary.value_histogram,
             "self_reward": auxiliary.self_reward,
             "expert": auxiliary.expert,
             "distil": auxiliary.distil,
