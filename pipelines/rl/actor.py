@@ -46,8 +46,8 @@ def add_value_head(policy: Any, edges: Tensor | None = None) -> None:
     policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device)
 
 
-def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"]) -> None:
+def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"], step: int) -> None:
     """Policies beside the trained one move as their roles say."""
     for name, role in roles_of(recipe).items():
         if (how := role.scored if moment == "scored" else role.updated) is not None:
-            how(actor.frozen[name], weights(actor.policy), recipe)
+            how(actor.frozen[name], weights(actor.policy), recipe, step)

@@ -16,6 +16,7 @@ import torch
 
 from pipelines.config.learning import KlControl, LearningStage
 from pipelines.config.rl import SamplingStage, ValidationSettings
+from pipelines.errors import UserError
 from pipelines.generation import Generator, TorchGenerator
 from pipelines.models import ranks
 from pipelines.models.adapters import plain_weights
@@ -151,7 +152,7 @@ class Run:
             routed = routes(self.recipe, filled)
             batch = with_advantages(self.recipe, masked(filled, routed))
         self._hold({name: float(batch[name]) for name, declared in TENSORS.items() if declared.held and name in batch})
-        follow(self.actor, self.recipe, "scored")
+        follow(self.actor, self.recipe, "scored", step)
         return leave_out(trajectories, left_out(now.rollouts, filled, routed)), Scored(now, batch, groups)
 
     def update(self, step: int, scored: Scored) -> dict[str, float]:
@@ -168,7 +169,7 @@ class Run:
             self.actor, self.optimiser, self.recipe, settings, share, now.ids_BT, now.score_BT, scored.batch, scored.groups, self.checkpoints.folder
         )
         self._hold({name: figures[declared.held_of] for name, declared in TENSORS.items() if declared.held_of in figures})
-        follow(self.actor, self.recipe, "updated")
+        follow(self.actor, self.recipe, "updated", step)
         figures |= {} if explained is None else {"explained_variance": explained}
         if settings.kl_control and not self.actor.warming:
             figures["kl_scale"] = self.held.get("kl_scale", 1.0)
@@ -237,6 +238,8 @@ def begun(
     if stored is None:
         assert isinstance(settings, SamplingStage)
         generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")
+        if "allowed_BTK" in recipe.needs:
+            _restrict(generator, actor, recipe, settings)
         drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
         speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
         source = functools.partial(Source, problems=by_id, draw=drawn, settings=settings, seed=key, ledger=ledger)
@@ -256,6 +259,20 @@ def begun(
             recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, resets, checkpoints, journal,
             rollout_folder, held, state, pace, kept,
         )  # fmt: skip
+
+
+def _restrict(generator: Generator, actor: Actor, recipe: Recipe, settings: SamplingStage) -> None:
+    """Have the policy say only what its lagged copy allows.
+
+    Raises:
+        UserError: the engine does not know how, or would answer beside updates, when the lagged copy moves.
+    """
+    if not isinstance(generator, TorchGenerator) or settings.schedule.kind != "synchronous":
+        raise UserError(
+            f"recipe '{recipe.name}' lets the policy say only what a lagged copy of it finds likely: that needs generation.engine torch and "
+            f"schedule.kind synchronous, got {settings.generation.engine} and {settings.schedule.kind}"
+        )
+    generator.restrict(actor.frozen["lagged"], **{name: recipe.setting("allowed_BTK", name) for name in ("p", "top_k", "least")})
 
 
 def _validation(settings: ValidationSettings | None, problems: Sequence[Problem], checkpoints: Checkpoints, held: Numbers) -> Validation | None:

@@ -149,6 +149,9 @@ TENSORS: dict[str, Declared] = {
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
     "observed_BT": _read(facts.observed, "1 on tokens of what a tool answered, else 0", free=True),
     "guided_BT": _read(facts.guided, "1 on tokens that a guide wrote, else 0", free=True, asks=Asks.SAMPLING),
+    "allowed_BTK": _read(
+        facts.allowed, "ids that the token was drawn from, one bit each, K bytes; 0 for all", role="lagged", free=True, asks=Asks.SAMPLING
+    ),
     "turn_BT": _read(facts.turns, "number of the policy's turn, from 0, int; -1 where it reads", free=True),
     "turn_return_BT": _read(facts.turn_return, "what the policy's turn and those after it are worth", free=True, asks=Asks.SAMPLING),
     "state_BT": _read(facts.states, "equal ids on turns of siblings that have read the same, int", free=True, numbered=True),
@@ -177,6 +180,7 @@ TENSORS: dict[str, Declared] = {
     "stored_logp_BTK": _read(taught.stored_logp, "their log-probabilities, -1e4 where there are fewer than K", role="stored", free=True, fill=NONE),
     # of the policy before the update
     "logp_old_BT": _before(chosen, "proximal policy: the training engine before the update", live="logp_BT"),
+    "logp_allowed_old_BT": _before(scores.of_allowed, "`logp_allowed_BT` before the update", live="logp_allowed_BT", with_=("allowed_BTK",)),
     "entropy_old_BT": _before(entropy, "entropy before the update", live="entropy_BT"),
     "vocab_mean_old_BT": _before(scores.vocabulary_mean, "`vocab_mean_BT` before the update", live="vocab_mean_BT"),
     "logp_proxy_BT": _before(scores.proxy, "the policy before the update without its least likely tokens; very negative where the token is one"),
@@ -190,6 +194,7 @@ TENSORS: dict[str, Declared] = {
     ),
     # of the policy in the update
     "logp_BT": _live(chosen, "log-probability of each token under the policy that is trained, nats"),
+    "logp_allowed_BT": _live(scores.of_allowed, "log-probability of each token among those that it was drawn from, nats", with_=("allowed_BTK",)),
     "entropy_BT": _live(entropy, "entropy of the policy at each token, nats"),
     "nucleus_entropy_BT": _live(scores.nucleus_entropy, "entropy of the policy restricted to its top-p tokens, renormalised"),
     "vocab_mean_BT": _live(scores.vocabulary_mean, "mean over the vocabulary of the policy's log-probabilities"),

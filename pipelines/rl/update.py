@@ -236,11 +236,11 @@ def group_buckets(group_B: Tensor, score_BT: Tensor, micro_batch: int) -> list[T
 
 
 def gaps(piece: Batch, before_BT: Tensor) -> tuple[dict[str, float], float]:
-    """Sums over tokens of how far the policy that answered is from the one that trains, d = log pi - log mu with pi = `before_BT`, where mu is known,
-    and the policy from its reference (estimator k3, Schulman 2020); and the largest |d|."""
+    """Sums over tokens of how far the policy that answered is from the one that trains, d = log pi - log mu with pi = `before_BT`, where mu is known
+    (where that could say only some tokens, among these), and the policy from its reference (estimator k3, Schulman 2020); and the largest |d|."""
     mask, sums, d = piece.mask_BT.bool(), dict[str, float](), before_BT.new_zeros(0)
     if "logp_roll_BT" in piece:
-        d = (before_BT - piece["logp_roll_BT"])[mask]
+        d = (piece.tensors().get("logp_allowed_old_BT", before_BT) - piece["logp_roll_BT"])[mask]
         ratio = d.exp()
         sums = {
             "mismatch_k1": float(-d.sum()),

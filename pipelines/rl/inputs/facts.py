@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting
+from pipelines.errors import UserError
 from pipelines.records import GUIDE, POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.scores import of_critic
@@ -146,6 +147,27 @@ def guided(step: Step) -> Tensor:
     """1 on what a guide wrote."""
     rows = [[s.author == GUIDE for s in r.turns for _ in s.ids] for r in step.rollouts]
     return step.tokens(rows, 0).to(step.batch.mask_BT)
+
+
+def allowed(step: Step, *, p: float = 0.9, top_k: int = 0, least: int = 100, every: int = 20) -> Tensor:
+    """What each token was drawn from (B, T, K), K bytes of one bit an id; 0 where all could be drawn. The settings are of sampling
+    (generation/action_set.py); every: steps after which the lagged policy becomes the policy, as it is before the update.
+
+    Raises:
+        UserError: a token trains that could not have been drawn.
+    """
+    width = math.ceil(step.actor.policy.config.vocab_size / 8)
+    flat = b"".join(bits or bytes(width) for r in step.rollouts for bits in r.allowed or [b""] * len(r.response_ids))
+    sets_BTK = torch.zeros((*step.ids_BT.shape, width), dtype=torch.uint8, device=step.ids_BT.device)
+    sets_BTK[step.score_BT] = torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(-1, width).to(step.ids_BT.device)
+    byte_BT = sets_BTK.gather(-1, (step.ids_BT // 8)[..., None])[..., 0]
+    drawn_BT = (byte_BT >> (7 - step.ids_BT % 8).to(torch.uint8)) & 1
+    if ((step.batch.mask_BT > 0) & (drawn_BT == 0)).any():
+        raise UserError(
+            f"step {step.number}: a token trains that is not among those it could be drawn from; a recipe that restricts what the policy may say "
+            "trains on what was sampled so alone: leave out what guides write, and rollouts of other recipes"
+        )
+    return sets_BTK
 
 
 def turns(step: Step) -> Tensor:

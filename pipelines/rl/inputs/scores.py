@@ -62,6 +62,14 @@ def of_topk(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
     return logp_NV.gather(-1, at["topk_BTK"])
 
 
+def of_allowed(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """log-probability of the token among those that it was drawn from, `allowed_BTK`; among all where that says nothing."""
+    bits_NK8 = (at["allowed_BTK"][..., None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=logp_NV.device)) & 1
+    allowed_NV = bits_NK8.flatten(1)[:, : logp_NV.shape[1]].bool()
+    left_out = ~allowed_NV & allowed_NV.any(-1, keepdim=True)
+    return chosen(logp_NV, at) - logp_NV.masked_fill(left_out, -torch.inf).logsumexp(-1)
+
+
 def of_stored(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
     """log-probabilities of the tokens `stored_topk_BTK`."""
     return logp_NV.gather(-1, at["stored_topk_BTK"])

@@ -20,9 +20,9 @@ from pipelines.rl.value_head import ValueHead
 
 @dataclass
 class Actor:
-    """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev` and `teacher` follow the policy; `teachers` and
-    `stored` are what rl/teachers.py has under these names; `critic` is a policy with a value head that were trained before. warming: only the value
-    head learns, and what it sees has no gradient."""
+    """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev`, `lagged` and `teacher` follow the policy; `teachers`
+    and `stored` are what rl/teachers.py has under these names; `critic` is a policy with a value head that were trained before. warming: only the
+    value head learns, and what it sees has no gradient."""
 
     policy: Any
     tokenizer: Any

@@ -69,10 +69,11 @@ SLOTS: dict[str, Slot] = {
         },
         early=True,
     ),
-    "anchor": Slot({"old": ratio.anchor_old, "roll": ratio.anchor_roll, "ref": ratio.anchor_ref}),
+    "anchor": Slot({"old": ratio.anchor_old, "roll": ratio.anchor_roll, "ref": ratio.anchor_ref, "allowed": ratio.anchor_allowed}),
     "ratio": Slot(
         {
             "token": ratio.token,
+            "token_allowed": ratio.token_allowed,
             "sequence_geometric": ratio.sequence_geometric,
             "sequence_geometric_clipped": ratio.sequence_geometric_clipped,
             "sequence_product": ratio.sequence_product,
