@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pipelines import methods
 from pipelines.config.learning import LearningStage
 from pipelines.errors import UserError
 from pipelines.models import precision
@@ -36,8 +35,7 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningSt
         else:
             models[name] = frozen[name]
     if recipe.value_head:
-        bins = {name: recipe.setting("value_edges_K", name) for name in methods.settings_of(bin_edges)} if "value_edges_K" in recipe.needs else None
-        add_value_head(policy, bin_edges(**bins) if bins else None)
+        add_value_head(policy, bin_edges(**recipe.settings("value_edges_K")) if "value_edges_K" in recipe.needs else None)
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
 
 

@@ -168,6 +168,10 @@ class Recipe:
         """Whether a value head trains beside the policy."""
         return any(TENSORS[name].head for name in self.needs)
 
+    def settings(self, tensor: str) -> dict[str, Any]:
+        """All that `setting` says of it."""
+        return {name: self.setting(tensor, name) for name in methods.settings_of(SETTABLE[tensor])}
+
     def setting(self, tensor: str, name: str) -> Any:
         """What the recipe, or its function's default, says of how the tensor is had."""
         return self.slots["inputs"].get(tensor, {}).get(name, methods.settings_of(SETTABLE[tensor])[name].default)

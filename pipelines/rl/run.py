@@ -42,6 +42,7 @@ from pipelines.rl.history import History
 from pipelines.rl.inputs.probes import foreseen
 from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.ledger import Ledger
+from pipelines.rl.multiplier import Multiplier, costs_of, judged_episodes
 from pipelines.rl.objective import masked, routes, with_advantages
 from pipelines.rl.play import Answer
 from pipelines.rl.recipe import Recipe, inputs_of
@@ -61,11 +62,12 @@ from pipelines.verifiers import VerifierPool
 
 @dataclass(frozen=True)
 class Scored:
-    """A step's batch, ready for the update. groups: ids of the groups of each optimiser step."""
+    """A step's batch, ready for the update. groups: ids of the groups of each optimiser step. costs: of the step's episodes, on all processes."""
 
     now: Step
     batch: Batch
     groups: list[list[int]]
+    costs: list[float]
 
 
 @dataclass
@@ -85,6 +87,7 @@ class Run:
     speaking: Mapping[str, Generator]
     validation: Validation | None
     resets: Resets | None
+    multiplier: Multiplier | None
     checkpoints: Checkpoints
     journal: Journal
     rollout_folder: Path
@@ -153,7 +156,8 @@ class Run:
             batch = with_advantages(self.recipe, masked(filled, routed))
         self._hold({name: float(batch[name]) for name, declared in TENSORS.items() if declared.held and name in batch})
         follow(self.actor, self.recipe, "scored", step)
-        return leave_out(trajectories, left_out(now.rollouts, filled, routed)), Scored(now, batch, groups)
+        costs = costs_of(judged_episodes(trajectories), **self.recipe.settings("cost_B")) if self.multiplier else []
+        return leave_out(trajectories, left_out(now.rollouts, filled, routed)), Scored(now, batch, groups, costs)
 
     def update(self, step: int, scored: Scored) -> dict[str, float]:
         """The optimiser steps of a batch, and what moves with the policy. Returns figures for the journal."""
@@ -174,6 +178,11 @@ class Run:
         if settings.kl_control and not self.actor.warming:
             figures["kl_scale"] = self.held.get("kl_scale", 1.0)
             self.held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
+        if self.multiplier and not self.actor.warming:
+            value = self.held["multiplier"]
+            self.held["multiplier"] = self.multiplier.after(value, scored.costs)
+            capped = float(self.held["multiplier"] == self.multiplier.cap)
+            figures |= {"multiplier": value, "cost": self.multiplier.cost, "multiplier_capped": capped}
         return figures | {"lr": share * settings.optimiser.lr}
 
     def reset(self, step: int, figures: Mapping[str, float]) -> dict[str, float]:
@@ -250,14 +259,16 @@ def begun(
         speaking = dict[str, Generator]()
         steps = settings.steps or plan.one_pass
     resets = resets_of(settings, recipe, held)
+    multiplier = Multiplier(**recipe.settings("multiplier")) if "multiplier" in recipe.needs else None
     moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and (settings.reset_reference or resets))]
     validation = _validation(wanted, held_out, checkpoints, held)
     pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
     with deterministic(policy.device), answers as plan:
-        state = {"held": held, **{role: actor.frozen[role] for role in moving}, **plan.state()}
+        moved = {"multiplier": multiplier} if multiplier else {}
+        state = {"held": held, **moved, **{role: actor.frozen[role] for role in moving}, **plan.state()}
         yield Run(
-            recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, resets, checkpoints, journal,
-            rollout_folder, held, state, pace, kept,
+            recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, resets, multiplier, checkpoints,
+            journal, rollout_folder, held, state, pace, kept,
         )  # fmt: skip
 
 
@@ -272,7 +283,8 @@ def _restrict(generator: Generator, actor: Actor, recipe: Recipe, settings: Samp
             f"recipe '{recipe.name}' lets the policy say only what a lagged copy of it finds likely: that needs generation.engine torch and "
             f"schedule.kind synchronous, got {settings.generation.engine} and {settings.schedule.kind}"
         )
-    generator.restrict(actor.frozen["lagged"], **{name: recipe.setting("allowed_BTK", name) for name in ("p", "top_k", "least")})
+    actions = {name: value for name, value in recipe.settings("allowed_BTK").items() if name != "every"}
+    generator.restrict(actor.frozen["lagged"], **actions)
 
 
 def _validation(settings: ValidationSettings | None, problems: Sequence[Problem], checkpoints: Checkpoints, held: Numbers) -> Validation | None:

@@ -144,6 +144,8 @@ TENSORS: dict[str, Declared] = {
     "greedy_B": _read(facts.greedy, "reward of the greedy answer to the problem", free=True, asks=Asks.SAMPLING),
     "role_baseline_B": _read(facts.role_baseline, "running mean of the rewards of the row's role before it", free=True, asks=Asks.SAMPLING),
     "value_edges_K": _read(facts.value_edges, "edges of the value head's bins, one more than there are bins", free=True),
+    "cost_B": _read(facts.cost, "cost of the response, which the reward is not to buy", free=True, asks=Asks.SAMPLING),
+    "multiplier": _read(facts.multiplier, "what a cost weighs against the reward: a scalar, which the loop moves", free=True, held=True),
     "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True, asks=Asks.VERDICT),
     "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),

@@ -17,6 +17,7 @@ from pipelines.records import GUIDE, POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step
+from pipelines.rl.multiplier import Form, costs_of
 from pipelines.rl.statistics import component_weights
 from pipelines.rl.value_head import bin_edges
 from pipelines.verifiers.confidence import stated_confidence
@@ -83,6 +84,27 @@ def baseline(step: Step, *, by: Literal["pass_rate", "critic"] = "pass_rate") ->
 def value_edges(step: Step, *, bins: int = 51, low: float = 0.0, high: float = 1.0, margin: float = 2.25) -> Tensor:
     """See `bin_edges`; low, high: the range of the returns."""
     return bin_edges(bins=bins, low=low, high=high, margin=margin).to(step.ids_BT.device)
+
+
+def cost(step: Step, *, part: str = "length", lack: bool = True) -> Tensor:
+    """The part `part` of the reward as a cost, or with `lack` what it lacks of 1: of `length` the share that was written of what may be."""
+    return step.tensor(costs_of(step.rollouts, part, lack))
+
+
+def multiplier(
+    step: Step,
+    *,
+    form: Form = "log",
+    start: float = 1.0,
+    rate: float = 0.1,
+    limit: float = 0.0,
+    cap: float = 5.0,
+    window: int = 128,
+    gains: tuple[float, float, float] = (1.0, 0.5, 0.2),
+) -> Tensor:
+    """What it is at the first step. The settings are of the loop (multiplier.py): the form of its law, its rate, the limit of the mean cost, the most
+    that it may be, the episodes that the mean is of, and the gains of form `pid`."""
+    return torch.tensor(start, device=step.ids_BT.device)
 
 
 def pool_mean(step: Step) -> Tensor:

@@ -151,6 +151,7 @@ SLOTS: dict[str, Slot] = {
             "overconfident_errors": modify.overconfident_errors,
             "success_scaled_negatives": modify.success_scaled_negatives,
             "forward_correction": modify.forward_correction,
+            "lagrangian": modify.lagrangian,
             "pair_roles": modify.pair_roles,
             "self_rewarded": modify.self_rewarded,
             "imitated": modify.imitated,
