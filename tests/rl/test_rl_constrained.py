@@ -3,10 +3,16 @@
 import pytest
 import torch
 from batches import batch
-from loops import run
+from loops import policy_of, run
 from test_rl_more_objectives import DOUBLE, close, double, killed_and_resumed
 
+from pipelines.config.common import OptimiserSettings, UpdateMaskSettings
+from pipelines.config.training import LoraSettings
 from pipelines.errors import UserError
+from pipelines.models.adapters import add_adapters
+from pipelines.models.optimisation import hidden_matrices, make_optimiser
+from pipelines.models.spectra import decompose
+from pipelines.models.update_masks import mask_of
 from pipelines.rl import advantages, recipe
 from pipelines.rl.journal import notices
 from pipelines.rl.multiplier import Multiplier
@@ -61,3 +67,44 @@ def test_a_multiplier_goes_on_where_it_was(tmp_path, start):
     assert any("the multiplier of the cost stands at its cap" in text for text in notices(capped))
     with pytest.raises(UserError, match="names part 'kindness' of the reward, and an answer has correct, format"):
         run(tmp_path / "unknown", start, row="lagrangian", overrides={"inputs": {"cost_B": {"part": "kindness"}}})
+
+
+W0 = torch.tensor([[3, 0.1, -0.2], [0.5, -1, 0.05], [2, 0.3, 0.9]])
+
+
+def entries(kind: str, weight=W0, share: float = 0.4, rank: int = 1) -> set[tuple[int, int]]:
+    made = mask_of(weight, UpdateMaskSettings(kind=kind, share=share, rank=rank), "w")
+    return {(row, column) for row, column in made.nonzero().tolist()}
+
+
+def test_masks_of_the_weights_by_hand():
+    close(decompose(W0, 1, 128).values, [3.658426, 1.071217, 0.819093])
+    assert entries("principal") == {(0, 0), (0, 2), (1, 0), (2, 0)} and entries("low") == {(0, 1), (0, 2), (1, 2), (2, 1)}
+    safe = {(row, column) for row in range(3) for column in (1, 2)}
+    assert entries("safe") == safe and len(entries("random")) == 6 and entries("random") != safe
+    # the rows of a wide matrix are no other than the columns of a tall one; of equal weights the first in order are the smallest
+    wide = torch.cat([W0, W0[:1]]).T.contiguous()
+    assert entries("principal", wide) == {(column, row) for row, column in entries("principal", wide.T.contiguous())}
+    assert entries("low", torch.ones(2, 3), 0.5) == {(0, 0), (0, 1), (0, 2)}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "classp"])
+def test_an_update_moves_what_its_mask_lets(tmp_path, start, name):
+    """Bit by bit, with weight decay, through a kill; vectors and embeddings move as usual."""
+    mask = UpdateMaskSettings(kind="safe", share=0.5, rank=4)
+    how = OptimiserSettings(name=name, lr=1e-3, muon_lr=1e-3, weight_decay=0.1, schedule="constant", warmup=0.0, mask=mask)
+    weights, *_ = killed_and_resumed(tmp_path, start, "grpo", 2, optimiser=how, steps=3, checkpoint_every=1)
+    model = policy_of(start)
+    matrices = hidden_matrices(model)
+    assert len(matrices) == 14
+    for matrix, before in start.items():
+        moved = weights[matrix] != before
+        if matrix in matrices:
+            free = mask_of(before, mask, matrix)
+            assert not moved[~free].any() and 0.5 < free.float().mean() < 0.95
+            assert moved[free].float().mean() > (0.3 if name == "classp" else 0.9)
+        else:
+            assert moved.any()
+    with pytest.raises(UserError, match="adapters train here"):
+        add_adapters(model, LoraSettings(rank=2), 1)
+        make_optimiser(model, how)

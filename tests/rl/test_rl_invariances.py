@@ -87,6 +87,7 @@ NOT_CENTRED = (
     "gigpo", "traffic_r1",  # fewer turns to the end are worth more; turns have rewards of their own
     "relift",  # what a guide wrote is learnt whatever it earns
     "on_policy_distillation", "iw_opd",  # the teacher's word, whatever the reward
+    "lagrangian",  # costs differ where rewards do not
     "dsdr", "rlcr", "aepo", "sngs", "recap", "laser",  # the shaped reward or another objective varies where the verdict does not
 )  # fmt: skip
 
