@@ -13,6 +13,7 @@ from pipelines.errors import UserError
 from pipelines.models import precision
 from pipelines.models.sharding import weights
 from pipelines.rl.inputs.step import Actor
+from pipelines.rl.outcomes import CLASSES
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.roles import roles_of
 from pipelines.rl.value_head import ValueHead, bin_edges
@@ -35,13 +36,14 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningSt
         else:
             models[name] = frozen[name]
     if recipe.value_head:
-        add_value_head(policy, bin_edges(**recipe.settings("value_edges_K")) if "value_edges_K" in recipe.needs else None)
+        edges = bin_edges(**recipe.settings("value_edges_K")) if "value_edges_K" in recipe.needs else None
+        add_value_head(policy, edges, CLASSES if "outcome_logits_BTK" in recipe.needs else 1)
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
 
 
-def add_value_head(policy: Any, edges: Tensor | None = None) -> None:
+def add_value_head(policy: Any, edges: Tensor | None = None, classes: int = 1) -> None:
     """Give `policy` one, in place, which says the same of everything."""
-    policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device)
+    policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device, classes)
 
 
 def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"], step: int) -> None:

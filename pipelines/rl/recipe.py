@@ -257,6 +257,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
     if "greedy_B" in bare.needs and slots["explore"]["name"] != "greedy_baseline":
         raise UserError(f"recipe '{name}': center 'greedy' needs a greedy answer to each problem; set explore: {{name: greedy_baseline}}")
+    if "outcome_logits_BTK" in bare.needs and (other := sorted(bare.needs & {"value_BT", "value_old_BT", "value_logits_BTK"})):
+        raise UserError(f"recipe '{name}': its critic says the classes of outcomes, and {other[0]} is of one that says values; leave one of them out")
     if plain := sorted(bare.needs & {"greedy_B", "role_baseline_B"}) if slots["reward"] else []:
         raise UserError(f"recipe '{name}': slot 'reward' changes rewards that are compared with plain ones ({plain[0]}); change `parts` or `combine`")
     signed = any("advantage_BT" in dict(inputs_of(f)) for f in (bare.single["ratio"], *bare.lists["token_mask"]))

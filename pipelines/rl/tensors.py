@@ -133,6 +133,7 @@ TENSORS: dict[str, Declared] = {
     "kl_scale": _given("factor on the coefficients of KL terms to the reference, which `kl_control` moves: a scalar", held=True),
     # read off rollouts and problems
     "correct_B": _read(facts.correct, "the verdict is `correct`, bool; without it, reward_B > 0", free=True, asks=Asks.VERDICT),
+    "outcome_B": _read(facts.outcome_class, "class of what came of the response, 0 the worst and 3 right, int", free=True, asks=Asks.VERDICT),
     "format_B": _read(facts.form, "the response had the form asked for, bool", free=True, asks=Asks.VERDICT),
     "consistency_B": _read(facts.consistency, "working and answer agree, in [0, 1]", free=True, asks=Asks.VERDICT),
     "confidence_B": _read(facts.confidence, "confidence that the response states, in [0, 1]; nan where it states none", free=True),
@@ -189,6 +190,9 @@ TENSORS: dict[str, Declared] = {
     "topk_BTK": _before(scores.likeliest, "the K likeliest tokens before the update, int"),
     "squares_old_BT": _before(scores.squares, "sum over the vocabulary of squared probabilities, before the update"),
     "value_old_BT": _before(scores.value_before, "value estimates before the update", reads=Reads.HIDDEN, head=True),
+    "outcome_logits_old_BTK": _before(
+        scores.value_logits, "`outcome_logits_BTK` before the update", reads=Reads.HIDDEN, head=True, with_=("outcome_logits_BTK",)
+    ),
     "hidden_old_BTH": _before(scores.hidden, "what the language-model head sees where it predicts the token, before the update", reads=Reads.HIDDEN),
     "special_old_B": _before(scores.reserved, "`special_B` before the update", reads=Reads.END, live="special_B"),
     "special_anchor": _read(
@@ -204,6 +208,7 @@ TENSORS: dict[str, Declared] = {
     "student_stored_BTK": _live(scores.of_stored, "policy's log-probability of the tokens `stored_topk_BTK`", with_=("stored_topk_BTK",)),
     "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN, head=True),
     "value_logits_BTK": _live(scores.value_logits, "the value head's logits of K bins before each token", reads=Reads.HIDDEN, head=True),
+    "outcome_logits_BTK": _live(scores.value_logits, "the critic's logits of the classes `outcome_B` at each token", reads=Reads.HIDDEN, head=True),
     "special_B": _live(scores.reserved, "log-probability of a reserved token right after the response", reads=Reads.END),
     "peak_entropy_B": Declared("mean nucleus entropy of the response's peak tokens, nan without any", When.ROWS, regularisers.peak_entropy),
     # of a whole batch under the current policy

@@ -2,6 +2,7 @@
 
 A head says a number, which learns by squared error (PPO), or the logits of K bins, which learn by cross-entropy; the value is then the mean of the
 bins' centres under their softmax (Farebrother et al.: Stop Regressing, arXiv 2403.03950).
+Or it says the logits of K classes of outcomes, and no value.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pipelines.errors import UserError
 
 
 class ValueHead(torch.nn.Linear):
-    """One that starts at 0. edges (K + 1,): of its bins, whose mean starts in their middle; None: it says a number."""
+    """One that starts at 0. edges (K + 1,): of its bins, whose mean starts in their middle; None: it says a number, or the logits of so many
+    `classes`."""
 
     edges: Tensor | None
 
-    def __init__(self, hidden_size: int, edges: Tensor | None = None, device: torch.device | None = None) -> None:
-        super().__init__(hidden_size, 1 if edges is None else len(edges) - 1, device=device)
+    def __init__(self, hidden_size: int, edges: Tensor | None = None, device: torch.device | None = None, classes: int = 1) -> None:
+        super().__init__(hidden_size, classes if edges is None else len(edges) - 1, device=device)
         self.register_buffer("edges", None if edges is None else edges.to(device), persistent=False)
         torch.nn.init.zeros_(self.weight)
         torch.nn.init.zeros_(self.bias)

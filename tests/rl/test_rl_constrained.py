@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from batches import batch
+from batches import batch, leaves
 from loops import policy_of, run
 from test_rl_more_objectives import DOUBLE, close, double, killed_and_resumed
 
@@ -13,9 +13,14 @@ from pipelines.models.adapters import add_adapters
 from pipelines.models.optimisation import hidden_matrices, make_optimiser
 from pipelines.models.spectra import decompose
 from pipelines.models.update_masks import mask_of
-from pipelines.rl import advantages, recipe
+from pipelines.records import Outcome, Problem, Verdict
+from pipelines.rl import RECIPES, advantages, objective, recipe
 from pipelines.rl.journal import notices
 from pipelines.rl.multiplier import Multiplier
+from pipelines.rl.outcomes import class_of
+from pipelines.rl.rewards.parts import outcome
+from pipelines.rl.rewards.scoring import Scoring
+from pipelines.verifiers import VerifierPool, verify
 
 
 def multiplier(form: str, rate: float = 0.5, **settings) -> Multiplier:
@@ -108,3 +113,61 @@ def test_an_update_moves_what_its_mask_lets(tmp_path, start, name):
     with pytest.raises(UserError, match="adapters train here"):
         add_adapters(model, LoraSettings(rank=2), 1)
         make_optimiser(model, how)
+
+
+CHANCES = double([0.1, 0.2, 0.3, 0.4], [0.05, 0.1, 0.7, 0.15])
+
+
+def test_coderl():
+    row = RECIPES["coderl"]
+    logits, one = CHANCES.log()[None], torch.ones(1, 2, dtype=DOUBLE)
+    known = {"outcome_logits_old_BTK": logits, "outcome_B": torch.tensor([2]), "guided_BT": 0 * one, "greedy_B": double(-0.6)}
+    made = batch(double(-0.3), torch.tensor([0]), one, **known)
+    close(advantages(row, made), [[0.09, 0.21]])
+    logp = double([-0.5, -1.2])
+    here = leaves({"logp_BT": logp, "outcome_logits_BTK": logits})
+    loss, _ = objective(recipe("coderl", auxiliary=[]), made.having(advantage_BT=double([0.09, 0.21])), here["logp_BT"])
+    close(loss.detach(), 0.1485)
+    # beside an answer its worked solution, which is right: it learns by cross-entropy, and the critic of both
+    mask = torch.ones(2, 2, dtype=DOUBLE)
+    both = batch(
+        double(-0.3, 1), torch.tensor([0, 0]), mask, outcome_logits_old_BTK=torch.cat([logits, logits]), outcome_B=torch.tensor([2, 3]),
+        guided_BT=double([0, 0], [1, 1]), greedy_B=double(-0.6, -0.6),
+    )  # fmt: skip
+    weights = advantages(row, both)
+    close(weights, [[0.09, 0.21], [0, 0]])
+    here = leaves({"logp_BT": double([-0.5, -1.2], [-0.4, -0.8]), "outcome_logits_BTK": torch.cat([logits, logits])})
+    told = torch.tensor(2.0, dtype=DOUBLE)
+    loss, _ = objective(row, both.having(advantage_BT=weights, guided_tokens=told), here["logp_BT"], {"outcome_logits_BTK": here["outcome_logits_BTK"]})
+    critic = -CHANCES.log()[:, 2].mean() / 2 - CHANCES.log()[:, 3].mean() / 2
+    close(loss.detach(), 0.1485 / 2 + 0.6 + critic)
+    (gradient,) = torch.autograd.grad(loss, here["outcome_logits_BTK"])
+    close(gradient[0, 0], (CHANCES[0] - double(0, 0, 1, 0)) / 4)
+    with pytest.raises(UserError, match="its critic says the classes of outcomes, and value_BT is of one that says values"):
+        recipe("coderl", auxiliary=[{"name": "outcome_ce"}, {"name": "value"}], inputs={"value_old_BT": {}})
+
+
+PROGRAM = Problem("p", "code", "Add.", "", "program", "code", '{"asserts": ["assert add(1, 2) == 3"], "time_limit": 1}')
+PROGRAMS = {
+    "no program": 0, "def add(a, b) return a": 0, "def add(a, b):\nreturn a + b": 0, "def add(a, b): return c": 1, "def add(a, b):\n    while True: pass": 1,
+    "def add(a, b): return a": 2, "def add(a, b): return a + b": 3,
+}  # fmt: skip
+
+
+def test_a_verdict_is_of_one_of_four_classes():
+    """As the real verifier says it."""
+    answers = [text if text == "no program" else f"```python\n{text}\n```" for text in PROGRAMS]
+    verdicts = [verify(PROGRAM, text) for text in answers]
+    assert [class_of(each.outcome, each.detail) for each in verdicts] == list(PROGRAMS.values())
+    verdicts.append(Verdict(Outcome.INFRASTRUCTURE, 0.0))
+    with VerifierPool() as pool:
+        worth = outcome([], Scoring(PROGRAM, answers, verdicts, pool, 1, {}))["outcome"]
+    assert worth == [-1.0, -1.0, -1.0, -0.6, -0.6, -0.3, 1.0, None]
+
+
+def test_its_critic_learns_and_a_killed_run_goes_on(tmp_path, start):
+    weights, rows, _ = killed_and_resumed(tmp_path, start, "coderl", 2, steps=4, checkpoint_every=1)
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows) and rows[0]["guided"] == 4
+    assert {row["reward_outcome"] for row in rows} and not any("value_head" in name for name in weights)
+    state = torch.load(tmp_path / "alone" / "checkpoints" / "step-00000004.pt")["model"]
+    assert state["value_head.weight"].shape == (4, 32) and state["value_head.weight"].abs().sum() > 0

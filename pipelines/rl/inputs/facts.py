@@ -18,6 +18,7 @@ from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step
 from pipelines.rl.multiplier import Form, costs_of
+from pipelines.rl.outcomes import PASSED, class_of
 from pipelines.rl.statistics import component_weights
 from pipelines.rl.value_head import bin_edges
 from pipelines.verifiers.confidence import stated_confidence
@@ -28,6 +29,11 @@ _OUTCOME_LEVEL = {Outcome.CORRECT.value: 1, Outcome.WRONG.value: 2}
 def correct(step: Step) -> Tensor:
     """Verdict is `correct`."""
     return step.tensor([r.outcome == Outcome.CORRECT for r in step.rollouts], torch.bool)
+
+
+def outcome_class(step: Step) -> Tensor:
+    """See outcomes.py; what a guide wrote is right."""
+    return step.tensor([PASSED if r.origin == GUIDE else class_of(r.outcome, r.detail) for r in step.rollouts], torch.long)
 
 
 def form(step: Step) -> Tensor:

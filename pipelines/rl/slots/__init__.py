@@ -62,6 +62,7 @@ SLOTS: dict[str, Slot] = {
             "gae": credit.gae,
             "step_potential": credit.step_potential,
             "token_optimal": credit.token_optimal,
+            "outcome_chance": credit.outcome_chance,
             "shared_prefix_mean": credit.shared_prefix_mean,
             "step_group": credit.step_group,
             "turn_return": credit.turn_return,
@@ -214,6 +215,7 @@ SLOTS: dict[str, Slot] = {
         {
             "value": auxiliary.value,
             "value_histogram": auxiliary.value_histogram,
+            "outcome_ce": auxiliary.outcome_ce,
             "self_reward": auxiliary.self_reward,
             "expert": auxiliary.expert,
             "distil": auxiliary.distil,

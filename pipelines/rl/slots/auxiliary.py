@@ -28,6 +28,12 @@ def value_histogram(
     return -coefficient * (target_BTK * value_logits_BTK.log_softmax(-1)).sum(-1)
 
 
+def outcome_ce(outcome_logits_BTK: Tensor, outcome_B: Tensor, *, coefficient: float = 1.0) -> Tensor:
+    """CodeRL's critic: coefficient * cross-entropy to what came of the response, at each of its tokens."""
+    target_BTK = torch.nn.functional.one_hot(outcome_B, outcome_logits_BTK.shape[-1])[:, None].to(outcome_logits_BTK)
+    return -coefficient * (target_BTK * outcome_logits_BTK.log_softmax(-1)).sum(-1)
+
+
 def self_reward(
     special_B: Tensor, special_anchor: Tensor, correct_B: Tensor, balance_B: Tensor, *, coefficient: float = 0.1, beta: float = 0.1
 ) -> Tensor:

@@ -111,6 +111,15 @@ def token_optimal(
     return return_BT - torch.zeros_like(mask_BT).masked_scatter(trained, baseline_N)
 
 
+def outcome_chance(
+    advantage_B: Tensor, outcome_logits_old_BTK: Tensor, outcome_B: Tensor, guided_BT: Tensor, mask_BT: Tensor
+) -> Tensor:
+    """A p_t(k), k what came of the response and p_t the chance that the critic gave it before the token (CodeRL, arXiv 2207.01780): what it had not
+    foreseen has no credit yet. 0 on what a guide wrote, which learns by cross-entropy."""
+    chance_BT = outcome_logits_old_BTK.softmax(-1).gather(-1, outcome_B[:, None, None].expand(*mask_BT.shape, 1))[..., 0]
+    return advantage_B[:, None] * chance_BT * (1 - guided_BT) * mask_BT
+
+
 def shared_prefix_mean(advantage_B: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """ARPO's hard attribution (arXiv 2507.19849): a token that d siblings share has the mean of their advantages."""
     index, _ = group_index(share_BT[mask_BT > 0])
