@@ -20,6 +20,7 @@ from pipelines.rl.multiplier import Multiplier
 from pipelines.rl.outcomes import class_of
 from pipelines.rl.rewards.parts import outcome
 from pipelines.rl.rewards.scoring import Scoring
+from pipelines.rl.slots.credit import importance_shares
 from pipelines.verifiers import VerifierPool, verify
 
 
@@ -171,3 +172,15 @@ def test_its_critic_learns_and_a_killed_run_goes_on(tmp_path, start):
     assert {row["reward_outcome"] for row in rows} and not any("value_head" in name for name in weights)
     state = torch.load(tmp_path / "alone" / "checkpoints" / "step-00000004.pt")["model"]
     assert state["value_head.weight"].shape == (4, 32) and state["value_head.weight"].abs().sum() > 0
+
+
+def test_revibranch():
+    importance = double([0.5, 2, 1.5], [0.5, 2, torch.nan], [0, 0, torch.nan])
+    close(importance_shares(importance, "share"), [[0.125, 0.5, 0.375], [0.2, 0.8, 0], [0.5, 0.5, 0]])
+    close(importance_shares(importance[:1], "softmax"), [[0.121952, 0.546549, 0.331499]])
+    # changes of the chance by 1/8, 1/2 and 3/8; a wrong end that loses what was gained; the last step has the tokens after it
+    mask, steps = torch.ones(2, 4, dtype=DOUBLE), torch.tensor([[0, 1, 1, 2], [0, 0, 1, 2]])
+    values = double([0, 0.125, 0.625], [0.2, 0.6, torch.nan])
+    made = batch(double(1, 0), torch.zeros(2).long(), mask, step_value_BK=values, step_BT=steps)
+    close(advantages(recipe("revibranch", center={"name": "none"}), made), [[1, 0.875, 0.875, 0.375], [0, 0, 0, 0]])
+    close(advantages(RECIPES["revibranch"], made), [[0.5, 0.4375, 0.4375, 0.1875], [-0.5, -0.5, -0.3, -0.3]])

@@ -61,6 +61,7 @@ SLOTS: dict[str, Slot] = {
             "return_to_go": credit.return_to_go,
             "gae": credit.gae,
             "step_potential": credit.step_potential,
+            "by_importance": credit.by_importance,
             "token_optimal": credit.token_optimal,
             "outcome_chance": credit.outcome_chance,
             "shared_prefix_mean": credit.shared_prefix_mean,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.rl.batch import group_index, group_mean, group_sum, present
+from pipelines.rl.objectives.step_regression import step_advantages
 
 
 def broadcast(advantage_B: Tensor, mask_BT: Tensor) -> Tensor:
@@ -79,6 +80,27 @@ def step_potential(
     factor_BT = torch.where(stepped_B1, factor_BK.gather(-1, step), 1.0)
     bonus_BT = torch.where(stepped_B1, bonus_BK.gather(-1, step), 0.0)
     return (advantage_B[:, None] * factor_BT + xi * bonus_BT) * mask_BT
+
+
+def by_importance(
+    advantage_B: Tensor, step_value_BK: Tensor, step_BT: Tensor, correct_B: Tensor, mask_BT: Tensor, *, form: Literal["share", "softmax"] = "share"
+) -> Tensor:
+    """What is left of A from the token's step on, when every step has earned its part of it (`importance_shares`): what changed the chance of a right
+    end (ReviBranch, arXiv 2508.17452). The first step has all of A."""
+    share_BK = importance_shares(step_advantages(step_value_BK, correct_B).abs(), form)
+    left_BK = share_BK.flip(-1).cumsum(-1).flip(-1)
+    last_B1 = (~step_value_BK.isnan()).sum(-1, keepdim=True).sub(1).clamp(min=0)
+    return advantage_B[:, None] * left_BK.gather(-1, torch.minimum(step_BT, last_B1)) * mask_BT
+
+
+def importance_shares(importance_BK: Tensor, form: Literal["share", "softmax"]) -> Tensor:
+    """I_k / sum I, equal parts where all are 0; or the softmax of I. Steps that are nan have no part."""
+    known_BK = ~importance_BK.isnan()
+    if form == "softmax":
+        return importance_BK.masked_fill(~known_BK, -torch.inf).softmax(-1).nan_to_num(0.0)
+    part_BK = importance_BK.nan_to_num(0.0)
+    part_BK = torch.where(part_BK.sum(-1, keepdim=True) > 0, part_BK, known_BK.to(part_BK))
+    return part_BK / part_BK.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 def token_optimal(
