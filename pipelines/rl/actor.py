@@ -37,13 +37,14 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningSt
             models[name] = frozen[name]
     if recipe.value_head:
         edges = bin_edges(**recipe.settings("value_edges_K")) if "value_edges_K" in recipe.needs else None
-        add_value_head(policy, edges, CLASSES if "outcome_logits_BTK" in recipe.needs else 1)
+        size = recipe.setting("projected_BTK", "size") if "projected_BTK" in recipe.needs else 0
+        add_value_head(policy, edges, CLASSES if "outcome_logits_BTK" in recipe.needs else 1, size)
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
 
 
-def add_value_head(policy: Any, edges: Tensor | None = None, classes: int = 1) -> None:
+def add_value_head(policy: Any, edges: Tensor | None = None, classes: int = 1, projection: int = 0) -> None:
     """Give `policy` one, in place, which says the same of everything."""
-    policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device, classes)
+    policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device, classes, projection)
 
 
 def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"], step: int) -> None:

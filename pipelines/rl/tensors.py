@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.models.scoring import chosen, entropy
-from pipelines.rl import statistics
+from pipelines.rl import contrast, statistics
 from pipelines.rl.inputs import facts, probes, scores, taught, teacher
 from pipelines.rl.objectives import pairwise
 from pipelines.rl.objectives.distillation import NONE
@@ -152,6 +152,9 @@ TENSORS: dict[str, Declared] = {
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
     "observed_BT": _read(facts.observed, "1 on tokens of what a tool answered, else 0", free=True),
     "guided_BT": _read(facts.guided, "1 on tokens that a guide wrote, else 0", free=True, asks=Asks.SAMPLING),
+    "common_BT": _read(
+        facts.common, "1 on tokens that the worked solution has too, in the same order, else 0", free=True, asks=Asks.PROBLEM, solution=True
+    ),
     "allowed_BTK": _read(
         facts.allowed, "ids that the token was drawn from, one bit each, K bytes; 0 for all", role="lagged", free=True, asks=Asks.SAMPLING
     ),
@@ -209,12 +212,15 @@ TENSORS: dict[str, Declared] = {
     "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN, head=True),
     "value_logits_BTK": _live(scores.value_logits, "the value head's logits of K bins before each token", reads=Reads.HIDDEN, head=True),
     "outcome_logits_BTK": _live(scores.value_logits, "the critic's logits of the classes `outcome_B` at each token", reads=Reads.HIDDEN, head=True),
+    "projected_BTK": _live(scores.projected, "what the head sees before each token, in fewer dimensions", reads=Reads.HIDDEN, head=True),
     "special_B": _live(scores.reserved, "log-probability of a reserved token right after the response", reads=Reads.END),
     "peak_entropy_B": Declared("mean nucleus entropy of the response's peak tokens, nan without any", When.ROWS, regularisers.peak_entropy),
+    "embedding_BK": Declared("what the response says as a vector of length 1, 0 where it says nothing", When.ROWS, contrast.embedding),
     # of a whole batch under the current policy
     "entropy_sum": Declared("aggregated entropy", When.SUM, regularisers.aggregate_entropy),
     "peak_sum": Declared("sum of `peak_entropy_B`", When.SUM, regularisers.sum_of_peaks),
     "peak_count": Declared("responses that have peak tokens", When.SUM, regularisers.count_of_peaks),
+    "embeddings_N": Declared("`embedding_BK`, group, and whether it is a solution, of every row", When.SUM, contrast.embeddings, listed=True),
     "harmful_N": Declared("squared log-ratios of tokens that moved with their advantage", When.SUM, weighting.harmful_squares, listed=True),
     "peak_entropy": Declared("mean of `peak_entropy_B`", When.OF_SUMS, regularisers.mean_peak),
     "entropy_anchor": Declared("`peak_entropy` of the first step: a scalar", held=True, held_of="peak_entropy"),

@@ -15,15 +15,23 @@ from pipelines.errors import UserError
 
 class ValueHead(torch.nn.Linear):
     """One that starts at 0. edges (K + 1,): of its bins, whose mean starts in their middle; None: it says a number, or the logits of so many
-    `classes`."""
+    `classes`. projection: beside it stands a map to so many dimensions, which starts at random and always the same."""
 
     edges: Tensor | None
+    projection: torch.nn.Linear | None
 
-    def __init__(self, hidden_size: int, edges: Tensor | None = None, device: torch.device | None = None, classes: int = 1) -> None:
+    def __init__(
+        self, hidden_size: int, edges: Tensor | None = None, device: torch.device | None = None, classes: int = 1, projection: int = 0
+    ) -> None:
         super().__init__(hidden_size, classes if edges is None else len(edges) - 1, device=device)
         self.register_buffer("edges", None if edges is None else edges.to(device), persistent=False)
         torch.nn.init.zeros_(self.weight)
         torch.nn.init.zeros_(self.bias)
+        self.projection = torch.nn.Linear(hidden_size, projection, bias=False, device=device) if projection else None
+        if self.projection is not None:
+            drawn = torch.randn(projection, hidden_size, generator=torch.Generator().manual_seed(0)) / hidden_size**0.5
+            with torch.no_grad():
+                self.projection.weight.copy_(drawn)
 
     def value(self, said_NK: Tensor) -> Tensor:
         """The value (N,) that its output stands for."""

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from batches import batch, leaves
+from batches import batch, leaves, loss_and_gradients
 from loops import policy_of, run
+from test_rl_inputs import at, rollout, step_of
 from test_rl_more_objectives import DOUBLE, close, double, killed_and_resumed
 
+from pipelines import prompting
 from pipelines.config.common import OptimiserSettings, UpdateMaskSettings
 from pipelines.config.training import LoraSettings
 from pipelines.errors import UserError
@@ -15,6 +17,8 @@ from pipelines.models.spectra import decompose
 from pipelines.models.update_masks import mask_of
 from pipelines.records import Outcome, Problem, Verdict
 from pipelines.rl import RECIPES, advantages, objective, recipe
+from pipelines.rl.contrast import embedding
+from pipelines.rl.inputs import facts
 from pipelines.rl.journal import notices
 from pipelines.rl.multiplier import Multiplier
 from pipelines.rl.outcomes import class_of
@@ -184,3 +188,63 @@ def test_revibranch():
     made = batch(double(1, 0), torch.zeros(2).long(), mask, step_value_BK=values, step_BT=steps)
     close(advantages(recipe("revibranch", center={"name": "none"}), made), [[1, 0.875, 0.875, 0.375], [0, 0, 0, 0]])
     close(advantages(RECIPES["revibranch"], made), [[0.5, 0.4375, 0.4375, 0.1875], [-0.5, -0.5, -0.3, -0.3]])
+
+
+def test_carft():
+    plain = {"reward": [], "token_reward": [], "credit": {"name": "broadcast"}, "auxiliary": [{"name": "contrast", "coefficient": 1.0, "tau": 1.0}]}
+    row = recipe("carft", **plain)
+
+    def loss(vectors, slices=None, row=row, right=(1, 0, 1, 0), values=0.0, common=0.0, mask=None):
+        """Of two problems, each with an answer and after it its solution; whole, or added up over slices, with the gradient to the vectors."""
+        mask = torch.ones(4, 1, dtype=DOUBLE) if mask is None else mask
+        made = batch(
+            double(*right), torch.tensor([0, 0, 1, 1]), mask, correct_B=torch.tensor(right) > 0, advantage_BT=0 * mask, coefficient_B=mask[:, 0],
+            guided_BT=double([0], [1], [0], [1]) * mask, common_BT=common * torch.ones_like(mask),
+        )  # fmt: skip
+        live = {"projected_BTK": vectors, "value_BT": values * torch.ones_like(mask)}
+        return loss_and_gradients(row, made, {"logp_BT": -torch.ones_like(mask), **live}, slices)
+
+    one, two = [[1.0, 0.0]], [[0.0, 1.0]]
+    close(loss(double(one, one, two, two))[0], 0.313262)
+    close(loss(double(one, two, two, one))[0], 1.313262)
+    # one solution alone is no choice; slices of single rows have the gradient of the whole, which turns both ends towards each other
+    mixed = double([[0.6, 0.8]], [[1.0, 0.2]], [[0.3, -0.7]], [[-0.2, 0.4]])
+    whole, sliced = loss(mixed), loss(mixed, [torch.tensor([i]) for i in (3, 0, 2, 1)])
+    close(sliced[0], whole[0])
+    close(sliced[1]["projected_BTK"], whole[1]["projected_BTK"], 1e-9)
+    assert all(whole[1]["projected_BTK"][place].abs().sum() > 0.01 for place in range(4))
+    nearer = loss(mixed - 0.1 * whole[1]["projected_BTK"])
+    assert nearer[0] < whole[0] - 0.01
+    # a wrong answer is embedded by what it has in common with the solution: with nothing it is left out
+    close(loss(double(one, one, two, two), right=(1, 0, 0, 0))[0], 0.313262)
+    close(loss(double(one, two, two, one), right=(0, 0, 0, 0), common=1.0)[0], 1.313262)
+    assert loss(double(one, one, two, two), right=(0, 0, 0, 0))[0] == 0
+    # the value head's softmax weighs the tokens: values 0 and log 3 of (1, 0) and (0, 1) are (.25, .75), of length 1 (.316228, .948683)
+    tokens = torch.eye(2, dtype=DOUBLE)[None].expand(2, 2, 2)
+    seen = embedding(tokens, double([0, 1.0986122887], [0, 0]), torch.ones(2, 2, dtype=DOUBLE), torch.zeros(2, 2), torch.tensor([True, False]), double([0, 0], [1, 0]))
+    close(seen, [[0.316228, 0.948683], [1, 0]])
+    # the row: the contrast at its tau and coefficient; an answer alone moves by its advantage, a solution by none
+    close(loss(double(one, one, two, two), row=recipe("carft", **plain | {"auxiliary": [{"name": "contrast"}]}))[0], 0.1 * 0.006715)
+    ones = torch.ones(2, 1, dtype=DOUBLE)
+    made = batch(
+        double(1, 1), torch.tensor([0, 0]), ones, logp_old_BT=double([-1], [-2]), logp_ref_BT=double([-3], [-2]), value_old_BT=0 * ones, guided_BT=double([0], [1]),
+    )  # fmt: skip
+    close(advantages(recipe("carft", token_modify=[{"name": "own_tokens"}]), made), [[1 - 0.05 * 2], [0]])
+    close(advantages(RECIPES["carft"], made), [[-0.707107], [0]])
+
+
+def test_what_an_answer_has_in_common_with_the_solution():
+    step = step_of("ppo", [rollout(0, "<think> 3 + 4 = 7, 7 + 2 = 9 </think>\\boxed{9}", False, 0)])
+    worked = prompting.response_ids(step.actor.tokenizer, step.problems[0])
+    said, marked = step.rollouts[0].response_ids, at(step, facts.common(step), 0).bool().tolist()
+    kept = [token for token, keep in zip(said, marked, strict=True) if keep]
+    rest = iter(worked)
+    assert 4 < len(kept) < len(said) and all(token in rest for token in kept)
+
+
+def test_a_contrast_trains_its_projection(tmp_path, start):
+    weights, rows, _ = killed_and_resumed(tmp_path, start, "carft", 2, steps=4, checkpoint_every=1)
+    assert all(row["guided"] == 4 for row in rows) and not any("value_head" in name for name in weights)
+    first, last = (torch.load(tmp_path / "alone" / "checkpoints" / f"step-0000000{step}.pt")["model"] for step in (3, 4))
+    name = "value_head.projection.weight"
+    assert first[name].shape == (64, 32) and not torch.equal(first[name], last[name])

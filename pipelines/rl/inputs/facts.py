@@ -3,6 +3,7 @@ rollout's `reward_parts`, under the same name."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -196,6 +197,19 @@ def allowed(step: Step, *, p: float = 0.9, top_k: int = 0, least: int = 100, eve
             "trains on what was sampled so alone: leave out what guides write, and rollouts of other recipes"
         )
     return sets_BTK
+
+
+def common(step: Step) -> Tensor:
+    """1 on tokens that stand in runs which response and worked solution have in common, in order; none without a solution."""
+    rows = []
+    for problem, r in zip(step.problems, step.rollouts, strict=True):
+        row = [0] * len(r.response_ids)
+        if problem.solution is not None:
+            worked = prompting.response_ids(step.actor.tokenizer, problem, step.settings.answered.prompt)
+            for block in difflib.SequenceMatcher(None, worked, r.response_ids, autojunk=False).get_matching_blocks():
+                row[block.b : block.b + block.size] = [1] * block.size
+        rows.append(row)
+    return step.tokens(rows, 0).to(step.batch.mask_BT)
 
 
 def turns(step: Step) -> Tensor:

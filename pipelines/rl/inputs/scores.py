@@ -105,6 +105,18 @@ def value_before(actor: Actor, *, warmup: int = 0, epochs: int = 4, enough: floa
     return value(actor)
 
 
+def projected(actor: Actor, *, size: int = 64) -> Callable[[Tensor], Tensor]:
+    """It in `size` dimensions (N, K), by a map that stands beside the value head and learns, float32."""
+    head = actor.value_head
+    assert head is not None and head.projection is not None
+
+    def mapped(hidden_NE: Tensor) -> Tensor:
+        with torch.autocast(hidden_NE.device.type, enabled=False):
+            return head.projection(hidden_NE.float())
+
+    return mapped
+
+
 def hidden(actor: Actor) -> Callable[[Tensor], Tensor]:
     """It itself (N, E), float32."""
     return torch.Tensor.float

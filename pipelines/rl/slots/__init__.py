@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.rl.contrast import contrast
 from pipelines.rl.objectives import OBJECTIVES
 from pipelines.rl.slots import advantage, aggregation, auxiliary, clip, credit, mismatch, modify, ratio, regularisers, reward, routing, weighting
 
@@ -164,6 +165,7 @@ SLOTS: dict[str, Slot] = {
     "token_modify": Slot(
         {
             "whiten": credit.whiten,
+            "own_tokens": credit.own_tokens,
             "zero_outliers": credit.zero_outliers,
             "teacher_gap": credit.teacher_gap,
             "remaining_gap": credit.remaining_gap,
@@ -217,6 +219,7 @@ SLOTS: dict[str, Slot] = {
             "value": auxiliary.value,
             "value_histogram": auxiliary.value_histogram,
             "outcome_ce": auxiliary.outcome_ce,
+            "contrast": contrast,
             "self_reward": auxiliary.self_reward,
             "expert": auxiliary.expert,
             "distil": auxiliary.distil,

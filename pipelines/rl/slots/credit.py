@@ -133,13 +133,11 @@ def token_optimal(
     return return_BT - torch.zeros_like(mask_BT).masked_scatter(trained, baseline_N)
 
 
-def outcome_chance(
-    advantage_B: Tensor, outcome_logits_old_BTK: Tensor, outcome_B: Tensor, guided_BT: Tensor, mask_BT: Tensor
-) -> Tensor:
+def outcome_chance(advantage_B: Tensor, outcome_logits_old_BTK: Tensor, outcome_B: Tensor, mask_BT: Tensor) -> Tensor:
     """A p_t(k), k what came of the response and p_t the chance that the critic gave it before the token (CodeRL, arXiv 2207.01780): what it had not
-    foreseen has no credit yet. 0 on what a guide wrote, which learns by cross-entropy."""
+    foreseen has no credit yet."""
     chance_BT = outcome_logits_old_BTK.softmax(-1).gather(-1, outcome_B[:, None, None].expand(*mask_BT.shape, 1))[..., 0]
-    return advantage_B[:, None] * chance_BT * (1 - guided_BT) * mask_BT
+    return advantage_B[:, None] * chance_BT * mask_BT
 
 
 def shared_prefix_mean(advantage_B: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -247,6 +245,11 @@ def whiten(advantage_BT: Tensor, mask_BT: Tensor, *, ddof: int = 1, eps: float =
     mean = (advantage_BT * mask_BT).sum() / count
     variance = ((advantage_BT - mean) ** 2 * mask_BT).sum() / (count - ddof)
     return (advantage_BT - mean) * (variance + eps).rsqrt() * mask_BT
+
+
+def own_tokens(advantage_BT: Tensor, guided_BT: Tensor) -> Tensor:
+    """0 on what a guide wrote, which learns otherwise."""
+    return advantage_BT * (1 - guided_BT)
 
 
 def teacher_gap(advantage_BT: Tensor, logp_taught_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor, *, coefficient: float = 1.0) -> Tensor:
