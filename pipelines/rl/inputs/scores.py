@@ -107,12 +107,12 @@ def value_before(actor: Actor, *, warmup: int = 0, epochs: int = 4, enough: floa
 
 def projected(actor: Actor, *, size: int = 64) -> Callable[[Tensor], Tensor]:
     """It in `size` dimensions (N, K), by a map that stands beside the value head and learns, float32."""
-    head = actor.value_head
-    assert head is not None and head.projection is not None
+    projection = actor.value_head.projection if actor.value_head else None
+    assert projection is not None
 
     def mapped(hidden_NE: Tensor) -> Tensor:
         with torch.autocast(hidden_NE.device.type, enabled=False):
-            return head.projection(hidden_NE.float())
+            return projection(hidden_NE.float())
 
     return mapped
 
