@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pipelines.errors import UserError
-from pipelines.records import Outcome, Trajectory
-from pipelines.rl.account import episodes, of_policy
+from pipelines.records import Trajectory
 
 Form = Literal["plain", "log", "pid"]
 
@@ -43,9 +42,7 @@ class Multiplier:
         return sum(self._costs) / len(self._costs)
 
     def after(self, value: float, costs: Sequence[float]) -> float:
-        """What `value` becomes once these episodes are known; of none it stays."""
-        if not costs:
-            return value
+        """What `value` becomes once these episodes, one at least, are known."""
         self._costs = [*self._costs, *costs][-self.window :]
         over = self.cost - self.limit
         if self.form == "log":
@@ -78,8 +75,3 @@ def costs_of(rollouts: Iterable[Trajectory], part: str, lack: bool) -> list[floa
             raise UserError(f"inputs.cost_B names part '{part}' of the reward, and an answer has {known}; add it to slot 'parts'")
         costs.append(1 - rollout.reward_parts[part] if lack else rollout.reward_parts[part])
     return costs
-
-
-def judged_episodes(rollouts: Iterable[Trajectory]) -> list[Trajectory]:
-    """One trajectory of each episode of a step that the policy answered and somebody could judge, whether it trains or not."""
-    return [rollout for rollout in episodes(of_policy(rollouts)) if rollout.outcome != Outcome.INFRASTRUCTURE]

@@ -28,7 +28,7 @@ from pipelines.models.reward_model import RewardModel
 from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
 from pipelines.records import Problem, Trajectory
-from pipelines.rl.account import leave_out, training
+from pipelines.rl.account import leave_out, of_policy, training
 from pipelines.rl.actor import follow, make_actor
 from pipelines.rl.adopting import Adopting
 from pipelines.rl.answering import Answering
@@ -42,11 +42,12 @@ from pipelines.rl.history import History
 from pipelines.rl.inputs.probes import foreseen
 from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.ledger import Ledger
-from pipelines.rl.multiplier import Multiplier, costs_of, judged_episodes
+from pipelines.rl.multiplier import Multiplier, costs_of
 from pipelines.rl.objective import masked, routes, with_advantages
 from pipelines.rl.play import Answer
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.recompose import Recomposition
+from pipelines.rl.recompose.demonstrations import judged
 from pipelines.rl.resets import Resets, forget, resets_of
 from pipelines.rl.rewards import Judges, Rewards
 from pipelines.rl.roles import ROLES, roles_of
@@ -62,7 +63,7 @@ from pipelines.verifiers import VerifierPool
 
 @dataclass(frozen=True)
 class Scored:
-    """A step's batch, ready for the update. groups: ids of the groups of each optimiser step. costs: of the step's episodes, on all processes."""
+    """A step's batch, ready for the update. groups: ids of the groups of each optimiser step. costs: of all that the step was answered."""
 
     now: Step
     batch: Batch
@@ -156,7 +157,7 @@ class Run:
             batch = with_advantages(self.recipe, masked(filled, routed))
         self._hold({name: float(batch[name]) for name, declared in TENSORS.items() if declared.held and name in batch})
         follow(self.actor, self.recipe, "scored", step)
-        costs = costs_of(judged_episodes(trajectories), **self.recipe.settings("cost_B")) if self.multiplier else []
+        costs = costs_of(judged(of_policy(trajectories)), **self.recipe.settings("cost_B")) if self.multiplier else []
         return leave_out(trajectories, left_out(now.rollouts, filled, routed)), Scored(now, batch, groups, costs)
 
     def update(self, step: int, scored: Scored) -> dict[str, float]:
@@ -178,7 +179,7 @@ class Run:
         if settings.kl_control and not self.actor.warming:
             figures["kl_scale"] = self.held.get("kl_scale", 1.0)
             self.held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
-        if self.multiplier and not self.actor.warming:
+        if self.multiplier and scored.costs and not self.actor.warming:
             value = self.held["multiplier"]
             self.held["multiplier"] = self.multiplier.after(value, scored.costs)
             capped = float(self.held["multiplier"] == self.multiplier.cap)
@@ -276,14 +277,16 @@ def _restrict(generator: Generator, actor: Actor, recipe: Recipe, settings: Samp
     """Have the policy say only what its lagged copy allows.
 
     Raises:
-        UserError: the engine does not know how, or would answer beside updates, when the lagged copy moves.
+        UserError: the engine does not know how, or would answer beside updates, when the lagged copy moves; or a setting is out of range.
     """
     if not isinstance(generator, TorchGenerator) or settings.schedule.kind != "synchronous":
         raise UserError(
             f"recipe '{recipe.name}' lets the policy say only what a lagged copy of it finds likely: that needs generation.engine torch and "
             f"schedule.kind synchronous, got {settings.generation.engine} and {settings.schedule.kind}"
         )
-    actions = {name: value for name, value in recipe.settings("allowed_BTK").items() if name != "every"}
+    actions = recipe.settings("allowed_BTK")
+    if actions.pop("every") < 1:
+        raise UserError(f"recipe '{recipe.name}': inputs.allowed_BTK.every must be at least 1 step")
     generator.restrict(actor.frozen["lagged"], **actions)
 
 

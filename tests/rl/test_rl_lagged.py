@@ -70,7 +70,7 @@ def test_nlpo():
 
 NARROW = {"p": 0.6, "top_k": 0, "least": 3, "every": 2}
 CHANGES = {
-    "overrides": {"inputs": {"allowed_BTK": NARROW}}, "steps": 5, "minibatches": 2, "kl_control": KlControl(target=1e-9), "checkpoint_every": 1,
+    "overrides": {"inputs": {"allowed_BTK": NARROW}}, "steps": 5, "minibatches": 2, "kl_control": KlControl(target=1e-9), "checkpoint_every": 2,
     "optimiser": OptimiserSettings(lr=3e-3, schedule="constant", warmup=0.0),
 }  # fmt: skip
 
@@ -100,6 +100,8 @@ def test_it_needs_an_engine_that_can_and_waits(tmp_path, start):
     for changes in ({"schedule": ONE_AHEAD}, {"schedule": IN_FLIGHT}):
         with pytest.raises(UserError, match="needs generation.engine torch and schedule.kind synchronous, got torch and"):
             run(tmp_path, start, row="nlpo", **changes)
+    with pytest.raises(UserError, match="allowed_BTK.every must be at least 1 step"):
+        run(tmp_path, start, row="nlpo", overrides={"inputs": {"allowed_BTK": {"every": 0}}})
     with pytest.raises(UserError, match="step 1: a token trains that is not among those it could be drawn from"):
         facts.allowed(step_of())
     _, rows, _ = run(tmp_path / "held", start, row="nlpo", steps=2, validation=ValidationSettings(every=1, problems=2, samples=2), minibatches=1)
