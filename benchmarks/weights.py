@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.evaluation import sampling
-from pipelines.evaluation.spectra import seconds
+from pipelines.models.spectra import seconds
 
 ROOT = Path(__file__).parents[1]
 Sizes = tuple[int, int, int, int, int]

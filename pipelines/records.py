@@ -137,6 +137,7 @@ class Segment:
 
     author: PROMPT, POLICY, GUIDE or TOOL. logp: log-probability of each id under what it was sampled from, nats; empty where it was not sampled, or
     the engine does not know. versions: for each id the version of the weights that sampled it, likewise. trains: whether the loss may be of it.
+    allowed: for each id the ids that it was drawn from, one bit an id (numpy.packbits); empty where all could be drawn.
     """
 
     author: str
@@ -144,6 +145,7 @@ class Segment:
     logp: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     trains: bool = False
+    allowed: list[bytes] = field(default_factory=list)
 
 
 def one_turn(prompt_ids: list[int], ids: list[int], logp: list[float], versions: list[int], author: str = POLICY) -> list[Segment]:
@@ -219,6 +221,12 @@ class Trajectory:
         return [version for segment in self.turns for version in segment.versions or [-1] * len(segment.ids)]
 
     @property
+    def allowed(self) -> list[bytes] | None:
+        """For each id of the response what it was drawn from (see `Segment`), b"" where all could be drawn; None where that is so of every id."""
+        sets = [bits for segment in self.turns for bits in segment.allowed or [b""] * len(segment.ids)]
+        return sets if any(sets) else None
+
+    @property
     def written(self) -> int:
         """How many ids were sampled."""
         return sum(len(segment.versions) for segment in self.turns)
@@ -235,6 +243,7 @@ TRAJECTORY_SCHEMA = pa.schema(
         pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("behaviour_logp", pa.list_(pa.float32()), nullable=False),
         pa.field("policy_version", pa.list_(pa.int32()), nullable=False),
+        pa.field("allowed", pa.list_(pa.binary())),
         pa.field("segments", pa.list_(pa.struct([("author", pa.string()), ("tokens", pa.int32()), ("sampled", pa.bool_()), ("trains", pa.bool_())]))),
         pa.field("trained_prompt_ids", pa.list_(pa.int32())),
         pa.field("finish_reason", pa.string(), nullable=False),

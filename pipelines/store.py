@@ -66,7 +66,7 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
     write_table(path, pa.table(columns, schema=DROPPED_SCHEMA))
 
 
-_FLAT = ("prompt_ids", "response_ids", "behaviour_logp", "policy_version")
+_FLAT = ("prompt_ids", "response_ids", "behaviour_logp", "policy_version", "allowed")
 """Columns of a trajectory's file that hold its segments' tokens end to end."""
 
 
@@ -89,13 +89,19 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     columns["trained_prompt"] = columns.pop("trained_prompt_ids")
     columns["part"] = [part or 0 for part in columns["part"]]
     spans, policies = columns.pop("segments"), columns["policy"]
-    prompts, ids, logp, versions = (columns.pop(name) for name in _FLAT)
-    columns["segments"] = [_segments(*row) for row in zip(prompts, ids, logp, versions, spans, policies, strict=True)]
+    flat = [columns.pop(name) for name in _FLAT]
+    columns["segments"] = [_segments(*row) for row in zip(*flat, spans, policies, strict=True)]
     return [Trajectory(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def _segments(
-    prompt: list[int], ids: list[int], logp: list[float], versions: list[int], spans: list[dict[str, Any]] | None, policy: str
+    prompt: list[int],
+    ids: list[int],
+    logp: list[float],
+    versions: list[int],
+    allowed: list[bytes] | None,
+    spans: list[dict[str, Any]] | None,
+    policy: str,
 ) -> list[Segment]:
     """The segments of tokens that stand end to end."""
     if spans is None:
@@ -104,7 +110,8 @@ def _segments(
     for span in spans:
         part = slice(start, start + span["tokens"])
         sampled = (logp[part], versions[part]) if span["sampled"] else ([], [])
-        segments.append(Segment(span["author"], ids[part], *sampled, span["trains"]))
+        sets = allowed[part] if allowed and any(allowed[part]) else []
+        segments.append(Segment(span["author"], ids[part], *sampled, span["trains"], sets))
         start = part.stop
     return segments
 

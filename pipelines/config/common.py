@@ -174,6 +174,18 @@ class ClasspSettings(Section):
         return self
 
 
+class UpdateMaskSettings(Section):
+    """Which entries of the hidden matrices the optimiser may move, by the weights that the stage starts from (arXiv 2511.08567). Embeddings, the
+    head and vectors move as usual."""
+
+    kind: Literal["safe", "principal", "low", "random"] = "safe"
+    """`principal`: the largest `share` of the entries of the reconstruction of rank `rank`. `low`: the `share` of the smallest weights. `safe`: what
+    is low or not principal. `random`: as many as `safe` has, drawn once."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    rank: Positive = 64
+    """Leading directions of a matrix that are principal."""
+
+
 class OptimiserSettings(Section):
     """AdamW, Muon or CLASSP with linear warm-up, then a cosine or constant schedule."""
 
@@ -192,6 +204,8 @@ class OptimiserSettings(Section):
     final_share: Share = 0.1
     """Learning rate at the last step, as a share of the peak."""
     classp: ClasspSettings = ClasspSettings()
+    mask: UpdateMaskSettings | None = None
+    """Null moves all weights. In one process, and without `lora`."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
     """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01

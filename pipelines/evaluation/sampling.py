@@ -1,7 +1,7 @@
 """Which matrices of a model are decomposed within a budget, and what the ones that are say of all.
 
 Matrices of one kind have the same name but for numbers (the layer's): a stratum. Kinds get one matrix each, then a second, and so on, while
-the nominal cost (spectra.py) stays within the budget; each kind's depth is cut into as many equal parts as it has matrices, and of each part
+the nominal cost (models/spectra.py) stays within the budget; each kind's depth is cut into as many equal parts as it has matrices, and of each part
 a hash takes one. So a choice depends on names, shapes and the budget alone.
 
 A mean over all matrices is sum_h N_h / N mean_h (h: kinds, N_h of whose matrices n_h were taken). Its standard error is that of a

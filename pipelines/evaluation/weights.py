@@ -10,7 +10,7 @@ Both are seen in bfloat16, the precision they are served in. An entry is unchang
                    smallest of |W0| (`low`); a random update gives alpha (RLVR .73 for `low`)
 
 k is at most half of the smaller side: the space of a full basis cannot rotate. Sparsity, norms and the overlap `low` are of all tensors. The
-others need a decomposition (spectra.py says how exact one is), which takes days for a large model; so only matrices whose nominal cost fits a
+others need a decomposition (models/spectra.py says how exact one is), which takes days for a large model; so only matrices whose nominal cost fits a
 budget are decomposed, of each kind and at all depths (sampling.py), and means come with their standard error.
 """
 
@@ -30,8 +30,8 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.evaluation import sampling
-from pipelines.evaluation.spectra import Spectrum, angles, decompose, largest, rows_of, seconds
 from pipelines.models.changes import changed
+from pipelines.models.spectra import Spectrum, angles, decompose, largest, rebuilt, seconds, tall
 from pipelines.models.tensors import Stored, stored_tensors
 
 RECONSTRUCTION = 64
@@ -178,7 +178,7 @@ def _seen(stored: Stored, settings: Settings) -> Tensor:
 
 def leading(tensor: Tensor, settings: Settings) -> Spectrum:
     """The spectrum of a float32 tensor seen as a tall matrix."""
-    matrix = _tall(tensor)
+    matrix = tall(tensor)
     return decompose(matrix, _directions(matrix.shape[1], settings), settings.exact)
 
 
@@ -205,11 +205,10 @@ def change(name: str, before: Tensor, after: Tensor, settings: Settings, spectru
         if seen.norm > 0:
             found |= _rotation(spectrum(), leading(after, settings), before.shape[0] < before[0].numel())
         if seen.update_norm > 0:
-            found["stable_rank"] = (seen.update_norm / largest(_tall(update))) ** 2
+            found["stable_rank"] = (seen.update_norm / largest(tall(update))) ** 2
         if bool(hit.any()):
             right = spectrum().right[:, :RECONSTRUCTION]
-            rebuilt = torch.cat([((rows.double() @ right) @ right.T).float() for rows in rows_of(_tall(before))])
-            found["principal"] = overlap(rebuilt.abs_().neg_(), _tall(hit), settings.alpha)
+            found["principal"] = overlap(rebuilt(tall(before), right).abs_().neg_(), tall(hit), settings.alpha)
     return Change(**{**vars(seen), **found})
 
 
@@ -220,12 +219,6 @@ def _rotation(first: Spectrum, second: Spectrum, wide: bool) -> dict[str, Any]:
     drift = torch.linalg.vector_norm(second.values - first.values) / torch.linalg.vector_norm(first.values)
     means = {"left": float(left.mean()), "right": float(right.mean()), "largest": float(torch.maximum(left.max(), right.max()))}
     return {"drift": float(drift), "rank": first.right.shape[1], **means}
-
-
-def _tall(tensor: Tensor) -> Tensor:
-    """As a matrix (m, n) of the first dimension by the rest, or its transpose: m >= n."""
-    matrix = tensor.reshape(tensor.shape[0], -1)
-    return matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
 
 
 def overlap(key: Tensor, changed: Tensor, alpha: float) -> float:

@@ -246,7 +246,7 @@ class Engine:
         self.said.append(Said(asked.key, sample.token_ids, sample.logp, versions, sample.finish_reason, sample.text))
         if not asked.future.cancelled():
             self._running.add(asked.task)
-            segment = Segment(POLICY, sample.token_ids, sample.logp, versions, trains=True)
+            segment = Segment(POLICY, sample.token_ids, sample.logp, versions, trains=True, allowed=sample.allowed)
             asked.future.set_result(Turn(segment, sample.finish_reason, sample.text))
 
     def _task(self, part: Coroutine[Any, Any, T], order: int) -> asyncio.Task[T]:

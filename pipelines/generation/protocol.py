@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipelines.config.common import GenerationSettings
@@ -53,7 +53,7 @@ class Sample:
     token_ids: sampled ids, the end-of-turn token included when it was sampled. logp: log-probability of each under the
     distribution it was sampled from (temperature, top-k and top-p applied), nats; empty where the engine does not know. finish_reason:
     `stop` (end of turn or a stop string) or `length`. text: decoded without special tokens, up to a stop string. policy_version: of the
-    weights that sampled it.
+    weights that sampled it. allowed: for each id those that it was drawn from, one bit an id (numpy.packbits); empty where all could be drawn.
     """
 
     token_ids: list[int]
@@ -61,6 +61,7 @@ class Sample:
     finish_reason: str
     text: str
     policy_version: int = 0
+    allowed: list[bytes] = field(default_factory=list)
 
 
 class Stream(Protocol):

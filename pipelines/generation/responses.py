@@ -38,10 +38,10 @@ class Responses:
             raise UserError(f"a prompt of {prompt} tokens and max_new_tokens {most - prompt} exceed the model's context of {context}")
         return most
 
-    def sample(self, ids: list[int], logp: list[float], version: int) -> Sample:
+    def sample(self, ids: list[int], logp: list[float], version: int, allowed: Sequence[bytes] = ()) -> Sample:
         """The record of a response that ended."""
         stopped = ids[-1] in self.ends
         text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
         where = min((place for stop in self.settings.stop if (place := text.find(stop)) >= 0), default=-1)
         stopped = stopped or where >= 0
-        return Sample(ids, logp, "stop" if stopped else "length", text[:where] if where >= 0 else text, version)
+        return Sample(ids, logp, "stop" if stopped else "length", text[:where] if where >= 0 else text, version, list(allowed))

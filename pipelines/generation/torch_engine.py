@@ -7,7 +7,7 @@ the order of requests. Log-probabilities are those of the distribution sampled f
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from pipelines import seeding
 from pipelines.config.common import GenerationSettings
 from pipelines.errors import UserError
+from pipelines.generation.action_set import ActionSet, Restricted
 from pipelines.generation.protocol import Progress, Request, Sample
 from pipelines.generation.responses import Responses
 from pipelines.models.adapters import plain_weights
@@ -52,6 +53,7 @@ class TorchGenerator:
         self.settings = settings
         self._device = model.device
         self._half: Any = None
+        self._restriction: tuple[Any, ActionSet] | None = None
         if chosen(self._device, settings.precision) == "bfloat16":
             if reason := unsupported(model):
                 raise UserError(f"generation.precision bfloat16: engine torch {reason}; use float32")
@@ -71,7 +73,22 @@ class TorchGenerator:
             self._half.load_state_dict(plain_weights(model, everywhere=True))
             self._decoder = Decoder(self._half, head=model.get_output_embeddings())
         else:
-            self._decoder = WholeDecoder(model) if unsupported(model) else Decoder(model)
+            self._decoder = _decoder_of(model)
+        if self._restriction is not None:
+            lagged, actions = self._restriction
+            self._decoder = Restricted(self._decoder, _decoder_of(lagged), actions, self.settings.temperature)
+
+    def restrict(self, lagged: Any, **settings: Any) -> None:
+        """Say from now on only what an `ActionSet` with these settings and all special tokens allows of `lagged`, a policy of the same kind whose
+        weights are read in place."""
+        always = sorted({*self.tokenizer.all_special_ids, *self._responses.ends})
+        self._restriction = lagged, ActionSet(**settings, always=tuple(always))
+        self.push(self._model, self.version)
+
+    @property
+    def restricted(self) -> bool:
+        """Whether it may not say every token."""
+        return self._restriction is not None
 
     def close(self) -> None:
         """Nothing is held."""
@@ -103,9 +120,9 @@ class TorchGenerator:
         with gathered(self._model):
             yield _Rows(self)
 
-    def sample_of(self, ids: list[int], logp: list[float]) -> Sample:
+    def sample_of(self, ids: list[int], logp: list[float], allowed: list[bytes]) -> Sample:
         """A response that ended."""
-        return self._responses.sample(ids, logp, self.version)
+        return self._responses.sample(ids, logp, self.version, allowed)
 
     def stops(self, ids: list[int]) -> bool:
         """Whether the response so far holds a stop string; only its end can be new."""
@@ -135,6 +152,8 @@ class _Rows:
         self._chosen_B = torch.zeros(0, dtype=torch.long, device=device)
         self._greedy_B = torch.zeros(0, dtype=torch.bool, device=device)
         self._logits_BV: Tensor = torch.zeros((0, 0), device=device)
+        self._allowed: dict[int | None, list[bytes]] = defaultdict(list)
+        """By number of the request, see `Sample.allowed`."""
         self._longest = 0
         self._cache: Cache = []
 
@@ -220,6 +239,10 @@ class _Rows:
             logp_B = logp_B.masked_fill(self._greedy_B, 0.0)
         alive = self._alive_B.nonzero()[:, 0]
         self._ids_BT[alive, count[alive]], self._logp_BT[alive, count[alive]] = self._chosen_B[alive], logp_B[alive]
+        if self._engine.restricted:
+            sets = np.packbits((self._logits_BV[alive] > -torch.inf).cpu().numpy(), axis=-1)
+            for row, bits in zip(alive.tolist(), sets, strict=True):
+                self._allowed[self._numbers[row]].append(bits.tobytes())
         self._count_B = count + self._alive_B
         self._alive_B = self._alive_B & ~torch.isin(self._chosen_B, self._ends) & (self._count_B < self._limit_B)
         if settings.stop:
@@ -244,7 +267,8 @@ class _Rows:
             number, count = self._numbers[row], int(self._count_B[row])
             if number is not None:
                 self._numbers[row] = None
-                found.append((number, self._engine.sample_of(self._ids_BT[row, :count].tolist(), self._logp_BT[row, :count].tolist())))
+                said = self._ids_BT[row, :count].tolist(), self._logp_BT[row, :count].tolist()
+                found.append((number, self._engine.sample_of(*said, self._allowed.pop(number, []))))
         return found
 
     def _start(self, rows: Tensor, numbers: list[int]) -> None:
@@ -283,6 +307,10 @@ class _Rows:
         for name in BY_ROW:
             setattr(self, name, getattr(self, name).index_select(0, rows))
         self._cache = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self._cache]
+
+
+def _decoder_of(model: Any) -> Decoder | WholeDecoder:
+    return WholeDecoder(model) if unsupported(model) else Decoder(model)
 
 
 def pick(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int = 0) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pipelines.config.common import ClasspSettings, OptimiserSettings
 from pipelines.errors import UserError
+from pipelines.models.sharding import is_sharded
+from pipelines.models.update_masks import hold
 from pipelines.store import replacing
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -104,15 +106,32 @@ def _quantile(values: Tensor, share: float) -> Tensor:
 
 
 def make_optimiser(model: Any, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), Muon for hidden matrices with AdamW for the rest, or CLASSP. Weight decay acts on matrices only."""
+    """AdamW (arXiv 1711.05101), Muon for hidden matrices with AdamW for the rest, or CLASSP. Weight decay acts on matrices only. With a mask
+    `model` must hold the weights that the stage starts from.
+
+    Raises:
+        UserError: see `update_masks.hold`.
+    """
+    optimiser = _unmasked(model, settings)
+    if settings.mask:
+        hold(optimiser, hidden_matrices(model), settings.mask, sharded=is_sharded(model))
+    return optimiser
+
+
+def hidden_matrices(model: Any) -> dict[str, Tensor]:
+    """By name the matrices that train, but for embeddings and head."""
+    head = model.get_output_embeddings() or model.score  # of a reward model
+    outer = {id(p) for module in (model.get_input_embeddings(), head) for p in module.parameters()}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2 and id(p) not in outer}
+
+
+def _unmasked(model: Any, settings: OptimiserSettings) -> torch.optim.Optimizer:
     if settings.name == "classp":
         optimiser = Classp([p for p in model.parameters() if p.requires_grad], settings.lr, settings.classp)
         optimiser.param_groups[0]["peak"] = settings.lr
         return optimiser
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    head = model.get_output_embeddings() or model.score  # of a reward model
-    outer = {id(p) for module in (model.get_input_embeddings(), head) for p in module.parameters()}
-    hidden = [p for _, p in trained if settings.name == "muon" and p.ndim == 2 and id(p) not in outer]
+    hidden = list(hidden_matrices(model).values()) if settings.name == "muon" else []
     taken = {id(p) for p in hidden}
     groups: list[dict[str, Any]] = [
         {"params": [p for _, p in trained if p.ndim >= 2 and id(p) not in taken], "weight_decay": settings.weight_decay},

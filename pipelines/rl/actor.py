@@ -6,19 +6,21 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
+from torch import Tensor
 
 from pipelines.config.learning import LearningStage
 from pipelines.errors import UserError
 from pipelines.models import precision
 from pipelines.models.sharding import weights
 from pipelines.rl.inputs.step import Actor
+from pipelines.rl.outcomes import CLASSES
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.roles import roles_of
+from pipelines.rl.value_head import ValueHead, bin_edges
 
 
 def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningStage, frozen: Mapping[str, Any]) -> Actor:
-    """The policy with what the recipe needs beside it: frozen policies, copies that follow it, a value head that starts at 0."""
+    """The policy with what the recipe needs beside it: frozen policies, copies that follow it, a value head that says the same of everything."""
     if settings.kl_control and "kl_scale" not in recipe.read:
         raise UserError(f"kl_control steers KL terms to the reference, and recipe '{recipe.name}' has none: add one, or leave kl_control out")
     precision.chosen(policy.device, settings.precision)  # refused before anything is sampled
@@ -33,20 +35,20 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningSt
             raise UserError(f"recipe '{recipe.name}' needs a policy as '{name}': name it under `{role.source}`")
         else:
             models[name] = frozen[name]
-    if "value_BT" in recipe.needs:
-        add_value_head(policy)
+    if recipe.value_head:
+        edges = bin_edges(**recipe.settings("value_edges_K")) if "value_edges_K" in recipe.needs else None
+        size = recipe.setting("projected_BTK", "size") if "projected_BTK" in recipe.needs else 0
+        add_value_head(policy, edges, CLASSES if "outcome_logits_BTK" in recipe.needs else 1, size)
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
 
 
-def add_value_head(policy: Any) -> None:
-    """Give `policy` one, in place, which says 0 of everything."""
-    policy.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device)
-    torch.nn.init.zeros_(policy.value_head.weight)
-    torch.nn.init.zeros_(policy.value_head.bias)
+def add_value_head(policy: Any, edges: Tensor | None = None, classes: int = 1, projection: int = 0) -> None:
+    """Give `policy` one, in place, which says the same of everything."""
+    policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device, classes, projection)
 
 
-def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"]) -> None:
+def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"], step: int) -> None:
     """Policies beside the trained one move as their roles say."""
     for name, role in roles_of(recipe).items():
         if (how := role.scored if moment == "scored" else role.updated) is not None:
-            how(actor.frozen[name], weights(actor.policy), recipe)
+            how(actor.frozen[name], weights(actor.policy), recipe, step)

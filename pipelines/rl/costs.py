@@ -16,8 +16,6 @@ from pipelines.rl.tensors import TENSORS, When
 
 ALWAYS = ("mask_BT", "reward_B", "group_B", "logp_old_BT", "logp_roll_BT", "logp_BT", "response_limit", "step")
 """What every run has."""
-VALUE = "value_BT"
-"""What a value head gives."""
 TEXTS = ("stored", "demonstrations")
 """Sources of roles that are no policy: what was written before."""
 SAID = ("teachers", *TEXTS)
@@ -61,7 +59,7 @@ def needs(row: Recipe) -> frozenset[Need]:
     """What it cannot run without."""
     found = {need for function, _ in _data_half(row) for need in needs_of(function)}
     found |= {Need.TEACHER if role.source in SAID else Need.POLICY for role in roles_of(row).values()}
-    if VALUE in row.needs or row.of_critic:
+    if row.value_head or row.of_critic:
         found.add(Need.VALUE)
     if any(TENSORS[name].solution for name in row.needs):
         found.add(Need.SOLUTIONS)
@@ -78,7 +76,7 @@ def cost(row: Recipe, group: int = GROUP) -> Cost:
     passes |= {"critic"} if row.of_critic else set()
     passes |= {name for function, _ in _data_half(row) for name in passes_of(function)}
     policies = tuple(name for name in roles_of(row) if ROLES[name].source not in TEXTS)
-    return Cost((least, most * row.single["play"]().width), tuple(sorted(passes)), policies, VALUE in row.needs)
+    return Cost((least, most * row.single["play"]().width), tuple(sorted(passes)), policies, row.value_head)
 
 
 def _data_half(row: Recipe) -> Iterator[tuple[Bound, dict[str, object]]]:

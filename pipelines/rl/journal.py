@@ -125,6 +125,10 @@ def notices(rows: Sequence[Mapping[str, float]]) -> list[str]:
     mixed = sum(row["informative_groups"] for row in rows) / len(rows)
     if mixed < FEW:
         found.append(f"no signal: rewards differed in {mixed:.0%} of the groups, and the others train nothing; choose problems of other difficulty")
+    if rows[-1].get("multiplier_capped"):
+        found.append(
+            f"the multiplier of the cost stands at its cap: the mean cost, {rows[-1]['cost']:.3g} at the end, may never come within its limit"
+        )
     if len(rows) >= 2 * WINDOW:
         first, last = (torch.tensor([row["reward"] for row in part], dtype=torch.float64) for part in (rows[:WINDOW], rows[-WINDOW:]))
         gain, error = float(last.mean() - first.mean()), float((first.var() / WINDOW + last.var() / WINDOW).sqrt())

@@ -163,6 +163,15 @@ class Recipe:
         chosen = (name for name in sorted(self.needs) if name in SETTABLE and "by" in methods.settings_of(SETTABLE[name]))
         return tuple(name for name in chosen if self.setting(name, "by") == "critic")
 
+    @property
+    def value_head(self) -> bool:
+        """Whether a value head trains beside the policy."""
+        return any(TENSORS[name].head for name in self.needs)
+
+    def settings(self, tensor: str) -> dict[str, Any]:
+        """All that `setting` says of it."""
+        return {name: self.setting(tensor, name) for name in methods.settings_of(SETTABLE[tensor])}
+
     def setting(self, tensor: str, name: str) -> Any:
         """What the recipe, or its function's default, says of how the tensor is had."""
         return self.slots["inputs"].get(tensor, {}).get(name, methods.settings_of(SETTABLE[tensor])[name].default)
@@ -248,6 +257,8 @@ def recipe(name: str, **overrides: Any) -> Recipe:
             raise UserError(f"recipe '{name}': slot '{slot}' weighs tokens, and the objective '{slots['objective']['name']}' has no loss per token")
     if "greedy_B" in bare.needs and slots["explore"]["name"] != "greedy_baseline":
         raise UserError(f"recipe '{name}': center 'greedy' needs a greedy answer to each problem; set explore: {{name: greedy_baseline}}")
+    if "outcome_logits_BTK" in bare.needs and (other := sorted(bare.needs & {"value_BT", "value_old_BT", "value_logits_BTK"})):
+        raise UserError(f"recipe '{name}': its critic says the classes of outcomes, and {other[0]} is of one that says values; leave one of them out")
     if plain := sorted(bare.needs & {"greedy_B", "role_baseline_B"}) if slots["reward"] else []:
         raise UserError(f"recipe '{name}': slot 'reward' changes rewards that are compared with plain ones ({plain[0]}); change `parts` or `combine`")
     signed = any("advantage_BT" in dict(inputs_of(f)) for f in (bare.single["ratio"], *bare.lists["token_mask"]))

@@ -13,16 +13,22 @@ from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.tensors import SETTABLE, TENSORS
 
 Source = Literal["init", "reference", "copy", "teachers", "stored", "demonstrations", "critic", "later"]
-Follow = Callable[[Any, Mapping[str, Any], Recipe], None]
-"""follow(policy of the role, the trained policy's weights, recipe)."""
+Follow = Callable[[Any, Mapping[str, Any], Recipe, int], None]
+"""follow(policy of the role, the trained policy's weights, recipe, number of the step)."""
 
 
-def become(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
+def become(theirs: Any, weights: Mapping[str, Any], recipe: Recipe, step: int) -> None:
     """It is the policy as it stands."""
     theirs.load_state_dict(weights, strict=False)  # a value head is no part of it
 
 
-def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe) -> None:
+def lag(theirs: Any, weights: Mapping[str, Any], recipe: Recipe, step: int) -> None:
+    """It is the policy as it stood before the update of the last step whose number `every` divides."""
+    if step % recipe.setting("allowed_BTK", "every") == 0:
+        become(theirs, weights, recipe, step)
+
+
+def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe, step: int) -> None:
     """A moving average of the policy, at the rate that the recipe says of the teacher's scores."""
     rate = recipe.setting("teacher_topk_BTK", "rate")
     with torch.no_grad():
@@ -49,6 +55,7 @@ ROLES: dict[str, Role] = {
     "guide": Role("reference", speaks=True),
     "later": Role("later"),
     "prev": Role("copy", scored=become),
+    "lagged": Role("copy", scored=lag),
     "teacher": Role("copy", updated=drift),
     "teachers": Role("teachers"),
     "stored": Role("stored"),

@@ -16,6 +16,7 @@ import torch
 
 from pipelines.config.learning import KlControl, LearningStage
 from pipelines.config.rl import SamplingStage, ValidationSettings
+from pipelines.errors import UserError
 from pipelines.generation import Generator, TorchGenerator
 from pipelines.models import ranks
 from pipelines.models.adapters import plain_weights
@@ -27,23 +28,26 @@ from pipelines.models.reward_model import RewardModel
 from pipelines.models.sharding import gathered, shard, weights
 from pipelines.progress import Journal
 from pipelines.records import Problem, Trajectory
-from pipelines.rl.account import leave_out, training
+from pipelines.rl.account import leave_out, of_policy, training
 from pipelines.rl.actor import follow, make_actor
 from pipelines.rl.adopting import Adopting
 from pipelines.rl.answering import Answering
 from pipelines.rl.batch import Batch
 from pipelines.rl.clock import Clock
 from pipelines.rl.collate import left_out, make_step, minibatches, share_of
+from pipelines.rl.critic_warmup import DONE, explained_variance, warms
 from pipelines.rl.explore import samples
 from pipelines.rl.guidance import none
 from pipelines.rl.history import History
 from pipelines.rl.inputs.probes import foreseen
 from pipelines.rl.inputs.step import Actor, Step
 from pipelines.rl.ledger import Ledger
+from pipelines.rl.multiplier import Multiplier, costs_of
 from pipelines.rl.objective import masked, routes, with_advantages
 from pipelines.rl.play import Answer
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.recompose import Recomposition
+from pipelines.rl.recompose.demonstrations import judged
 from pipelines.rl.resets import Resets, forget, resets_of
 from pipelines.rl.rewards import Judges, Rewards
 from pipelines.rl.roles import ROLES, roles_of
@@ -59,11 +63,12 @@ from pipelines.verifiers import VerifierPool
 
 @dataclass(frozen=True)
 class Scored:
-    """A step's batch, ready for the update. groups: ids of the groups of each optimiser step."""
+    """A step's batch, ready for the update. groups: ids of the groups of each optimiser step. costs: of all that the step was answered."""
 
     now: Step
     batch: Batch
     groups: list[list[int]]
+    costs: list[float]
 
 
 @dataclass
@@ -83,6 +88,7 @@ class Run:
     speaking: Mapping[str, Generator]
     validation: Validation | None
     resets: Resets | None
+    multiplier: Multiplier | None
     checkpoints: Checkpoints
     journal: Journal
     rollout_folder: Path
@@ -153,21 +159,34 @@ class Run:
             routed = routes(self.recipe, filled)
             batch = with_advantages(self.recipe, masked(filled, routed))
         self._hold({name: float(batch[name]) for name, declared in TENSORS.items() if declared.held and name in batch})
-        follow(self.actor, self.recipe, "scored")
-        return leave_out(trajectories, left_out(now.rollouts, filled, routed)), Scored(now, batch, groups)
+        follow(self.actor, self.recipe, "scored", step)
+        costs = costs_of(judged(of_policy(trajectories)), **self.recipe.settings("cost_B")) if self.multiplier else []
+        return leave_out(trajectories, left_out(now.rollouts, filled, routed)), Scored(now, batch, groups, costs)
 
     def update(self, step: int, scored: Scored) -> dict[str, float]:
         """The optimiser steps of a batch, and what moves with the policy. Returns figures for the journal."""
         settings, now = self.settings.model_copy(update={"epochs": self.settings.passes(step)}), scored.now
-        share = schedule(settings.optimiser, step, self.steps)
+        explained = explained_variance(scored.batch) if "return_BT" in scored.batch else None
+        self.actor.warming = warms(self.recipe, step, explained, self.held)
+        if self.actor.warming:
+            settings, share = settings.model_copy(update={"epochs": self.recipe.setting("value_old_BT", "epochs")}), 1.0
+        else:
+            before = int(self.held.get(DONE, 0))
+            share = schedule(settings.optimiser, step - before, self.steps - before)
         figures = optimise(
             self.actor, self.optimiser, self.recipe, settings, share, now.ids_BT, now.score_BT, scored.batch, scored.groups, self.checkpoints.folder
         )
         self._hold({name: figures[declared.held_of] for name, declared in TENSORS.items() if declared.held_of in figures})
-        follow(self.actor, self.recipe, "updated")
-        if settings.kl_control:
+        follow(self.actor, self.recipe, "updated", step)
+        figures |= {} if explained is None else {"explained_variance": explained}
+        if settings.kl_control and not self.actor.warming:
             figures["kl_scale"] = self.held.get("kl_scale", 1.0)
             self.held["kl_scale"] = figures["kl_scale"] * kl_factor(settings.kl_control, figures["kl_reference"])
+        if self.multiplier and scored.costs and not self.actor.warming:
+            value = self.held["multiplier"]
+            self.held["multiplier"] = self.multiplier.after(value, scored.costs)
+            capped = float(self.held["multiplier"] == self.multiplier.cap)
+            figures |= {"multiplier": value, "cost": self.multiplier.cost, "multiplier_capped": capped}
         return figures | {"lr": share * settings.optimiser.lr}
 
     def reset(self, step: int, figures: Mapping[str, float]) -> dict[str, float]:
@@ -232,6 +251,8 @@ def begun(
     if stored is None:
         assert isinstance(settings, SamplingStage)
         generator = engine_of(policy if behaviour is None else behaviour, tokenizer, settings.generation, checkpoints.folder / "serving")
+        if "allowed_BTK" in recipe.needs:
+            _restrict(generator, actor, recipe, settings)
         drawn = tasks_of(recipe, problems, settings.prompts_per_step, key, history)
         speaking = {name: TorchGenerator(actor.frozen[name], tokenizer, settings.generation) for name in actor.frozen if ROLES[name].speaks}
         source = functools.partial(Source, problems=by_id, draw=drawn, settings=settings, seed=key, ledger=ledger)
@@ -242,15 +263,34 @@ def begun(
         speaking = dict[str, Generator]()
         steps = settings.steps or plan.one_pass
     resets = resets_of(settings, recipe, held)
+    multiplier = Multiplier(**recipe.settings("multiplier")) if "multiplier" in recipe.needs else None
     moving = [name for name, role in roles_of(recipe).items() if role.source == "copy" or (name == "ref" and (settings.reset_reference or resets))]
     validation = _validation(wanted, held_out, checkpoints, held)
     pace = Pace(settings.checkpoint_every, settings.checkpoint_minutes, ranks.longest)
     with deterministic(policy.device), answers as plan:
-        state = {"held": held, **{role: actor.frozen[role] for role in moving}, **plan.state()}
+        moved = {"multiplier": multiplier} if multiplier else {}
+        state = {"held": held, **moved, **{role: actor.frozen[role] for role in moving}, **plan.state()}
         yield Run(
-            recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, resets, checkpoints, journal,
-            rollout_folder, held, state, pace, kept,
+            recipe, settings, steps, key, actor, optimiser, by_id, plan, history, ledger, speaking, validation, resets, multiplier, checkpoints,
+            journal, rollout_folder, held, state, pace, kept,
         )  # fmt: skip
+
+
+def _restrict(generator: Generator, actor: Actor, recipe: Recipe, settings: SamplingStage) -> None:
+    """Have the policy say only what its lagged copy allows.
+
+    Raises:
+        UserError: the engine does not know how, or would answer beside updates, when the lagged copy moves; or a setting is out of range.
+    """
+    if not isinstance(generator, TorchGenerator) or settings.schedule.kind != "synchronous":
+        raise UserError(
+            f"recipe '{recipe.name}' lets the policy say only what a lagged copy of it finds likely: that needs generation.engine torch and "
+            f"schedule.kind synchronous, got {settings.generation.engine} and {settings.schedule.kind}"
+        )
+    actions = recipe.settings("allowed_BTK")
+    if actions.pop("every") < 1:
+        raise UserError(f"recipe '{recipe.name}': inputs.allowed_BTK.every must be at least 1 step")
+    generator.restrict(actor.frozen["lagged"], **actions)
 
 
 def _validation(settings: ValidationSettings | None, problems: Sequence[Problem], checkpoints: Checkpoints, held: Numbers) -> Validation | None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.models.scoring import chosen, entropy
-from pipelines.rl import statistics
+from pipelines.rl import contrast, statistics
 from pipelines.rl.inputs import facts, probes, scores, taught, teacher
 from pipelines.rl.objectives import pairwise
 from pipelines.rl.objectives.distillation import NONE
@@ -74,8 +74,8 @@ class Declared:
     role: the policy beside the trained one that it is of (roles.py). live: see BEFORE. with_: tensors that it cannot be had without.
     held: it keeps the value of the first step; `held_of` is the tensor whose value that is. free: no forward pass of its own. asks: what of stored
     responses must be known for it.
-    solution: it is read off the problem's worked solution. fill: what stands past a row's end where ranks' rows are put together. numbered: its
-    ids are of one rank alone. listed: see SUM.
+    solution: it is read off the problem's worked solution. head: the value head says it. fill: what stands past a row's end where ranks' rows are put
+    together. numbered: its ids are of one rank alone. listed: see SUM.
     """
 
     about: str
@@ -90,6 +90,7 @@ class Declared:
     free: bool = False
     asks: Asks | None = None
     solution: bool = False
+    head: bool = False
     fill: float = 0.0
     numbered: bool = False
     listed: bool = False
@@ -132,6 +133,7 @@ TENSORS: dict[str, Declared] = {
     "kl_scale": _given("factor on the coefficients of KL terms to the reference, which `kl_control` moves: a scalar", held=True),
     # read off rollouts and problems
     "correct_B": _read(facts.correct, "the verdict is `correct`, bool; without it, reward_B > 0", free=True, asks=Asks.VERDICT),
+    "outcome_B": _read(facts.outcome_class, "class of what came of the response, 0 the worst and 3 right, int", free=True, asks=Asks.VERDICT),
     "format_B": _read(facts.form, "the response had the form asked for, bool", free=True, asks=Asks.VERDICT),
     "consistency_B": _read(facts.consistency, "working and answer agree, in [0, 1]", free=True, asks=Asks.VERDICT),
     "confidence_B": _read(facts.confidence, "confidence that the response states, in [0, 1]; nan where it states none", free=True),
@@ -142,11 +144,20 @@ TENSORS: dict[str, Declared] = {
     "pool_mean_B": _read(facts.pool_mean, "mean reward of all that the group was answered, also of what does not train", free=True),
     "greedy_B": _read(facts.greedy, "reward of the greedy answer to the problem", free=True, asks=Asks.SAMPLING),
     "role_baseline_B": _read(facts.role_baseline, "running mean of the rewards of the row's role before it", free=True, asks=Asks.SAMPLING),
+    "value_edges_K": _read(facts.value_edges, "edges of the value head's bins, one more than there are bins", free=True),
+    "cost_B": _read(facts.cost, "cost of the response, which the reward is not to buy", free=True, asks=Asks.SAMPLING),
+    "multiplier": _read(facts.multiplier, "what a cost weighs against the reward: a scalar, which the loop moves", free=True, held=True),
     "components_BK": _read(facts.components, "reward by part (format, correctness, ...)", free=True, asks=Asks.VERDICT),
     "component_weight_K": _read(facts.component_weight, "weight of each part, mean 1", free=True, asks=Asks.SAMPLING),
     "share_BT": _read(facts.shared_prefix, "equal ids on tokens that siblings share as a prefix, int", free=True, numbered=True),
     "observed_BT": _read(facts.observed, "1 on tokens of what a tool answered, else 0", free=True),
     "guided_BT": _read(facts.guided, "1 on tokens that a guide wrote, else 0", free=True, asks=Asks.SAMPLING),
+    "common_BT": _read(
+        facts.common, "1 on tokens that the worked solution has too, in the same order, else 0", free=True, asks=Asks.PROBLEM, solution=True
+    ),
+    "allowed_BTK": _read(
+        facts.allowed, "ids that the token was drawn from, one bit each, K bytes; 0 for all", role="lagged", free=True, asks=Asks.SAMPLING
+    ),
     "turn_BT": _read(facts.turns, "number of the policy's turn, from 0, int; -1 where it reads", free=True),
     "turn_return_BT": _read(facts.turn_return, "what the policy's turn and those after it are worth", free=True, asks=Asks.SAMPLING),
     "state_BT": _read(facts.states, "equal ids on turns of siblings that have read the same, int", free=True, numbered=True),
@@ -175,12 +186,16 @@ TENSORS: dict[str, Declared] = {
     "stored_logp_BTK": _read(taught.stored_logp, "their log-probabilities, -1e4 where there are fewer than K", role="stored", free=True, fill=NONE),
     # of the policy before the update
     "logp_old_BT": _before(chosen, "proximal policy: the training engine before the update", live="logp_BT"),
+    "logp_allowed_old_BT": _before(scores.of_allowed, "`logp_allowed_BT` before the update", live="logp_allowed_BT", with_=("allowed_BTK",)),
     "entropy_old_BT": _before(entropy, "entropy before the update", live="entropy_BT"),
     "vocab_mean_old_BT": _before(scores.vocabulary_mean, "`vocab_mean_BT` before the update", live="vocab_mean_BT"),
     "logp_proxy_BT": _before(scores.proxy, "the policy before the update without its least likely tokens; very negative where the token is one"),
     "topk_BTK": _before(scores.likeliest, "the K likeliest tokens before the update, int"),
     "squares_old_BT": _before(scores.squares, "sum over the vocabulary of squared probabilities, before the update"),
-    "value_old_BT": _before(scores.value, "value estimates before the update", reads=Reads.HIDDEN),
+    "value_old_BT": _before(scores.value_before, "value estimates before the update", reads=Reads.HIDDEN, head=True),
+    "outcome_logits_old_BTK": _before(
+        scores.value_logits, "`outcome_logits_BTK` before the update", reads=Reads.HIDDEN, head=True, with_=("outcome_logits_BTK",)
+    ),
     "hidden_old_BTH": _before(scores.hidden, "what the language-model head sees where it predicts the token, before the update", reads=Reads.HIDDEN),
     "special_old_B": _before(scores.reserved, "`special_B` before the update", reads=Reads.END, live="special_B"),
     "special_anchor": _read(
@@ -188,18 +203,24 @@ TENSORS: dict[str, Declared] = {
     ),
     # of the policy in the update
     "logp_BT": _live(chosen, "log-probability of each token under the policy that is trained, nats"),
+    "logp_allowed_BT": _live(scores.of_allowed, "log-probability of each token among those that it was drawn from, nats", with_=("allowed_BTK",)),
     "entropy_BT": _live(entropy, "entropy of the policy at each token, nats"),
     "nucleus_entropy_BT": _live(scores.nucleus_entropy, "entropy of the policy restricted to its top-p tokens, renormalised"),
     "vocab_mean_BT": _live(scores.vocabulary_mean, "mean over the vocabulary of the policy's log-probabilities"),
     "student_topk_BTK": _live(scores.of_topk, "policy's log-probability of the tokens `topk_BTK`", with_=("topk_BTK",)),
     "student_stored_BTK": _live(scores.of_stored, "policy's log-probability of the tokens `stored_topk_BTK`", with_=("stored_topk_BTK",)),
-    "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN),
+    "value_BT": _live(scores.value, "the value head's estimate before each token", reads=Reads.HIDDEN, head=True),
+    "value_logits_BTK": _live(scores.value_logits, "the value head's logits of K bins before each token", reads=Reads.HIDDEN, head=True),
+    "outcome_logits_BTK": _live(scores.value_logits, "the critic's logits of the classes `outcome_B` at each token", reads=Reads.HIDDEN, head=True),
+    "projected_BTK": _live(scores.projected, "what the head sees before each token, in fewer dimensions", reads=Reads.HIDDEN, head=True),
     "special_B": _live(scores.reserved, "log-probability of a reserved token right after the response", reads=Reads.END),
     "peak_entropy_B": Declared("mean nucleus entropy of the response's peak tokens, nan without any", When.ROWS, regularisers.peak_entropy),
+    "embedding_BK": Declared("what the response says as a vector of length 1, 0 where it says nothing", When.ROWS, contrast.embedding),
     # of a whole batch under the current policy
     "entropy_sum": Declared("aggregated entropy", When.SUM, regularisers.aggregate_entropy),
     "peak_sum": Declared("sum of `peak_entropy_B`", When.SUM, regularisers.sum_of_peaks),
     "peak_count": Declared("responses that have peak tokens", When.SUM, regularisers.count_of_peaks),
+    "embeddings_N": Declared("`embedding_BK`, group, and whether it is a solution, of every row", When.SUM, contrast.embeddings, listed=True),
     "harmful_N": Declared("squared log-ratios of tokens that moved with their advantage", When.SUM, weighting.harmful_squares, listed=True),
     "peak_entropy": Declared("mean of `peak_entropy_B`", When.OF_SUMS, regularisers.mean_peak),
     "entropy_anchor": Declared("`peak_entropy` of the first step: a scalar", held=True, held_of="peak_entropy"),

@@ -75,6 +75,8 @@ def optimise(
                 held[name] += value / updates
         before = sums["loss"]
         for piece, live in part.forward():
+            if actor.warming:
+                live = {name: value if TENSORS[name].head else value.detach() for name, value in live.items()}
             entropy, logp_BT = live["entropy_BT"].detach(), live.pop("logp_BT")
             loss, figures = objective(recipe, piece, logp_BT, live)
             if loss.requires_grad:
@@ -89,7 +91,7 @@ def optimise(
             largest = {name: max(value, furthest) for name, value in largest.items()}
         spread(actor.policy)
         for p in actor.policy.parameters():
-            if p.requires_grad and p.grad is None:  # no row had a gradient: it is 0, which momentum does not stop at
+            if p.requires_grad and p.grad is None and not actor.warming:  # no row had a gradient: it is 0, which momentum does not stop at
                 p.grad = torch.zeros_like(p)
         whole = ranks.total({"loss": sums["loss"] - before})["loss"]
         norm += update(actor.policy, optimiser, share, settings.optimiser.max_grad_norm, whole, functools.partial(part.keep, folder)) / updates
@@ -143,6 +145,7 @@ class _Part:
         names = {name for name, declared in needs.items() if declared.when is When.LIVE} | {d.live for d in needs.values() if d.live}
         live = functools.partial(score.live, self.actor, self.settings, inputs=self.recipe.slots["inputs"])
         beside = {other for declared in needs.values() if declared.when is When.LIVE for other in declared.with_}
+        idles = next(name for name in sorted(names) if TENSORS[name].head) if self.actor.warming else "logp_BT"
         number = 0
         for rows, graph in zip(_moving(self.recipe, self.batch), (contextlib.nullcontext, torch.no_grad), strict=True):
             micros = _micro_batches(self.recipe, self.batch, rows, self.ids_BT, self.score_BT, self.settings.micro_batch)
@@ -157,9 +160,9 @@ class _Part:
                 number += 1
             for _ in range(missing):
                 with graph():
-                    logp_BT = live({"logp_BT"}, ids_BT=self.idle[0], score_BT=self.idle[1], along={})["logp_BT"]
-                if logp_BT.requires_grad:
-                    (0 * logp_BT.sum()).backward()
+                    said = live({idles}, ids_BT=self.idle[0], score_BT=self.idle[1], along={})[idles]
+                if said.requires_grad:
+                    (0 * said.sum()).backward()
 
     def old_of(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the policy says of a slice, as what an unchanged one said before the update."""
@@ -233,11 +236,11 @@ def group_buckets(group_B: Tensor, score_BT: Tensor, micro_batch: int) -> list[T
 
 
 def gaps(piece: Batch, before_BT: Tensor) -> tuple[dict[str, float], float]:
-    """Sums over tokens of how far the policy that answered is from the one that trains, d = log pi - log mu with pi = `before_BT`, where mu is known,
-    and the policy from its reference (estimator k3, Schulman 2020); and the largest |d|."""
+    """Sums over tokens of how far the policy that answered is from the one that trains, d = log pi - log mu with pi = `before_BT`, where mu is known
+    (where that could say only some tokens, among these), and the policy from its reference (estimator k3, Schulman 2020); and the largest |d|."""
     mask, sums, d = piece.mask_BT.bool(), dict[str, float](), before_BT.new_zeros(0)
     if "logp_roll_BT" in piece:
-        d = (before_BT - piece["logp_roll_BT"])[mask]
+        d = (piece.tensors().get("logp_allowed_old_BT", before_BT) - piece["logp_roll_BT"])[mask]
         ratio = d.exp()
         sums = {
             "mismatch_k1": float(-d.sum()),

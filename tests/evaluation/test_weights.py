@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.evaluation import sampling, spectra, weights
+from pipelines.evaluation import sampling, weights
 from pipelines.evaluation.weights import Change, Settings, change
+from pipelines.models import spectra
 from pipelines.models.tensors import stored_tensors
 
 STORED = Settings(dtype="stored")

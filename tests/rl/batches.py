@@ -77,10 +77,12 @@ def ragged(seed: int, rows: int = 12, width: int = 7, group: int = 4, k: int = 5
         teacher_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], logp_taught_BT=near(old),
         taught_topk_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], stored_topk_BTK=torch.randint(0, 50, (rows, width, k), generator=g),
         stored_logp_BTK=torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], entropy_anchor=torch.tensor(0.4, dtype=torch.float64), special_anchor=torch.tensor(-23.0, dtype=torch.float64),
+        value_edges_K=torch.linspace(-0.5, 1.5, k + 1, dtype=torch.float64), cost_B=torch.rand(rows, **double), multiplier=torch.tensor(0.7, dtype=torch.float64), common_BT=(torch.arange(width) % 2 == 0).double().expand(rows, width) * mask, outcome_B=torch.where(right.bool(), 3, torch.arange(rows) % 3), outcome_logits_old_BTK=normal(rows, width, 4), allowed_BTK=torch.full((rows, width, 7), 255, dtype=torch.uint8), logp_allowed_old_BT=near(old),
     )  # fmt: skip
     live = {
-        "logp_BT": logp, "entropy_BT": torch.rand(rows, width, **double), "nucleus_entropy_BT": torch.rand(rows, width, **double),
-        "vocab_mean_BT": normal(rows, width), "value_BT": normal(rows, width), "student_topk_BTK": topk[..., :k], "student_stored_BTK": torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], "special_B": normal(rows) - 20,
+        "logp_BT": logp, "logp_allowed_BT": near(logp), "entropy_BT": torch.rand(rows, width, **double), "nucleus_entropy_BT": torch.rand(rows, width, **double),
+        "vocab_mean_BT": normal(rows, width), "value_BT": normal(rows, width), "value_logits_BTK": normal(rows, width, k), "student_topk_BTK": topk[..., :k], "student_stored_BTK": torch.log_softmax(normal(rows, width, 2 * k), -1)[..., :k], "special_B": normal(rows) - 20,
+        "outcome_logits_BTK": normal(rows, width, 4), "projected_BTK": normal(rows, width, k),
     }  # fmt: skip
     assert set(live) == of(When.LIVE).keys()
     return made, live

@@ -87,6 +87,7 @@ NOT_CENTRED = (
     "gigpo", "traffic_r1",  # fewer turns to the end are worth more; turns have rewards of their own
     "relift",  # what a guide wrote is learnt whatever it earns
     "on_policy_distillation", "iw_opd",  # the teacher's word, whatever the reward
+    "lagrangian",  # costs differ where rewards do not
     "dsdr", "rlcr", "aepo", "sngs", "recap", "laser",  # the shaped reward or another objective varies where the verdict does not
 )  # fmt: skip
 
@@ -96,7 +97,7 @@ def test_groups_without_variance_do_not_train(name):
     made, live = ragged(6)
     flat = made.having(**{name: torch.ones_like(made[name]) for name in ("reward_B", "correct_B", "components_BK")})
     bare = recipe(name, regularisers=[], reward=[v for v in RECIPES[name].slots["reward"] if v["name"] != "overlong"], **EXERCISED.get(name, {}))
-    assert not loss_and_gradients(bare, flat, live)[1]["logp_BT"].any()
+    assert not loss_and_gradients(bare, flat, live)[1][acting(bare)].any()
 
 
 def test_gradients_agree_with_finite_differences(row, monkeypatch):
@@ -146,18 +147,19 @@ def test_on_policy_the_gradient_raises_what_has_an_advantage(name):
     made, live = ragged(9)
     one = live["logp_BT"]
     made = made.having(
-        logp_old_BT=one, logp_roll_BT=one, logp_ref_BT=one, logp_prev_BT=one, logp_tempered_BT=one, logp_proxy_BT=one, logp_expert_BT=one
+        logp_old_BT=one, logp_roll_BT=one, logp_ref_BT=one, logp_prev_BT=one, logp_tempered_BT=one, logp_proxy_BT=one, logp_expert_BT=one,
+        logp_allowed_old_BT=one,
     )
     made = route(RECIPES[name], made)
     made = made.having(advantage_BT=advantages(RECIPES[name], made))
-    _, gradients = loss_and_gradients(replace_routing(name), made, {**live, "logp_BT": one})
+    _, gradients = loss_and_gradients(replace_routing(name), made, {**live, "logp_BT": one, "logp_allowed_BT": one})
     trained = (made.mask_BT > 0) & (made.advantage_BT.abs() > 1e-9)
     if name == "srpo":
         trained = trained & (made.correct_B | ~made.reprompt_B)[:, None]
     if name == "prefix_rft":  # of what the guide wrote only some trains
         trained = trained & (made.guided_BT == 0)
     assert trained.any()
-    assert torch.equal(gradients["logp_BT"].sign()[trained], -_direction(name, made).sign()[trained])
+    assert torch.equal(gradients[acting(RECIPES[name])].sign()[trained], -_direction(name, made).sign()[trained])
 
 
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.policy_gradient])
@@ -173,8 +175,13 @@ def test_the_gradient_of_a_token_goes_through_that_token_alone(name):
         made = made.having(component_advantage_BK=part_BK)
         last = (torch.arange(12) == 5)[:, None] & (made.mask_BT > 0)
     _, gradients = loss_and_gradients(bare, made, live)
-    assert not gradients["logp_BT"][~last].any()
-    assert gradients["logp_BT"][last].any()
+    assert not gradients[acting(bare)][~last].any()
+    assert gradients[acting(bare)][last].any()
+
+
+def acting(row):
+    """The log-probabilities of the policy that acts."""
+    return "logp_allowed_BT" if "logp_allowed_BT" in row.needs else "logp_BT"
 
 
 def replace_routing(name):

@@ -136,7 +136,7 @@ def test_what_a_row_needs_and_costs():
 
 
 def test_rows_are_found_by_slot_paper_and_need():
-    found_by_part = ["guide", "ghpo", "seele", "self", "dars_et", "dars_hw", "reinforce_ada", "reinforce_ada_positive", "remax"]
+    found_by_part = ["coderl", "guide", "ghpo", "seele", "self", "dars_et", "dars_hw", "reinforce_ada", "reinforce_ada_positive", "remax"]
     assert [row.name for row in found(part="explore")] == found_by_part
     assert [row.name for row in found(paper="2508.14029")] == ["svs"]
     assert [row.name for row in found(need="value", paper="ppo as in")] == ["ppo_kl"]

@@ -3,6 +3,7 @@ rollout's `reward_parts`, under the same name."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor
 
 from pipelines import prompting
+from pipelines.errors import UserError
 from pipelines.records import GUIDE, POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.scores import of_critic
 from pipelines.rl.inputs.step import Step
+from pipelines.rl.multiplier import Form, costs_of
+from pipelines.rl.outcomes import PASSED, class_of
 from pipelines.rl.statistics import component_weights
+from pipelines.rl.value_head import bin_edges
 from pipelines.verifiers.confidence import stated_confidence
 
 _OUTCOME_LEVEL = {Outcome.CORRECT.value: 1, Outcome.WRONG.value: 2}
@@ -25,6 +30,11 @@ _OUTCOME_LEVEL = {Outcome.CORRECT.value: 1, Outcome.WRONG.value: 2}
 def correct(step: Step) -> Tensor:
     """Verdict is `correct`."""
     return step.tensor([r.outcome == Outcome.CORRECT for r in step.rollouts], torch.bool)
+
+
+def outcome_class(step: Step) -> Tensor:
+    """See outcomes.py; what a guide wrote is right."""
+    return step.tensor([PASSED if r.origin == GUIDE else class_of(r.outcome, r.detail) for r in step.rollouts], torch.long)
 
 
 def form(step: Step) -> Tensor:
@@ -76,6 +86,32 @@ def baseline(step: Step, *, by: Literal["pass_rate", "critic"] = "pass_rate") ->
         return of_critic(step).gather(1, step.score_BT.int().argmax(1, keepdim=True))[:, 0]
     mean = group_mean(step.batch.reward_B, step.batch.group_B).tolist()
     return step.tensor([m if p.pass_rate is None else p.pass_rate for p, m in zip(step.problems, mean, strict=True)])
+
+
+def value_edges(step: Step, *, bins: int = 51, low: float = 0.0, high: float = 1.0, margin: float = 2.25) -> Tensor:
+    """See `bin_edges`; low, high: the range of the returns."""
+    return bin_edges(bins=bins, low=low, high=high, margin=margin).to(step.ids_BT.device)
+
+
+def cost(step: Step, *, part: str = "length", lack: bool = True) -> Tensor:
+    """The part `part` of the reward as a cost, or with `lack` what it lacks of 1: of `length` the share that was written of what may be."""
+    return step.tensor(costs_of(step.rollouts, part, lack))
+
+
+def multiplier(
+    step: Step,
+    *,
+    form: Form = "log",
+    start: float = 1.0,
+    rate: float = 0.1,
+    limit: float = 0.0,
+    cap: float = 5.0,
+    window: int = 128,
+    gains: tuple[float, float, float] = (1.0, 0.5, 0.2),
+) -> Tensor:
+    """What it is at the first step. The settings are of the loop (multiplier.py): the form of its law, its rate, the limit of the mean cost, the most
+    that it may be, the episodes that the mean is of, and the gains of form `pid`."""
+    return torch.tensor(start, device=step.ids_BT.device)
 
 
 def pool_mean(step: Step) -> Tensor:
@@ -139,6 +175,40 @@ def observed(step: Step) -> Tensor:
 def guided(step: Step) -> Tensor:
     """1 on what a guide wrote."""
     rows = [[s.author == GUIDE for s in r.turns for _ in s.ids] for r in step.rollouts]
+    return step.tokens(rows, 0).to(step.batch.mask_BT)
+
+
+def allowed(step: Step, *, p: float = 0.9, top_k: int = 0, least: int = 100, every: int = 20) -> Tensor:
+    """What each token was drawn from (B, T, K), K bytes of one bit an id; 0 where all could be drawn. The settings are of sampling
+    (generation/action_set.py); every: steps after which the lagged policy becomes the policy, as it is before the update.
+
+    Raises:
+        UserError: a token trains that could not have been drawn.
+    """
+    width = math.ceil(step.actor.policy.config.vocab_size / 8)
+    flat = b"".join(bits or bytes(width) for r in step.rollouts for bits in r.allowed or [b""] * len(r.response_ids))
+    sets_BTK = torch.zeros((*step.ids_BT.shape, width), dtype=torch.uint8, device=step.ids_BT.device)
+    sets_BTK[step.score_BT] = torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(-1, width).to(step.ids_BT.device)
+    byte_BT = sets_BTK.gather(-1, (step.ids_BT // 8)[..., None])[..., 0]
+    drawn_BT = (byte_BT >> (7 - step.ids_BT % 8).to(torch.uint8)) & 1
+    if ((step.batch.mask_BT > 0) & (drawn_BT == 0)).any():
+        raise UserError(
+            f"step {step.number}: a token trains that is not among those it could be drawn from; a recipe that restricts what the policy may say "
+            "trains on what was sampled so alone: leave out what guides write, and rollouts of other recipes"
+        )
+    return sets_BTK
+
+
+def common(step: Step) -> Tensor:
+    """1 on tokens that stand in runs which response and worked solution have in common, in order; none without a solution."""
+    rows = []
+    for problem, r in zip(step.problems, step.rollouts, strict=True):
+        row = [0] * len(r.response_ids)
+        if problem.solution is not None:
+            worked = prompting.response_ids(step.actor.tokenizer, problem, step.settings.answered.prompt)
+            for block in difflib.SequenceMatcher(None, worked, r.response_ids, autojunk=False).get_matching_blocks():
+                row[block.b : block.b + block.size] = [1] * block.size
+        rows.append(row)
     return step.tokens(rows, 0).to(step.batch.mask_BT)
 
 

@@ -62,6 +62,14 @@ def of_topk(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
     return logp_NV.gather(-1, at["topk_BTK"])
 
 
+def of_allowed(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    """log-probability of the token among those that it was drawn from, `allowed_BTK`; among all where that says nothing."""
+    bits_NK8 = (at["allowed_BTK"][..., None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=logp_NV.device)) & 1
+    allowed_NV = bits_NK8.flatten(1)[:, : logp_NV.shape[1]].bool()
+    left_out = ~allowed_NV & allowed_NV.any(-1, keepdim=True)
+    return chosen(logp_NV, at) - logp_NV.masked_fill(left_out, -torch.inf).logsumexp(-1)
+
+
 def of_stored(logp_NV: Tensor, at: Mapping[str, Tensor]) -> Tensor:
     """log-probabilities of the tokens `stored_topk_BTK`."""
     return logp_NV.gather(-1, at["stored_topk_BTK"])
@@ -72,16 +80,41 @@ def reserved(tokenizer: Any, *, token: str | None = None) -> int:
     return tokenizer.pad_token_id if token is None else tokenizer.convert_tokens_to_ids(token)
 
 
-def value(actor: Actor) -> Callable[[Tensor], Tensor]:
-    """The value head's estimate (N,) of what the language-model head sees, float32."""
+def value_logits(actor: Actor) -> Callable[[Tensor], Tensor]:
+    """What the value head says (N, K) of what the language-model head sees, float32."""
     head = actor.value_head
     assert head is not None
 
-    def estimate(hidden_NE: Tensor) -> Tensor:
+    def said(hidden_NE: Tensor) -> Tensor:
         with torch.autocast(hidden_NE.device.type, enabled=False):
-            return head(hidden_NE.float())[:, 0]
+            return head((hidden_NE.detach() if actor.warming else hidden_NE).float())
 
-    return estimate
+    return said
+
+
+def value(actor: Actor) -> Callable[[Tensor], Tensor]:
+    """The value head's estimate (N,) of what the language-model head sees, float32."""
+    said, head = value_logits(actor), actor.value_head
+    assert head is not None
+    return lambda hidden_NE: head.value(said(hidden_NE))
+
+
+def value_before(actor: Actor, *, warmup: int = 0, epochs: int = 4, enough: float = 0.5) -> Callable[[Tensor], Tensor]:
+    """`value`. The settings are of the loop (critic_warmup.py): in up to `warmup` steps only the value head learns, by `epochs` passes over each
+    batch, until it explains more than `enough` of the variance of the returns."""
+    return value(actor)
+
+
+def projected(actor: Actor, *, size: int = 64) -> Callable[[Tensor], Tensor]:
+    """It in `size` dimensions (N, K), by a map that stands beside the value head and learns, float32."""
+    projection = actor.value_head.projection if actor.value_head else None
+    assert projection is not None
+
+    def mapped(hidden_NE: Tensor) -> Tensor:
+        with torch.autocast(hidden_NE.device.type, enabled=False):
+            return projection(hidden_NE.float())
+
+    return mapped
 
 
 def hidden(actor: Actor) -> Callable[[Tensor], Tensor]:

@@ -15,17 +15,20 @@ from pipelines.models.scoring import Score, token_scores
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.batch import Batch
 from pipelines.rl.history import History
+from pipelines.rl.value_head import ValueHead
 
 
 @dataclass
 class Actor:
-    """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev` and `teacher` follow the policy; `teachers` and
-    `stored` are what rl/teachers.py has under these names; `critic` is a policy with a value head that were trained before."""
+    """The models of a run. frozen: by role: `ref`, `sft`, `dpo`, `guide` never change; `prev`, `lagged` and `teacher` follow the policy; `teachers`
+    and `stored` are what rl/teachers.py has under these names; `critic` is a policy with a value head that were trained before. warming: only the
+    value head learns, and what it sees has no gradient."""
 
     policy: Any
     tokenizer: Any
     frozen: dict[str, Any] = field(default_factory=dict)
-    value_head: torch.nn.Linear | None = None
+    value_head: ValueHead | None = None
+    warming: bool = False
 
 
 def scored(settings: LearningStage, model: Any, ids_BT: Tensor, score_BT: Tensor, wanted: Mapping[str, Score], **more: Any) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pipelines.config.stage import BOUND
 from pipelines.models.reward_model import Scale
 from pipelines.records import Outcome, Trajectory, Verdict
 from pipelines.rl.guidance.templates import well_formed
+from pipelines.rl.outcomes import class_of
 from pipelines.rl.rewards.scoring import Scoring
 from pipelines.verifiers import final_text
 
@@ -26,6 +27,12 @@ def verdict(group: Sequence[Trajectory], at: Scoring) -> Values:
 def form(group: Sequence[Trajectory], at: Scoring) -> Values:
     """`format`: 1 where an answer could be found."""
     return {"format": [float(each.outcome != Outcome.UNPARSABLE) for each in at.verdicts]}
+
+
+def outcome(group: Sequence[Trajectory], at: Scoring, *, worth: tuple[float, float, float, float] = (-1.0, -0.6, -0.3, 1.0)) -> Values:
+    """`outcome`: what a program is worth that does not compile, fails while it runs, fails a test, and passes all (CodeRL, arXiv 2207.01780)."""
+    known = [None if each.outcome is Outcome.INFRASTRUCTURE else class_of(each.outcome, each.detail) for each in at.verdicts]
+    return {"outcome": [None if each is None else worth[each] for each in known]}
 
 
 def template_form(group: Sequence[Trajectory], at: Scoring) -> Values:
@@ -122,6 +129,7 @@ def _score(said: Verdict) -> float | None:
 PARTS = {
     "verdict": verdict,
     "format": form,
+    "outcome": outcome,
     "template_form": template_form,
     "mentions": mentions,
     "length": length,

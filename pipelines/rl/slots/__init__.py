@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.rl.contrast import contrast
 from pipelines.rl.objectives import OBJECTIVES
 from pipelines.rl.slots import advantage, aggregation, auxiliary, clip, credit, mismatch, modify, ratio, regularisers, reward, routing, weighting
 
@@ -61,7 +62,9 @@ SLOTS: dict[str, Slot] = {
             "return_to_go": credit.return_to_go,
             "gae": credit.gae,
             "step_potential": credit.step_potential,
+            "by_importance": credit.by_importance,
             "token_optimal": credit.token_optimal,
+            "outcome_chance": credit.outcome_chance,
             "shared_prefix_mean": credit.shared_prefix_mean,
             "step_group": credit.step_group,
             "turn_return": credit.turn_return,
@@ -69,10 +72,11 @@ SLOTS: dict[str, Slot] = {
         },
         early=True,
     ),
-    "anchor": Slot({"old": ratio.anchor_old, "roll": ratio.anchor_roll, "ref": ratio.anchor_ref}),
+    "anchor": Slot({"old": ratio.anchor_old, "roll": ratio.anchor_roll, "ref": ratio.anchor_ref, "allowed": ratio.anchor_allowed}),
     "ratio": Slot(
         {
             "token": ratio.token,
+            "token_allowed": ratio.token_allowed,
             "sequence_geometric": ratio.sequence_geometric,
             "sequence_geometric_clipped": ratio.sequence_geometric_clipped,
             "sequence_product": ratio.sequence_product,
@@ -150,6 +154,7 @@ SLOTS: dict[str, Slot] = {
             "overconfident_errors": modify.overconfident_errors,
             "success_scaled_negatives": modify.success_scaled_negatives,
             "forward_correction": modify.forward_correction,
+            "lagrangian": modify.lagrangian,
             "pair_roles": modify.pair_roles,
             "self_rewarded": modify.self_rewarded,
             "imitated": modify.imitated,
@@ -160,6 +165,7 @@ SLOTS: dict[str, Slot] = {
     "token_modify": Slot(
         {
             "whiten": credit.whiten,
+            "own_tokens": credit.own_tokens,
             "zero_outliers": credit.zero_outliers,
             "teacher_gap": credit.teacher_gap,
             "remaining_gap": credit.remaining_gap,
@@ -212,6 +218,9 @@ SLOTS: dict[str, Slot] = {
     "auxiliary": Slot(
         {
             "value": auxiliary.value,
+            "value_histogram": auxiliary.value_histogram,
+            "outcome_ce": auxiliary.outcome_ce,
+            "contrast": contrast,
             "self_reward": auxiliary.self_reward,
             "expert": auxiliary.expert,
             "distil": auxiliary.distil,

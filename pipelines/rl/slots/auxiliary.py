@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipelines.rl.batch import present
 from pipelines.rl.objectives.self_distillation import self_distillation
+from pipelines.rl.value_head import histogram
 
 
 def value(value_BT: Tensor, value_old_BT: Tensor, return_BT: Tensor, *, coefficient: float = 1.0, clip: float | None = 0.5) -> Tensor:
@@ -16,6 +17,21 @@ def value(value_BT: Tensor, value_old_BT: Tensor, return_BT: Tensor, *, coeffici
         bounded = torch.minimum(torch.maximum(value_BT, value_old_BT - clip), value_old_BT + clip)
         error = torch.maximum(error, (bounded - return_BT) ** 2)
     return coefficient * 0.5 * error
+
+
+def value_histogram(
+    value_logits_BTK: Tensor, return_BT: Tensor, value_edges_K: Tensor, *, coefficient: float = 0.5, sigma: float = 0.75
+) -> Tensor:
+    """coefficient * cross-entropy of the value head's bins to a Gaussian around the return, of deviation `sigma` bins; 0: two-hot (arXiv 2403.03950).
+    Its gradient to the logits is coefficient (softmax - target)."""
+    target_BTK = histogram(return_BT, value_edges_K.to(return_BT), sigma=sigma)
+    return -coefficient * (target_BTK * value_logits_BTK.log_softmax(-1)).sum(-1)
+
+
+def outcome_ce(outcome_logits_BTK: Tensor, outcome_B: Tensor, *, coefficient: float = 1.0) -> Tensor:
+    """CodeRL's critic: coefficient * cross-entropy to what came of the response, at each of its tokens."""
+    target_BTK = torch.nn.functional.one_hot(outcome_B, outcome_logits_BTK.shape[-1])[:, None].to(outcome_logits_BTK)
+    return -coefficient * (target_BTK * outcome_logits_BTK.log_softmax(-1)).sum(-1)
 
 
 def self_reward(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.rl.batch import group_index, group_mean, group_sum, present
+from pipelines.rl.objectives.step_regression import step_advantages
 
 
 def broadcast(advantage_B: Tensor, mask_BT: Tensor) -> Tensor:
@@ -81,6 +82,27 @@ def step_potential(
     return (advantage_B[:, None] * factor_BT + xi * bonus_BT) * mask_BT
 
 
+def by_importance(
+    advantage_B: Tensor, step_value_BK: Tensor, step_BT: Tensor, correct_B: Tensor, mask_BT: Tensor, *, form: Literal["share", "softmax"] = "share"
+) -> Tensor:
+    """What is left of A from the token's step on, when every step has earned its part of it (`importance_shares`): what changed the chance of a right
+    end (ReviBranch, arXiv 2508.17452). The first step has all of A."""
+    share_BK = importance_shares(step_advantages(step_value_BK, correct_B).abs(), form)
+    left_BK = share_BK.flip(-1).cumsum(-1).flip(-1)
+    last_B1 = (~step_value_BK.isnan()).sum(-1, keepdim=True).sub(1).clamp(min=0)
+    return advantage_B[:, None] * left_BK.gather(-1, torch.minimum(step_BT, last_B1)) * mask_BT
+
+
+def importance_shares(importance_BK: Tensor, form: Literal["share", "softmax"]) -> Tensor:
+    """I_k / sum I, equal parts where all are 0; or the softmax of I. Steps that are nan have no part."""
+    known_BK = ~importance_BK.isnan()
+    if form == "softmax":
+        return importance_BK.masked_fill(~known_BK, -torch.inf).softmax(-1).nan_to_num(0.0)
+    part_BK = importance_BK.nan_to_num(0.0)
+    part_BK = torch.where(part_BK.sum(-1, keepdim=True) > 0, part_BK, known_BK.to(part_BK))
+    return part_BK / part_BK.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
 def token_optimal(
     advantage_B: Tensor,
     token_reward_BT: Tensor,
@@ -109,6 +131,13 @@ def token_optimal(
     rest_BT = torch.where(size_B > 1, 0.0, 1.0)[:, None] * return_BT if zero_tail else return_BT
     baseline_N = torch.where(total(mask_BT) > 1, total(return_BT * weight_BT) / total(weight_BT).clamp(min=1e-8), rest_BT[trained])
     return return_BT - torch.zeros_like(mask_BT).masked_scatter(trained, baseline_N)
+
+
+def outcome_chance(advantage_B: Tensor, outcome_logits_old_BTK: Tensor, outcome_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """A p_t(k), k what came of the response and p_t the chance that the critic gave it before the token (CodeRL, arXiv 2207.01780): what it had not
+    foreseen has no credit yet."""
+    chance_BT = outcome_logits_old_BTK.softmax(-1).gather(-1, outcome_B[:, None, None].expand(*mask_BT.shape, 1))[..., 0]
+    return advantage_B[:, None] * chance_BT * mask_BT
 
 
 def shared_prefix_mean(advantage_B: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -216,6 +245,11 @@ def whiten(advantage_BT: Tensor, mask_BT: Tensor, *, ddof: int = 1, eps: float =
     mean = (advantage_BT * mask_BT).sum() / count
     variance = ((advantage_BT - mean) ** 2 * mask_BT).sum() / (count - ddof)
     return (advantage_BT - mean) * (variance + eps).rsqrt() * mask_BT
+
+
+def own_tokens(advantage_BT: Tensor, guided_BT: Tensor) -> Tensor:
+    """0 on what a guide wrote, which learns otherwise."""
+    return advantage_BT * (1 - guided_BT)
 
 
 def teacher_gap(advantage_BT: Tensor, logp_taught_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor, *, coefficient: float = 1.0) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.rl.batch import group_mean, group_sum, present, token_mean
+from pipelines.rl.slots.advantage import center_group_mean
 
 
 def signed_outcome(advantage_B: Tensor, correct_B: Tensor, *, correct: float = 1.0, wrong: float = 1.0) -> Tensor:
@@ -52,6 +53,12 @@ def forward_correction(advantage_B: Tensor, correct_B: Tensor, *, false_negative
     In expectation -(1 - rho0 - rho1) for truly wrong responses and 0 for right ones: the direction of the clean gradient.
     """
     return torch.where(correct_B.bool(), false_negative, false_negative - 1.0).to(advantage_B)
+
+
+def lagrangian(advantage_B: Tensor, cost_B: Tensor, group_B: Tensor, multiplier: Tensor) -> Tensor:
+    """(A - lambda (C - mean of the group's)) / (1 + lambda): the advantage of R - lambda C, of one size whatever lambda is (Safe RLHF, arXiv
+    2310.12773). After a scale by the group's deviation lambda would mean something else in every group."""
+    return (advantage_B - multiplier * center_group_mean(cost_B, group_B)) / (1 + multiplier)
 
 
 def pair_roles(advantage_B: Tensor, correct_B: Tensor, group_B: Tensor, *, hard_success: float = 1.0, easy_failure: float = 1.0) -> Tensor:

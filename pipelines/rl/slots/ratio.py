@@ -23,6 +23,11 @@ def anchor_roll(logp_roll_BT: Tensor) -> Tensor:
     return logp_roll_BT
 
 
+def anchor_allowed(logp_allowed_old_BT: Tensor) -> Tensor:
+    """The proximal policy among the tokens that it could say (NLPO)."""
+    return logp_allowed_old_BT
+
+
 def anchor_ref(logp_ref_BT: Tensor) -> Tensor:
     """The reference policy."""
     return logp_ref_BT
@@ -31,6 +36,12 @@ def anchor_ref(logp_ref_BT: Tensor) -> Tensor:
 def token(logp_BT: Tensor, anchor_BT: Tensor, *, limit: float = LOG_LIMIT) -> Tensor:
     """log pi - log anchor, token by token, inside +-limit."""
     return (logp_BT - anchor_BT).clamp(-limit, limit)
+
+
+def token_allowed(logp_allowed_BT: Tensor, anchor_BT: Tensor, *, limit: float = LOG_LIMIT) -> Tensor:
+    """`token` of a policy that could say only some tokens: both sides renormalised on the set that the token was drawn from (NLPO, arXiv
+    2210.01241)."""
+    return token(logp_allowed_BT, anchor_BT, limit=limit)
 
 
 def sequence_geometric(logp_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Matrices are tall here, (m, n) with m >= n. One whose smaller side is at most `exact` is decomposed as it is; a larger one, several times as
 fast, through the eigenvectors of its Gram matrix: singular values are then wrong by at most 1e-7 of the largest, angles by 1e-3 degrees.
 All in float64 on the CPU, as near-equal matrices need. Randomised subspace iteration is not used: on the flat spectra of such
-matrices it does not settle. Where that is too slow for all matrices, fewer are decomposed (sampling.py).
+matrices it does not settle. Where that is too slow for all matrices, fewer are decomposed
+(evaluation/sampling.py).
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ def decompose(matrix: Tensor, k: int, exact: int) -> Spectrum:
     return Spectrum(left, values, right)
 
 
+def rebuilt(matrix: Tensor, right: Tensor) -> Tensor:
+    """The matrix (m, n) through k of its right directions (n, k), float32: with the leading ones its best approximation of rank k, whose largest
+    entries are the principal ones."""
+    return torch.cat([((rows.double() @ right) @ right.T).float() for rows in rows_of(matrix)])
+
+
 def largest(matrix: Tensor) -> float:
     """The largest singular value of a matrix (m, n): by Lanczos' method with LANCZOS steps from a fixed start, to 1e-5 of it."""
     squares = gram(matrix)
@@ -85,6 +92,12 @@ def gram(matrix: Tensor) -> Tensor:
         wide = rows.double()
         total.addmm_(wide.T, wide)
     return total
+
+
+def tall(tensor: Tensor) -> Tensor:
+    """As a matrix (m, n) of the first dimension by the rest, or its transpose: m >= n."""
+    matrix = tensor.reshape(tensor.shape[0], -1)
+    return matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
 
 
 def rows_of(matrix: Tensor) -> Sequence[Tensor]:
