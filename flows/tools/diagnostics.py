@@ -89,6 +89,8 @@ def interference(options: argparse.Namespace) -> int:
     from pipelines.prompting import PLAIN
     from pipelines.store import write_json
 
+    if options.problems < 2 or not options.step > 0:
+        raise UserError(f"interference: --problems must be at least 2 and --step above 0, got {options.problems} and {options.step:g}")
     policy, tokenizer = load_policy(options.model, os.environ.get("TOUCHSTONE_DEVICE", "cpu"), chat=False)
     prompt = load(options.params).evaluation.generation.prompt if options.params else PLAIN
     found = answered(read_samples(options.samples), tokenizer, prompt)

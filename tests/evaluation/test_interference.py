@@ -71,5 +71,7 @@ def test_the_command_reads_samples(trained, tmp_path, capsys) -> None:
     assert np.array(told["changes"]).shape == (3, 3) and told["own"] > 0 and told["problems"] == ["p0", "p1", "p2"]
     assert "3 of 3 problems with right and wrong answers" in capsys.readouterr().out
     assert main(["interference", str(trained / "data/models/sft"), str(tmp_path / "samples.parquet"), "--problems", "2"]) == 0
+    assert main(["interference", str(trained / "data/models/sft"), str(tmp_path / "samples.parquet"), "--problems", "1"]) == 2
+    assert "--problems must be at least 2 and --step above 0, got 1 and 0.0001" in capsys.readouterr().err
     pq.write_table(pa.Table.from_pylist(rows[:3], schema=SAMPLE_SCHEMA), tmp_path / "few.parquet")
     assert main(["interference", str(trained / "data/models/sft"), str(tmp_path / "few.parquet")]) == 2
