@@ -97,6 +97,7 @@ class Params(Section):
         known("evaluation.gate.candidate", [gate.candidate], "model that is evaluated", evaluated)
         known("evaluation.gate.against", [gate.against], "model that is evaluated", evaluated)
         known("evaluation.compare", [name for pair in self.evaluation.compare for name in pair], "model that is evaluated", evaluated)
+        known("evaluation.gaps", [name for gap in self.evaluation.gaps for name in gap], "model that is evaluated", evaluated)
         if (most := max(self.evaluation.ks, default=1)) > self.evaluation.samples:
             told.append(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
         if told:

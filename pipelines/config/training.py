@@ -118,12 +118,26 @@ class BaseSettings(Section):
 
 
 class AcceptSettings(Section):
-    """Which right answers of rollouts are trained on: rejection sampling."""
+    """Which answers of rollouts are trained on: rejection sampling, or labels of a weaker model."""
 
+    verdict: Literal["right", "any"] = "right"
+    """`right`: rejection sampling. `any`: whatever was answered, as labels that nobody has checked are."""
     per_problem: Positive = 4
     """At most so many different ones of each problem."""
     choose: Literal["random", "shortest"] = "random"
     """Where there are more: by hash, or the shortest in tokens."""
+
+
+class ConfidenceSettings(Section):
+    """A loss against errors of a weaker model's labels: (1 - a) times that of the label's token and a times that of the token which the model itself
+    holds likeliest, so that it may go on disagreeing (Weak-to-Strong Generalization, arXiv 2312.09390, on text)."""
+
+    most: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """a once it is warm; the paper's largest models have 0.75."""
+    warm: Share = 0.1
+    """Share of the steps in which it is not."""
+    ramp: Literal["released", "linear"] = "released"
+    """How a rises in them: `most` times the share of all steps, after which it jumps, as in the released code; or evenly up to `most`."""
 
 
 class Duplicate(Section):
@@ -164,7 +178,7 @@ class SupervisedStage(TrainedStage):
 
 
 class SftStage(SupervisedStage):
-    """Worked solutions in the chat template, conversations, or right answers of a stage's rollouts as they were sampled.
+    """Worked solutions in the chat template, conversations, or answers of a stage's rollouts as they were sampled.
 
     A file whose rows have `messages` holds conversations: messages in the form of the chat APIs, with `tools` and calls of them.
     """
@@ -177,6 +191,8 @@ class SftStage(SupervisedStage):
     weights: dict[str, Rate] = {}
     """Reference of `data` -> weight of its tokens in the loss, 1 where it says nothing. A conversation and each of its messages may have a
     `weight` too; they multiply."""
+    confidence: ConfidenceSettings | None = None
+    """For labels that a weaker model gave: its rollouts in `data`, with `accept: {verdict: any}`. Null trusts every label."""
     answer_weight: Rate = 1.0
     """Weight of what follows the working in a worked solution, beside that of its reference (as GUI-Libra, arXiv 2602.22190, weighs what acts)."""
     duplicate: tuple[Duplicate, ...] = ()

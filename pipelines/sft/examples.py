@@ -114,11 +114,12 @@ def weighed(example: Example, weight: float) -> Example:
 def accepted_examples(
     trajectories: Iterable[Trajectory], settings: AcceptSettings, max_tokens: int, key: tuple[object, ...]
 ) -> tuple[dict[str, list[Example]], int]:
-    """SFT on right answers of rollouts, by problem id: their ids as they were sampled, the loss on what the policy wrote. Second value: answers too
+    """SFT on answers of rollouts, by problem id: their ids as they were sampled, the loss on what the policy wrote. Second value: answers too
     long to use. key: of the choice at random."""
     found: dict[str, dict[tuple[int, ...], Trajectory]] = {}
     for trajectory in trajectories:
-        if trajectory.outcome == Outcome.CORRECT and trajectory.origin == POLICY:
+        taken = trajectory.outcome == Outcome.CORRECT or settings.verdict == "any"
+        if taken and trajectory.origin == POLICY:
             found.setdefault(trajectory.problem_id, {}).setdefault(tuple(trajectory.response_ids), trajectory)
     accepted: dict[str, list[Example]] = {}
     too_long = 0

@@ -41,7 +41,8 @@ from pipelines.rl.inputs.scores import value
 from pipelines.rl.inputs.step import Actor
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.tensors import Asks
-from pipelines.sft.train import Objective, train
+from pipelines.sft.objectives import Objective
+from pipelines.sft.train import train
 from pipelines.stages import Context
 from pipelines.stages.learning import beside_policy
 from pipelines.stages.responses import Responses

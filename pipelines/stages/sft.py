@@ -1,4 +1,4 @@
-"""Kind sft: a model trained on worked solutions in the chat template, such as the cold start, on conversations, or on right answers of rollouts."""
+"""Kind sft: a model trained on worked solutions in the chat template, such as the cold start, on conversations, or on answers of rollouts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipelines.models.loading import same_vocabulary
 from pipelines.sft import conversations
 from pipelines.sft.examples import Example, accepted_examples, chat_examples, weighed
 from pipelines.sft.goal import set_aside
+from pipelines.sft.objectives import NEXT_TOKENS, confident
 from pipelines.stages import Context, rows, supervised
 from pipelines.stages.supervised import Read
 from pipelines.store import read_trajectories, to_problems
@@ -24,7 +25,7 @@ def run(context: Context) -> dict[str, float]:
 
 
 def _read(context: Context, tokenizer: Any, longest: int) -> Read:
-    """Worked solutions, then conversations, then right answers of rollouts, each by their references; written down as seen."""
+    """Worked solutions, then conversations, then answers of rollouts, each by their references; written down as seen."""
     settings: SftStage = context.settings
     talks = {name: found for name in settings.rows_read if (found := _conversations(context, name)) is not None}
     sampled = {name: _sampled(context, name, tokenizer, longest) for name in settings.rows_read if name.endswith(ROLLOUTS)}
@@ -49,7 +50,8 @@ def _read(context: Context, tokenizer: Any, longest: int) -> Read:
     for name, (by_problem, longer) in sampled.items():
         too_long += longer
         examples += [weighed(example, settings.weights.get(name, 1.0)) for accepted in by_problem.values() for example in accepted]
-    return Read(examples, too_long, to_solve, [prompting.prompt_ids(tokenizer, problem, settings.prompt) for problem in to_solve])
+    prompts = [prompting.prompt_ids(tokenizer, problem, settings.prompt) for problem in to_solve]
+    return Read(examples, too_long, to_solve, prompts, confident(settings.confidence) if settings.confidence else NEXT_TOKENS)
 
 
 def _times(tables: dict[str, Any], settings: SftStage, stage: str) -> dict[str, int]:
@@ -77,7 +79,7 @@ def _conversations(context: Context, reference: str) -> Sequence[conversations.C
 
 
 def _sampled(context: Context, reference: str, tokenizer: Any, longest: int) -> tuple[dict[str, list[Example]], int]:
-    """Problem id -> examples of its right answers in rollouts; and how many were too long.
+    """Problem id -> examples of its accepted answers in rollouts; and how many were too long.
 
     Raises:
         UserError: the ids of the rollouts mean other text to the model that is trained.

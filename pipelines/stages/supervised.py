@@ -15,6 +15,7 @@ from pipelines.models.loading import load_policy
 from pipelines.records import Problem
 from pipelines.sft.examples import Example, hold_out
 from pipelines.sft.goal import Goal
+from pipelines.sft.objectives import NEXT_TOKENS, Objective
 from pipelines.sft.train import train
 from pipelines.stages import Context
 from pipelines.stages.trained import along, hand_over, opened, save
@@ -22,12 +23,14 @@ from pipelines.stages.trained import along, hand_over, opened, save
 
 @dataclass(frozen=True)
 class Read:
-    """What a stage trains on. too_long: examples left out. to_solve: problems that its goal is measured on, and `prompts` their token ids."""
+    """What a stage trains on. too_long: examples left out. to_solve: problems that its goal is measured on, and `prompts` their token ids.
+    objective: what is learnt of the examples."""
 
     examples: list[Example]
     too_long: int
     to_solve: Sequence[Problem]
     prompts: Sequence[Sequence[int]]
+    objective: Objective[Any] = NEXT_TOKENS
 
 
 def run(context: Context, module: str, reader: Callable[[Context, Any, int], Read], *, chat: bool) -> dict[str, float]:
@@ -54,8 +57,8 @@ def run(context: Context, module: str, reader: Callable[[Context, Any, int], Rea
         goal = Goal(settings.train.goal, read.to_solve, tokenizer, read.prompts) if settings.train.goal else None
         kept = along(context, init)
         summary, best = train(
-            model, examples, settings.train, seed=context.seed, purpose=context.stage, journal=context.journal, checkpoints=checkpoints, goal=goal,
-            held_out=held_out, kept=kept,
+            model, examples, settings.train, seed=context.seed, purpose=context.stage, journal=context.journal, checkpoints=checkpoints,
+            objective=read.objective, goal=goal, held_out=held_out, kept=kept,
         )  # fmt: skip
         if goal:
             for missed in goal.missing(summary):
