@@ -140,6 +140,17 @@ class ConfidenceSettings(Section):
     """How a rises in them: `most` times the share of all steps, after which it jumps, as in the released code; or evenly up to `most`."""
 
 
+class RefusalSettings(Section):
+    """How a model learns to turn to a refusal after an answer has begun that it should not give (DeRTa, arXiv 2407.09121), from files whose rows have
+    `prompt`, `chosen` (the refusal) and `rejected` (that answer)."""
+
+    bare_every: Positive = 3
+    """Of so many rows one has its refusal at once, the others after some words of the rejected answer; 1: all of them, plain SFT on refusals."""
+    share: Share = 0.05
+    """Of the tokens of request and rejected answer, at which the refusal's first token is learnt, where they are the answer's; 0 makes no such
+    examples."""
+
+
 class Duplicate(Section):
     """Examples that are there several times in each epoch."""
 
@@ -193,6 +204,8 @@ class SftStage(SupervisedStage):
     `weight` too; they multiply."""
     confidence: ConfidenceSettings | None = None
     """For labels that a weaker model gave: its rollouts in `data`, with `accept: {verdict: any}`. Null trusts every label."""
+    refusals: RefusalSettings | None = None
+    """Of files of pairs in `data`, which null refuses."""
     answer_weight: Rate = 1.0
     """Weight of what follows the working in a worked solution, beside that of its reference (as GUI-Libra, arXiv 2602.22190, weighs what acts)."""
     duplicate: tuple[Duplicate, ...] = ()

@@ -36,11 +36,12 @@ E = TypeVar("E", bound=Trains)
 @dataclass(frozen=True, slots=True)
 class Example:
     """`ids` with the loss on `spans`, in order; the first begins at 1 or later, since nothing predicts the first token. of: the problem or
-    conversation that it is of, which is held out whole."""
+    conversation that it is of, which is held out whole. target: the token that should stand at all scored places; none: what stands there."""
 
     ids: list[int]
     spans: tuple[Span, ...]
     of: str = ""
+    target: int | None = None
 
     @classmethod
     def after(cls, ids: list[int], start: int, of: str = "") -> Example:

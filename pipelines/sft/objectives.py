@@ -39,13 +39,16 @@ def _next_tokens(model: Any, examples: Sequence[Example], score: Score = chosen)
     """The negative sum of the tokens' scores by their weights."""
     ids = pad([example.ids for example in examples], device=model.device)
     weights = torch.zeros(ids.shape, device=ids.device)
+    targets = ids.clone()
     for row, example in enumerate(examples):
+        if example.target is not None:
+            targets[row] = example.target
         for begin, end, of in example.spans:
             weights[row, begin:end] = of
     scored = weights > 0
     if examples[0] is IDLE:
         scored[0, 1] = True
-    return -(token_scores(model, ids, scored, {"score": score})["score"] * weights).sum()
+    return -(token_scores(model, ids, scored, {"score": score}, along={"target": targets})["score"] * weights).sum()
 
 
 IDLE = Example([0, 0], ((1, 2, 0.0),))
