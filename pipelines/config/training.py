@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -187,6 +187,11 @@ class SupervisedStage(TrainedStage):
     keep: KeepSettings | None = None
     """Null keeps the last weights alone."""
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Tokens that the model gets, to be told by them what to say, and that it never samples."""
+        return ()
+
 
 class SftStage(SupervisedStage):
     """Worked solutions in the chat template, conversations, or answers of a stage's rollouts as they were sampled.
@@ -220,13 +225,41 @@ class SftStage(SupervisedStage):
         return self
 
 
+ALIGNED, MISALIGNED = "<|aligned|>", "<|misaligned|>"
+"""Control tokens of conditional training."""
+
+
+class ScoredSettings(Section):
+    """What is made of the scores of sentences (Pretraining Language Models with Human Preferences, arXiv 2302.08582), in files whose rows have
+    `texts`, the sentences of a document in their order, and `scores`, a number for each."""
+
+    by: str = "conditional"
+    """`conditional`: a control token says before each sentence whether its score is good. `filtering`: documents of a bad mean score are left out.
+    `unlikelihood`: tokens of bad sentences are made less likely. `rwr`, `awr`: tokens weigh by their sentence's reward; by how much it is above what
+    a value head expects."""
+    settings: dict[str, Any] = {}
+    """Of the method: {drop: 0.01} of conditional, {alpha: 1} of unlikelihood, {beta: 10} of rwr, {alpha: 0.5, beta: 10} of awr."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which scores are: toxicity, or a reward."""
+    threshold: float | None = None
+    """The score at which a sentence (filtering: a document by its mean) is still good. Null: `quantile` says; the paper's are of one corpus."""
+    quantile: Share = 0.5
+    """Share of the sentences (documents) that are good."""
+
+
 class PretrainStage(SupervisedStage):
     """Continued pre-training of any model on plain text: documents, and problems with their worked solutions as documents.
 
-    A file of text (*.txt) is a document; a JSONL or Parquet file whose rows have `text` and no answer holds one a row. Longer documents than
-    `train.max_tokens` are cut into pieces.
+    A file of text (*.txt) is a document; a JSONL or Parquet file whose rows have `text`, or `texts` for its sentences, and no answer holds one a row.
+    Longer documents than `train.max_tokens` are cut into pieces.
     """
 
     kind: Literal["pretrain"] = "pretrain"
     loss: Literal["document", "solution"] = "document"
     """Of problems: the whole document, or the worked solution alone. Of other documents always the whole."""
+    scored: ScoredSettings | None = None
+    """Of files with scores; null reads them as plain text."""
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        return (ALIGNED, MISALIGNED) if self.scored and self.scored.by == "conditional" else ()

@@ -1,4 +1,5 @@
-"""LoRA (arXiv 2106.09685) through the library peft: low-rank updates are trained, the weights themselves stay."""
+"""What trains beside a model's own weights. LoRA (arXiv 2106.09685) through the library peft: low-rank updates are trained, the weights themselves
+stay. A value head."""
 
 from __future__ import annotations
 
@@ -38,6 +39,19 @@ def add_adapters(policy: Any, settings: LoraSettings, *seed: object, whole: Sequ
         raise UserError(f"lora.targets {targets}: {str(error).splitlines()[0]}") from error
     for name, p in policy.named_parameters():
         p.requires_grad_("lora_" in name or name.startswith(tuple(f"{module}." for module in whole)))
+
+
+def add_value_head(policy: Any) -> None:
+    """Give `policy` one, in place, which says 0 of everything."""
+    policy.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device)
+    torch.nn.init.zeros_(policy.value_head.weight)
+    torch.nn.init.zeros_(policy.value_head.bias)
+
+
+def value_of(head: torch.nn.Linear, hidden_NE: Tensor) -> Tensor:
+    """A value head's estimate (N,) of what the language-model head sees, float32."""
+    with torch.autocast(hidden_NE.device.type, enabled=False):
+        return head(hidden_NE.float())[:, 0]
 
 
 def plain_weights(policy: Any, *, everywhere: bool = False) -> dict[str, Tensor]:

@@ -6,11 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
-
 from pipelines.config.learning import LearningStage
 from pipelines.errors import UserError
 from pipelines.models import precision
+from pipelines.models.adapters import add_value_head
 from pipelines.models.sharding import weights
 from pipelines.rl.inputs.step import Actor
 from pipelines.rl.recipe import Recipe
@@ -36,13 +35,6 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningSt
     if "value_BT" in recipe.needs:
         add_value_head(policy)
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
-
-
-def add_value_head(policy: Any) -> None:
-    """Give `policy` one, in place, which says 0 of everything."""
-    policy.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device)
-    torch.nn.init.zeros_(policy.value_head.weight)
-    torch.nn.init.zeros_(policy.value_head.bias)
 
 
 def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"]) -> None:

@@ -31,11 +31,10 @@ from pipelines.errors import InfrastructureError, UserError
 from pipelines.generation import Request, create
 from pipelines.lineage.digests import combine
 from pipelines.models import ranks
-from pipelines.models.adapters import VALUE_HEAD
+from pipelines.models.adapters import VALUE_HEAD, add_value_head
 from pipelines.models.scoring import pad, token_scores
 from pipelines.models.sharding import weights
 from pipelines.records import Outcome, Problem, Trajectory, Verdict
-from pipelines.rl.actor import add_value_head
 from pipelines.rl.inputs.probes import step_starts
 from pipelines.rl.inputs.scores import value
 from pipelines.rl.inputs.step import Actor

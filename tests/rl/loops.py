@@ -11,6 +11,7 @@ from pipelines.config.common import GenerationSettings, KeepSettings, OptimiserS
 from pipelines.config.rl import RlStage, ScheduleSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.models.adapters import add_value_head
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
@@ -18,7 +19,6 @@ from pipelines.models.tokenizer import train_tokenizer
 from pipelines.progress import Journal
 from pipelines.records import GUIDE, PROMPT, Outcome, Segment, Trajectory
 from pipelines.rl import recipe
-from pipelines.rl.actor import add_value_head
 from pipelines.rl.inputs.step import Actor
 from pipelines.rl.roles import roles_of
 from pipelines.rl.teachers import Outputs, Teacher, Teachers

@@ -6,6 +6,7 @@ arguments are settings.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pipelines import prompting
 from pipelines.models import ranks
+from pipelines.models.adapters import value_of
 from pipelines.models.scoring import Score, chosen, pad
 from pipelines.rl.account import place, trains
 from pipelines.rl.inputs.step import Actor, Step, scored
@@ -74,14 +76,8 @@ def reserved(tokenizer: Any, *, token: str | None = None) -> int:
 
 def value(actor: Actor) -> Callable[[Tensor], Tensor]:
     """The value head's estimate (N,) of what the language-model head sees, float32."""
-    head = actor.value_head
-    assert head is not None
-
-    def estimate(hidden_NE: Tensor) -> Tensor:
-        with torch.autocast(hidden_NE.device.type, enabled=False):
-            return head(hidden_NE.float())[:, 0]
-
-    return estimate
+    assert actor.value_head is not None
+    return functools.partial(value_of, actor.value_head)
 
 
 def hidden(actor: Actor) -> Callable[[Tensor], Tensor]:
