@@ -144,6 +144,10 @@ def _select(given: Any) -> Iterator[str]:
     yield f"by {given.score} ({_pairs(given.settings) or 'its defaults'}), {', '.join(bound)}"
 
 
+def _critique(given: Any) -> Iterator[str]:
+    yield f"{_data(given)}; {given.solutions} solutions of each problem and stage"
+
+
 def _synthesise(given: Any) -> Iterator[str]:
     yield _data(given)
     asked = f" by {given.teacher.model}" if given.method == "teacher" else ""
@@ -244,7 +248,7 @@ def _listed(value: Any) -> str:
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "pretrain": _pretrain, "grade": _grade, "sample": _sample,
-    "select": _select, "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge,
+    "select": _select, "critique": _critique, "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge,
     "extrapolate": _extrapolate, "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

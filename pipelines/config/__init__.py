@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pipelines.config.checking import check, nearest
 from pipelines.config.command import CommandStage
 from pipelines.config.common import Section
+from pipelines.config.critique import CritiqueStage
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.distil import DistilStage
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
@@ -32,13 +33,14 @@ from pipelines.errors import UserError
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage
-    | MergeStage | ExtrapolateStage | CommandStage,
+    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | CritiqueStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage
+    | RewardModelStage | MergeStage | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")
 ROWS: dict[str, tuple[str, ...]] = {
-    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "select": ("problems",), "synthesise": ("problems",),
+    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "select": ("problems",), "critique": ("problems",),
+    "synthesise": ("problems",),
 }  # fmt: skip
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
 POLICIES = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
@@ -47,7 +49,7 @@ REWARD_MODELS = ("reward_model",)
 """Kinds that make a model which says what a response is worth."""
 MODELS = (*POLICIES, *REWARD_MODELS)
 """Kinds that make a model."""
-READING_ROLLOUTS = ("sft", "select", "preference", "reward_model")
+READING_ROLLOUTS = ("sft", "select", "critique", "preference", "reward_model")
 """Kinds that read the rollouts of others."""
 
 

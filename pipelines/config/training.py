@@ -121,7 +121,7 @@ class AcceptSettings(Section):
     """Which answers of rollouts are trained on: rejection sampling, or labels of a weaker model."""
 
     verdict: Literal["right", "any"] = "right"
-    """`right`: rejection sampling. `any`: whatever was answered, as labels that nobody has checked are."""
+    """`right`: rejection sampling. `any`: whatever was answered, if it has a text, as labels are that nobody has checked."""
     per_problem: Positive = 4
     """At most so many different ones of each problem."""
     choose: Literal["random", "shortest"] = "random"
@@ -233,7 +233,7 @@ class ScoredSettings(Section):
     """What is made of the scores of sentences (Pretraining Language Models with Human Preferences, arXiv 2302.08582), in files whose rows have
     `texts`, the sentences of a document in their order, and `scores`, a number for each."""
 
-    by: str = "conditional"
+    by: Literal["conditional", "filtering", "unlikelihood", "rwr", "awr"] = "conditional"
     """`conditional`: a control token says before each sentence whether its score is good. `filtering`: documents of a bad mean score are left out.
     `unlikelihood`: tokens of bad sentences are made less likely. `rwr`, `awr`: tokens weigh by their sentence's reward; by how much it is above what
     a value head expects."""

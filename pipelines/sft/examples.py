@@ -119,7 +119,7 @@ def accepted_examples(
     long to use. key: of the choice at random."""
     found: dict[str, dict[tuple[int, ...], Trajectory]] = {}
     for trajectory in trajectories:
-        taken = trajectory.outcome == Outcome.CORRECT or settings.verdict == "any"
+        taken = trajectory.outcome == Outcome.CORRECT or (settings.verdict == "any" and trajectory.response.strip())
         if taken and trajectory.origin == POLICY:
             found.setdefault(trajectory.problem_id, {}).setdefault(tuple(trajectory.response_ids), trajectory)
     accepted: dict[str, list[Example]] = {}

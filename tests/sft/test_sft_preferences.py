@@ -215,7 +215,6 @@ def test_what_is_wrong_is_one_sentence(project: Path, tmp_path: Path) -> None:
     for change, said in (
         ({"by": "rwr", "data": ["rows.jsonl", "plain.jsonl"]}, r"more: scored\.by rwr needs scores of all that trains, and plain\.jsonl has none"),
         ({"by": "conditional", "data": "plain.jsonl"}, "more: scored: no file of data has rows with texts and scores"),
-        ({"by": "conditionl"}, "scored.by: there is no 'conditionl'; did you mean 'conditional'"),
         ({"by": "rwr", "settings": {"alpha": 1.0}}, "scored.by 'rwr': unknown setting 'alpha'"),
     ):
         with pytest.raises(UserError, match=said):

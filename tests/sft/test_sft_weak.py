@@ -67,7 +67,9 @@ def test_the_loop_warms_the_loss_up() -> None:
 
 
 def test_labels_of_a_weaker_model_are_whatever_it_answered() -> None:
-    answers = answer("a", [5]), answer("a", [7, 8], outcome="wrong"), answer("b", [9], outcome="unparsable"), answer("b", [6], origin="guide")
+    said = {"response": "x"}
+    answers = [answer("a", [5], **said), answer("a", [7, 8], outcome="wrong", **said), answer("b", [9], outcome="unparsable", **said)]
+    answers += [answer("b", [6], origin="guide", **said), answer("b", [4], outcome="wrong", response=" ")]
     assert accepted(*answers, verdict="any", choose="shortest") == {"a": [[5], [7, 8]], "b": [[9]]}
     assert accepted(*answers) == {"a": [[5]]}
 
@@ -80,7 +82,7 @@ def labelled(folder: Path, name: str) -> Context:
     for place, example in enumerate(examples):
         start, ids = example.spans[0][0], example.ids
         segments = one_turn(ids[:start], ids[start:], [0.0] * (len(ids) - start), [0] * (len(ids) - start))
-        labels.append(answer(example.of, [], outcome="wrong" if place % 2 else "correct", segments=segments))
+        labels.append(answer(example.of, [], outcome="wrong" if place % 2 else "correct", segments=segments, response="x"))
     rollouts = stage.root / paths.rows("weak/rollouts")
     write_trajectories(rollouts / "00000000.parquet", labels)
     write_vocabulary(rollouts, TOKENIZER)
