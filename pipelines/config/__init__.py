@@ -39,10 +39,12 @@ Stage = Annotated[
 ]
 SPLITS = ("base", "sft", "rl")
 ROWS: dict[str, tuple[str, ...]] = {
-    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "select": ("problems",), "critique": ("problems",),
+    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems", "reflections"), "select": ("problems",), "critique": ("problems",),
     "synthesise": ("problems",),
 }  # fmt: skip
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
+OF = {"strong": "strong", "reflections": "reflect"}
+"""File of rows that is not always made -> the setting that it is made by."""
 POLICIES = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
 """Kinds that make a policy: a model that answers, and that others start from."""
 REWARD_MODELS = ("reward_model",)
@@ -115,7 +117,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     for model in stage.models_read:
         if model not in models:
             keys = ("init", "start", "reference", "models", "teachers")
-            nested = "outputs.by" if stage.kind == "sample" else "strong.model"
+            of_sample = "outputs.by" if stage.kind == "sample" and stage.outputs and stage.outputs.by == model else "reflect.by"
+            nested = of_sample if stage.kind == "sample" else "strong.model"
             key = next((key for key in keys if model in _names(getattr(stage, key, None))), nested)
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     for key, scorer in stage.reward_models_named:
@@ -126,7 +129,7 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     if isinstance(stage, ExtrapolateStage) and stage.init in models and not getattr(others.get(stage.init), "keep", None):
         keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
         yield f"init: '{stage.init}' keeps no weights along its training; {_choice(keeping)}"
-    made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ()) if file != "strong" or getattr(each, file)]
+    made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ()) if getattr(each, OF.get(file, "kind"))]
     rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others)
     rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
