@@ -148,6 +148,12 @@ def _critique(given: Any) -> Iterator[str]:
     yield f"{_data(given)}; {given.solutions} solutions of each problem and stage"
 
 
+def _target(given: Any) -> Iterator[str]:
+    yield f"{_data(given)}, by what {given.weak} lacks below a pass rate of {given.below:g}"
+    skills = f"skills by {given.skills.model}" if given.skills else "topics as skills"
+    yield f"{skills}; " + (f"budget {given.budget}" if given.budget else f"{given.per_missing} rows for each that is missing")
+
+
 def _synthesise(given: Any) -> Iterator[str]:
     yield _data(given)
     asked = f" by {given.teacher.model}" if given.method == "teacher" else ""
@@ -248,7 +254,8 @@ def _listed(value: Any) -> str:
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "pretrain": _pretrain, "grade": _grade, "sample": _sample,
-    "select": _select, "critique": _critique, "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge,
-    "extrapolate": _extrapolate, "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
+    "select": _select, "critique": _critique, "target": _target, "synthesise": _synthesise, "rl": _rl, "preference": _preference,
+    "distil": _distil, "merge": _merge, "extrapolate": _extrapolate, "reward_model": _reward_model, "command": _command,
+    "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

@@ -27,20 +27,21 @@ from pipelines.config.sampling import SampleStage
 from pipelines.config.selection import SelectStage
 from pipelines.config.sources import SourcesSettings
 from pipelines.config.stage import FILES, OUTPUTS, ROLLOUTS, TEXT, Reading
+from pipelines.config.targeting import TargetStage
 from pipelines.config.training import BaseSettings, PretrainStage, SftStage
 from pipelines.errors import UserError
 
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | CritiqueStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage
-    | RewardModelStage | MergeStage | ExtrapolateStage | CommandStage,
+    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | CritiqueStage | TargetStage | SynthesiseStage | RlStage | PreferenceStage
+    | DistilStage | RewardModelStage | MergeStage | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")
 ROWS: dict[str, tuple[str, ...]] = {
     "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems", "reflections"), "select": ("problems",), "critique": ("problems",),
-    "synthesise": ("problems",),
+    "target": ("problems",), "synthesise": ("problems",),
 }  # fmt: skip
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
 OF = {"strong": "strong", "reflections": "reflect"}
@@ -51,7 +52,7 @@ REWARD_MODELS = ("reward_model",)
 """Kinds that make a model which says what a response is worth."""
 MODELS = (*POLICIES, *REWARD_MODELS)
 """Kinds that make a model."""
-READING_ROLLOUTS = ("sft", "select", "critique", "preference", "reward_model")
+READING_ROLLOUTS = ("sft", "select", "critique", "target", "preference", "reward_model")
 """Kinds that read the rollouts of others."""
 
 
@@ -141,7 +142,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
                 yield f"stored: '{reference}' names no outputs; {choice}{nearest(reference, there)}"
             continue
         if not reference.endswith(files) and reference.removesuffix("/problems") not in rows:
-            key = "data" if isinstance(stage, Reading) else "search.data"
+            own = next((key for key in ("weak", "answers") if getattr(stage, key, None) == reference), "data")
+            key = own if isinstance(stage, Reading) else "search.data"
             choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(files)}"
             yield f"{key}: {_unfit(reference, name, stages, 'rows')}; {choice}{nearest(reference, rows)}"
 
