@@ -19,14 +19,14 @@ from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import SamplingStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.selection import SelectStage
-from pipelines.config.sources import FileSource
+from pipelines.config.sources import GENERATORS, FileSource
 from pipelines.config.stage import FILES, ROLLOUTS, Judging, Reading
 from pipelines.config.training import SupervisedStage
 from pipelines.curation.histories import SCORES
 from pipelines.curation.judging import refuse_without_endpoint
 from pipelines.endpoint import GENERATION_URL, Endpoint
 from pipelines.errors import UserError
-from pipelines.sources import DOMAINS, GENERATORS
+from pipelines.sources import DOMAINS
 from pipelines.verifiers import VERIFIERS, settings
 from pipelines.verifiers.judge import URL as JUDGE_URL
 

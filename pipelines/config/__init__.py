@@ -25,7 +25,7 @@ from pipelines.config.reward_model import RewardModelStage
 from pipelines.config.rl import RlStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.selection import SelectStage
-from pipelines.config.sources import SourcesSettings
+from pipelines.config.sources import GENERATORS, SourcesSettings
 from pipelines.config.stage import FILES, OUTPUTS, ROLLOUTS, TEXT, Reading
 from pipelines.config.targeting import TargetStage
 from pipelines.config.training import BaseSettings, PretrainStage, SftStage
@@ -265,7 +265,7 @@ def resolve(params: Params, stage: str) -> Section:
     else:
         raise UserError(f"there is no stage '{stage}'{nearest(stage, [*STANDING, *params.stages])}")
     if isinstance(settings, SynthesiseStage):
-        procedural = {key: source for key, source in params.sources.train.items() if source.kind in ("arithmetic", "functions", "reasoning_gym")}
+        procedural = {key: source for key, source in params.sources.train.items() if source.kind in GENERATORS}
         filled: dict[str, Any] = {"generators": procedural, "curation": params.curation}
     elif isinstance(settings, ExtrapolateStage):
         filled = {"start": getattr(params.stages[settings.init], "init", None)}

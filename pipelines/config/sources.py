@@ -9,6 +9,7 @@ from pydantic import Field
 from pipelines.config.common import Count, Positive, Section, Share, Weights
 
 Level = Annotated[int, Field(ge=1)]
+OPERATIONS = ("add", "subtract", "multiply", "divide")
 
 
 class ArithmeticSource(Section):
@@ -23,6 +24,20 @@ class ArithmeticSource(Section):
     """How the worked solution is written -> relative weight: every step, every other result, or no working at all. All are correct."""
     largest: Annotated[int, Field(ge=6)] = 20
     """No count in a story exceeds this: the other difficulty knob."""
+
+
+class SumsSource(Section):
+    """Generated sums of two whole numbers, each with its worked line."""
+
+    kind: Literal["sums"]
+    count: Positive
+    """Sums to generate (distinct prompts)."""
+    digits: Weights[Level] = Field(default={1: 1.0, 2: 2.0, 3: 1.0})
+    """Most digits of the numbers in a sum -> relative weight: the difficulty knob."""
+    operations: Weights[Literal["add", "subtract", "multiply", "divide"]] = Field(default=dict.fromkeys(OPERATIONS, 1.0))
+    """Operation -> relative weight; divisions leave nothing over."""
+    verifier_args: dict[str, Any] = {}
+    """Settings of the verifier `math` for every row, such as {form: number}."""
 
 
 class FunctionsSource(Section):
@@ -81,7 +96,10 @@ class FileSource(Section):
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """Names of sources become file names."""
-Source = Annotated[ArithmeticSource | FunctionsSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
+Source = Annotated[ArithmeticSource | SumsSource | FunctionsSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
+
+GENERATORS = ("arithmetic", "sums", "functions", "reasoning_gym")
+"""Kinds that can make as many new problems as asked for."""
 
 
 class SourcesSettings(Section):

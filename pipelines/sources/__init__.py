@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.records import Problem
-from pipelines.sources import arithmetic, files, functions, puzzles
+from pipelines.sources import arithmetic, files, functions, puzzles, sums
 from pipelines.sources.rows import BadRow
 
 SOURCES: dict[str, Callable[[Any, int, str, Path], Iterator[Problem | BadRow]]] = {
     "arithmetic": arithmetic.problems,
+    "sums": sums.problems,
     "functions": functions.problems,
     "reasoning_gym": puzzles.problems,
     "file": files.problems,
@@ -23,10 +24,7 @@ SOURCES: dict[str, Callable[[Any, int, str, Path], Iterator[Problem | BadRow]]] 
 }
 """Value of `kind` in params.yaml -> source."""
 
-DOMAINS = {"arithmetic": arithmetic.DOMAIN, "functions": functions.DOMAIN, "reasoning_gym": puzzles.DOMAIN}
+DOMAINS = {"arithmetic": arithmetic.DOMAIN, "sums": sums.DOMAIN, "functions": functions.DOMAIN, "reasoning_gym": puzzles.DOMAIN}
 """Generator -> domain of all its problems; rows of the others say it themselves."""
 
-GENERATORS = ("arithmetic", "functions", "reasoning_gym")
-"""Kinds that can make as many new problems as asked for."""
-
-__all__ = ["DOMAINS", "GENERATORS", "SOURCES", "BadRow"]
+__all__ = ["DOMAINS", "SOURCES", "BadRow"]

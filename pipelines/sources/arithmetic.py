@@ -43,7 +43,7 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
     """
     rng = seeding.generator(seed, "arithmetic", name)
     told = functools.partial(story, largest=settings.largest)
-    for position, level, _, (prompt, answer, solution) in distinct(rng, settings, name, itemgetter(0), told):
+    for position, level, _, (prompt, answer, solution) in distinct(rng, settings.count, settings.levels, settings.styles, name, itemgetter(0), told):
         yield Problem(
             problem_id=problem_id(prompt, answer),
             domain=DOMAIN,

@@ -42,7 +42,8 @@ def problems(settings: FunctionsSource, seed: int, name: str, root: Path) -> Ite
         UserError: the levels asked for do not hold that many distinct requests.
     """
     rng = seeding.generator(seed, "functions", name)
-    for position, level, style, (prompt, entry_point, operations) in distinct(rng, settings, name, itemgetter(0), request):
+    drawn = distinct(rng, settings.count, settings.levels, settings.styles, name, itemgetter(0), request)
+    for position, level, style, (prompt, entry_point, operations) in drawn:
         program = write(entry_point, operations, style)
         tests = [{"args": [x], "expected": value(operations, x)} for x in ARGUMENTS]
         yield Problem(

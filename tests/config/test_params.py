@@ -50,7 +50,7 @@ def put(*keys, value):
         (put("curation", "splits", value={"sft": 0, "rl": 0}), "curation.splits: one weight must be above 0, got {'rl': 0.0, 'sft': 0.0}"),
         (put("sources", "train", "stories", "levels", value={1: 0}), "sources.train.stories.levels: one weight must be above 0, got {1: 0.0}"),
         (put("sources", "train", "stories", "levels", value={1: -1}), "sources.train.stories.levels.1: input should be greater than or equal to 0"),
-        (put("sources", "train", "stories", "kind", value="arithmetc"), "sources.train.stories.kind: 'arithmetc' is none of arithmetic, functions"),
+        (put("sources", "train", "stories", "kind", value="arithmetc"), "sources.train.stories.kind: 'arithmetc' is none of arithmetic, sums, functions"),
         (put("base", "train", "epochs", value=-1), "base.train.epochs: input should be greater than 0, got -1"),
         (put("base", "architecture", "vocab_size", value=100), "base.architecture.vocab_size: input should be greater than or equal to 270"),
         (put("evaluation", "samples", value=4), "evaluation.ks: pass@8 needs as many samples, got evaluation.samples = 4"),

@@ -82,6 +82,7 @@ def git(project: Path, *command: str) -> str:
     return subprocess.run([*GIT, *command], cwd=project, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.long
 def test_a_sweep_runs_what_its_edits_affect_and_compares_it(project: Path, served, ports) -> None:
     environment = {"PREFECT_API_URL": f"http://127.0.0.1:{ports['TOUCHSTONE_PREFECT_PORT']}/api", **ports}
     before = (project / "params.yaml").read_bytes(), (project / "data/dvc.lock").read_bytes()

@@ -101,8 +101,9 @@ def runs(project):
 
 def test_stages_whose_inputs_are_made_run_together_and_make_what_they_make_alone(project, unfinished, environment, tmp_path):
     alone = shutil.copytree(unfinished, tmp_path / "alone", symlinks=True)
-    done = mini_project.touchstone(alone, "run", **environment)
+    done = mini_project.touchstone(alone, "run", **environment | {"OMP_NUM_THREADS": "3"})
     assert (done.returncode, done.stderr) == (0, "")
+    assert told(alone, "math")["threads"] == "3", "who names a number has it"
     first, second = sorted((told(alone, name) for name in ("code", "math")), key=lambda each: each["began"])
     assert first["ended"] < second["began"], "one at a time without a word"
 
@@ -112,6 +113,8 @@ def test_stages_whose_inputs_are_made_run_together_and_make_what_they_make_alone
     math, code, merged = (told(project, name) for name in ("math", "code", "merged"))
     assert max(math["began"], code["began"]) < min(math["ended"], code["ended"])
     assert merged["began"] > max(math["ended"], code["ended"]), "it reads both"
+    part = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert [each["threads"] for each in (math, code, merged)] == [part, part, ""]
     assert {"math 1/1  done", "code 1/1  done"} <= set(done.stdout.splitlines()), "every line names its stage"
     assert made(project) == made(alone)
     parent, *children = runs(project)
@@ -178,19 +181,12 @@ def test_however_a_run_is_ended_no_stage_is_left_and_the_next_run_goes_on(projec
     assert done.returncode == 0 and "RUNNING" not in {run.info.status for run in runs(project)}
 
 
-def test_a_stage_that_may_have_another_beside_it_has_its_part_of_the_threads(project, environment):
+def test_a_stage_that_may_have_another_beside_it_has_its_part_of_the_threads(project):
     """Whatever happens to run: the part follows from the graph, so that a run again computes alike."""
     stages = graph.graph(settings.params(project))
     assert [name for name in stages if side_by_side.sharing(stages, name, 4) == 2] == ["code", "math"]
     assert {side_by_side.sharing(stages, name, 4) for name in stages} == {1, 2}
     assert {side_by_side.sharing(stages, name, 1) for name in stages} == {1}
-    done = mini_project.touchstone(project, "run", "--at-once", "2", "--until", "merged", **environment)
-    assert done.returncode == 0
-    part = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    assert [told(project, name)["threads"] for name in ("math", "code", "merged")] == [part, part, ""]
-    shutil.rmtree(project / "data/models/math")
-    done = mini_project.touchstone(project, "run", "--at-once", "2", "--until", "merged", "--force", "math", **environment | {"OMP_NUM_THREADS": "3"})
-    assert told(project, "math")["threads"] == "3", "who names a number has it"
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])

@@ -188,6 +188,7 @@ def test_completions_of_the_reference_are_judged_once(tmp_path, start, monkeypat
         preference.run(replace(context(tmp_path, **given, data="alone.jsonl"), on_change="discard"))
 
 
+@pytest.mark.long
 def test_two_processes_give_what_one_does(tmp_path, start):
     for name in ("one", "two"):
         project(tmp_path / name, start)
