@@ -104,6 +104,9 @@ def _sft(given: Any) -> Iterator[str]:
     more = {
         f"weights {_pairs(given.weights)}": given.weights,
         f"answers weigh {given.answer_weight:g}": given.answer_weight != 1,
+        f"of rollouts {given.accept.verdict} answer": given.accept.verdict != "right",
+        f"its own prediction counts up to {given.confidence.most if given.confidence else 0:g}": given.confidence,
+        "pairs as refusals": given.refusals,
         "; ".join(f"{each.times} times{_where(each.where)}" for each in given.duplicate): given.duplicate,
         f"adapters of rank {given.lora.rank if given.lora else 0}": given.lora,
         f"{given.processes} processes": given.processes > 1,
@@ -114,7 +117,8 @@ def _sft(given: Any) -> Iterator[str]:
 
 
 def _pretrain(given: Any) -> Iterator[str]:
-    yield f"from {given.init}; {_data(given)}; loss on the {given.loss} of problems"
+    scored = f"; scores by {given.scored.by}" if given.scored else ""
+    yield f"from {given.init}; {_data(given)}; loss on the {given.loss} of problems{scored}"
     yield from _training(given)
 
 
@@ -134,7 +138,8 @@ def _grade(given: Any) -> Iterator[str]:
 
 def _sample(given: Any) -> Iterator[str]:
     yield f"by {given.init}; {_data(given)}"
-    yield f"{given.samples} samples, hands on {given.rows} rows, as solution the {given.choose} right answer"
+    reflected = f"; {given.reflect.by or given.init} corrects {given.reflect.per_problem} wrong answers of each at most" if given.reflect else ""
+    yield f"{given.samples} samples, hands on {given.rows} rows, as solution the {given.choose} right answer{reflected}"
     yield _generation(given.generation)
 
 

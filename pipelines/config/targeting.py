@@ -34,9 +34,9 @@ class TargetStage(Reading):
     """Rows for the skills that a model lacks (STAT-Sel, Skill-Targeted Adaptive Training, arXiv 2510.10023). `data` names the rows to choose among;
     what the model lacks is counted on other rows, whose pass rates say which of them are difficult to it."""
 
+    kind: Literal["target"] = "target"
     weak: str
     """Reference to those other rows, such as `difficulty/graded`, or a stage of kind sample that hands on `rows: all`."""
-    kind: Literal["target"] = "target"
     skills: SkillSettings | None = None
     """Null: the topics of a row are its skills."""
     answers: str | None = None

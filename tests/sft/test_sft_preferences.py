@@ -5,9 +5,11 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ from pipelines import paths
 from pipelines.config.common import GenerationSettings
 from pipelines.config.training import ALIGNED, MISALIGNED, LanguageModellingSettings, PretrainStage, ScoredSettings
 from pipelines.errors import UserError
-from pipelines.generation import Request
+from pipelines.generation import Request, VllmGenerator
+from pipelines.generation.responses import Responses
 from pipelines.generation.torch_engine import TorchGenerator
+from pipelines.generation.vllm_engine import Answer
 from pipelines.models.adapters import add_value_head
 from pipelines.models.loading import load_policy, save_policy
 from pipelines.models.tiny import tiny_model
@@ -162,6 +166,34 @@ def test_conditional_training_gives_a_model_that_is_told_what_to_say_and_never_s
         probabilities = torch.softmax(model(torch.tensor([[*TOKENIZER(GOOD)["input_ids"]]])).logits[0, -1], -1)
     assert float(probabilities[controls].sum()) > 0.2, "it would say them"
     assert json.loads((project / paths.model("more") / "generation_config.json").read_text())["suppress_tokens"] == sorted(controls)
+
+
+class Heard:
+    """A vLLM that answers every prompt with token 5, and keeps what it was asked."""
+
+    context = 64
+
+    def __init__(self) -> None:
+        self.sampling: Sequence[dict[str, Any]] = []
+
+    def answer(self, prompts: Sequence[tuple[int, ...]], sampling: Sequence[dict[str, Any]], _: object) -> list[Answer]:
+        self.sampling = sampling
+        return [Answer([5], [-0.1], "stop", (self.label,)) for _ in prompts]
+
+    def relabel(self, label: str) -> None:
+        self.label = label
+
+    def update(self, folder: Path, label: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("banned", [[], [7, 8]])
+def test_vllm_is_told_what_it_must_not_say(banned: list[int]) -> None:
+    heard, config = Heard(), SimpleNamespace(eos_token_id=1, suppress_tokens=banned or None)
+    generator = VllmGenerator(heard, Responses.of(TOKENIZER, config, GenerationSettings(max_new_tokens=4)))
+    generator.generate([Request((3, 4), 2, ("a",))])
+    assert [asked.get("logit_bias") for asked in heard.sampling] == [dict.fromkeys(banned, -100.0) or None] * 2
 
 
 def test_the_goal_is_asked_as_aligned(project: Path) -> None:
