@@ -93,6 +93,8 @@ def _reads(kind: str, settings: Any) -> list[Path]:
         if kind == "extrapolate":
             read = [paths.KEPT / settings.init, paths.model(settings.start)]
             read += [paths.model(settings.init), *map(paths.rows, settings.rows_read)] if settings.search else []
+        if kind == "rl" and settings.later:
+            read.append(paths.KEPT / settings.later)
         if kind == "synthesise":
             read += [paths.CURATION, paths.BENCHMARKS]
         if kind in ("merge", "extrapolate") and settings.search:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -150,6 +151,17 @@ class Segment:
 def one_turn(prompt_ids: list[int], ids: list[int], logp: list[float], versions: list[int], author: str = POLICY) -> list[Segment]:
     """The segments of an episode of one answer, all of which trains."""
     return [Segment(PROMPT, prompt_ids), Segment(author, ids, logp, versions, trains=True)]
+
+
+def cut(segments: Iterable[Segment], end: int) -> tuple[Segment, ...]:
+    """The first `end` ids of segments."""
+    left, found = end, list[Segment]()
+    for s in segments:
+        if left <= 0:
+            break
+        found.append(replace(s, ids=s.ids[:left], logp=s.logp[:left], versions=s.versions[:left]))
+        left -= len(s.ids)
+    return tuple(found)
 
 
 @dataclass(slots=True)

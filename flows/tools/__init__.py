@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.tools import curation, diagnostics, evaluation, merging, methods, models, query, verification
+from flows.tools import curation, diagnostics, evaluation, merging, methods, mixtures, models, query, verification
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -47,6 +47,7 @@ def register(add: Add) -> None:
     evaluation.arguments(add("evaluate", evaluation.evaluate, "pass@k and more of a checkpoint on a benchmark, with intervals"))
     evaluation.comparing(add("compare", evaluation.compare, "the paired table of two evaluated checkpoints: differences, intervals, p-values, Holm"))
     diagnostics.register(add)
+    mixtures.register(add)
     sub = add("merge", merging.merge, "merge model folders as a YAML file says, in Touchstone's form (base, models, method, settings) or mergekit's")
     sub.add_argument("config", type=Path, metavar="CONFIG.yaml")
     sub.add_argument("folder", type=Path, nargs="?", metavar="OUT", help="the model folder to write")

@@ -1,9 +1,10 @@
-"""`touchstone boundary`, `touchstone scaling`, `touchstone diff-weights`: what RL did beyond the scores, from files."""
+"""`touchstone boundary`, `interference`, `scaling`, `diff-weights`: what RL did beyond the scores, or would do, from files."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,14 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--bootstrap", type=int, default=10_000, help="resamples of problems (10000)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", type=Path, metavar="FILE.json", help="gets every figure")
+    sub = add("interference", interference, "what learning one problem does to the right answers of the others (The Reasoning Boundary Paradox)")
+    sub.add_argument("model", type=Path, metavar="MODEL", help="a folder in Hugging Face format, or a hub id")
+    sub.add_argument("samples", type=Path, metavar="SAMPLES.parquet", help="its answers, as `evaluate --out` writes them")
+    sub.add_argument("--params", type=Path, metavar="params.yaml", help="problems are put as evaluation.generation of this file says")
+    sub.add_argument("--problems", type=int, default=32, help="so many of those with right and wrong answers, drawn at random (32)")
+    sub.add_argument("--step", type=float, default=1e-4, help="size of a step, as a share of the norm of the weights (1e-4)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", type=Path, metavar="FILE.json", help="gets every figure and the whole matrix")
     sub = add("scaling", scaling, "fit ScaleRL's sigmoid to a reward curve, extrapolate it, and rank two runs where both tell their asymptote")
     sub.add_argument("curves", type=Path, nargs="+", metavar="CURVE.csv", help="one file, or two to rank; data/plots/rl-NAME.csv is one")
     sub.add_argument("--compute", metavar="COLUMN", help="what was spent, rising (the updates before each row: step - 1)")
@@ -67,6 +76,36 @@ def boundary(options: argparse.Namespace) -> int:
     for name, meaning, sign in (("srr", "kept", ""), ("ndr", "new ", ""), ("sds", "both", ""), ("nscr", "net ", "+")):
         seen, excess = _shown(sets["full"][name], sign), _shown(sets["excess"][name], "+")
         print(f"  {name.upper():<4} ({meaning})  {seen}  beyond the start against itself: {excess}")
+    return 0
+
+
+def interference(options: argparse.Namespace) -> int:
+    from pipelines import paths, seeding
+    from pipelines.config import load
+    from pipelines.evaluation.interference import answered, figures, measure
+    from pipelines.evaluation.samples import read_samples
+    from pipelines.models.loading import load_policy
+    from pipelines.progress import Journal
+    from pipelines.prompting import PLAIN
+    from pipelines.store import write_json
+
+    policy, tokenizer = load_policy(options.model, os.environ.get("TOUCHSTONE_DEVICE", "cpu"), chat=False)
+    prompt = load(options.params).evaluation.generation.prompt if options.params else PLAIN
+    found = answered(read_samples(options.samples), tokenizer, prompt)
+    if len(found) < 2:
+        raise UserError(f"{options.samples}: {len(found)} problem(s) with right and wrong answers; expected two or more")
+    names = sorted(found)
+    drawn = seeding.generator(options.seed, "interference").permutation(len(names))[: options.problems]
+    chosen = [names[place] for place in sorted(drawn.tolist())]
+    journal = Journal(paths.WORK / "interference" / "journal.jsonl", "interference", sys.stderr)
+    changes = measure(policy, [found[name] for name in chosen], options.step, lambda done, total: journal.show(done, total, "problems"))
+    told = figures(changes, [found[name].rate for name in chosen])
+    if options.out:
+        write_json(options.out, {"model": str(options.model), "step": options.step, **told, "problems": chosen, "changes": changes.tolist()})
+    print(f"{len(chosen)} of {len(names)} problems with right and wrong answers; steps of {options.step:g} of the weights' norm")
+    print(f"  a problem's own step   {told['own']:+.3g} nats a token of its right answers")
+    print(f"  a step of another      {told['others']:+.3g}; {told['negative']:.0%} of the pairs lose, {told['harm']:+.3g} on average")
+    print(f"  winner-take-all        {told['winner_take_all']:+.3f} rank correlation of the pass rate and what the others do to a problem")
     return 0
 
 

@@ -117,7 +117,7 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     reward_models = [other for other, each in others.items() if each.kind in REWARD_MODELS]
     for model in stage.models_read:
         if model not in models:
-            keys = ("init", "start", "reference", "models", "teachers")
+            keys = ("init", "start", "reference", "later", "models", "teachers")
             of_sample = "outputs.by" if stage.kind == "sample" and stage.outputs and stage.outputs.by == model else "reflect.by"
             nested = of_sample if stage.kind == "sample" else "strong.model"
             key = next((key for key in keys if model in _names(getattr(stage, key, None))), nested)
@@ -127,9 +127,11 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
             choice = f"choose one of {', '.join(reward_models)}{nearest(scorer, reward_models)}"
             choice = choice if reward_models else "add a stage of kind reward_model"
             yield f"{key}: {_unfit(scorer, name, stages, 'reward model')}; {choice}"
-    if isinstance(stage, ExtrapolateStage) and stage.init in models and not getattr(others.get(stage.init), "keep", None):
-        keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
-        yield f"init: '{stage.init}' keeps no weights along its training; {_choice(keeping)}"
+    along = {"init": stage.init} if isinstance(stage, ExtrapolateStage) else {"later": stage.later} if isinstance(stage, RlStage) else {}
+    for key, model in along.items():
+        if model in models and not getattr(others.get(model), "keep", None):
+            keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
+            yield f"{key}: '{model}' keeps no weights along its training; {_choice(keeping)}"
     made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ()) if getattr(each, OF.get(file, "kind"))]
     rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others)
     rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]

@@ -120,6 +120,14 @@ class RlStage(SamplingStage):
     """References to rows whose worked solutions are what teachers wrote, one for each teacher, such as stages of kind sample; for recipes that learn
     from several (ampo). The problems are those of `data`."""
 
+    later: str | None = None
+    """A stage that trained from the same `init` and kept weights along its way (`keep`); for recipes that a later checkpoint of the run guides
+    (auto_npo): that is what it had become after as many steps and some more."""
+
+    @property
+    def models_read(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().models_read, *([self.later] if self.later else [])]))
+
     @property
     def rows_read(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*super().rows_read, *self.demonstrations]))

@@ -54,6 +54,27 @@ class Task:
         return [Segment(PROMPT, self.prompt.ids), *self.opening]
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What further answers of a group go on from: the prompt of `sibling`, and `opening`, which stands after it. count: how many; they are numbered
+    from `first` on."""
+
+    sibling: Trajectory
+    opening: tuple[Segment, ...]
+    count: int
+    first: int
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and opening."""
+        return [*self.sibling.prompt_ids, *self.opened]
+
+    @property
+    def opened(self) -> list[int]:
+        """The opening alone."""
+        return [token for segment in self.opening for token in segment.ids]
+
+
 @dataclass
 class Episode:
     """What came of a task once.

@@ -18,7 +18,7 @@ from pipelines.rl.explore import EXPLORE
 from pipelines.rl.guidance import GUIDANCE
 from pipelines.rl.objectives import OBJECTIVES
 from pipelines.rl.play import PLAY
-from pipelines.rl.recompose import RECOMPOSE
+from pipelines.rl.recompose import CONTINUING, RECOMPOSE
 from pipelines.rl.rewards import COMBINE, PARTS
 from pipelines.rl.slots import SLOTS, Slot, clip
 from pipelines.rl.tasks import TASKS
@@ -273,6 +273,12 @@ def recipe(name: str, **overrides: Any) -> Recipe:
                     f"recipe '{name}': play 'partial_states' has answers go on from the policy's own, and {slot} '{slots[slot]['name']}' begins them "
                     f"otherwise; set {slot}: {{name: {alone}}}"
                 )
+    beginnings = [name for name in (change["name"] for change in slots["recompose"]) if RECOMPOSE[name] in CONTINUING]
+    if beginnings and slots["environment"]["name"] != "single_turn":
+        raise UserError(
+            f"recipe '{name}': recompose '{beginnings[0]}' has answers of one turn go on, and those of environment "
+            f"'{slots['environment']['name']}' may have several; set environment: {{name: single_turn}}"
+        )
     for make in bare.lists["tasks"]:
         make()  # a sampler refuses settings that do not go together
     for tensor, settings in slots["inputs"].items():

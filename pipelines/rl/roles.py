@@ -12,7 +12,7 @@ from pipelines import methods
 from pipelines.rl.recipe import Recipe, inputs_of
 from pipelines.rl.tensors import SETTABLE, TENSORS
 
-Source = Literal["init", "reference", "copy", "teachers", "stored", "demonstrations", "critic"]
+Source = Literal["init", "reference", "copy", "teachers", "stored", "demonstrations", "critic", "later"]
 Follow = Callable[[Any, Mapping[str, Any], Recipe, int], None]
 """follow(policy of the role, the trained policy's weights, recipe, number of the step)."""
 
@@ -38,9 +38,9 @@ def drift(theirs: Any, weights: Mapping[str, Any], recipe: Recipe, step: int) ->
 
 @dataclass(frozen=True)
 class Role:
-    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, rows under `demonstrations`, a
-    critic that it trains first, or a copy of the policy. speaks: functions of the loop sample from it. scored, updated: how it follows the policy
-    once a step's batch is scored, and after the update."""
+    """source: what the stage names under `init`, `reference` or `teachers`, a file that it names under `stored`, rows under `demonstrations`, weights
+    that the stage kept which it names under `later`, a critic that it trains first, or a copy of the policy. speaks: functions of the loop sample
+    from it. scored, updated: how it follows the policy once a step's batch is scored, and after the update."""
 
     source: Source
     speaks: bool = False
@@ -53,6 +53,7 @@ ROLES: dict[str, Role] = {
     "sft": Role("init"),
     "dpo": Role("reference"),
     "guide": Role("reference", speaks=True),
+    "later": Role("later"),
     "prev": Role("copy", scored=become),
     "lagged": Role("copy", scored=lag),
     "teacher": Role("copy", updated=drift),

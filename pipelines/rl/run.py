@@ -131,20 +131,23 @@ class Run:
             return trajectories
         more, answering = functools.partial(self.plan.source.further, step, clock), self.plan.source.answering
         foresee = functools.partial(foreseen, self.actor, self.settings)
-        adopting = Adopting(step, answering, self.settings.answered.limit, self.ledger, functools.partial(self._logp, step))
-        at = Recomposition(step, self.seed, self.problems, self.history, answering.rewards, more, answering.asking, foresee, adopting)
+        adopting = Adopting(step, answering, self.settings.answered.limit, self.ledger, functools.partial(self._tokens, step, "logp_old_BT"))
+        at = Recomposition(
+            step, self.seed, self.problems, self.history, answering.rewards, more, answering.asking, foresee, adopting,
+            functools.partial(self.plan.source.continued, step, clock), functools.partial(self._tokens, step), self.held,
+        )  # fmt: skip
         for change in self.recipe.lists["recompose"]:
             beside = {**self.actor.frozen, **self.speaking}
             others = [beside[name] for name, _ in inputs_of(change) if name in beside]
             trajectories = change(trajectories, at, *others)
         return trajectories
 
-    def _logp(self, step: int, trajectories: list[Trajectory]) -> list[list[float]]:
-        """For each token of the responses its log-probability under the policy that the step trains."""
+    def _tokens(self, step: int, name: str, trajectories: list[Trajectory]) -> list[list[float]]:
+        """The tensor `name` of the policy that the step trains, for each token of the responses."""
         now = make_step(self.actor, self.recipe, self.settings, trajectories, self.problems, self.history, self.held, self.seed, step)
         with gathered(self.actor.policy):
-            logp_BT = before(now, ["logp_old_BT"], {})["logp_old_BT"]
-        return [row[where].tolist() for row, where in zip(logp_BT, now.score_BT, strict=True)]
+            values_BT = before(now, [name], {})[name]
+        return [row[where].tolist() for row, where in zip(values_BT, now.score_BT, strict=True)]
 
     def score(self, step: int, trajectories: list[Trajectory]) -> tuple[list[Trajectory], Scored]:
         """This process' share as a batch with its advantages, and the trajectories, of which those that routing leaves out are dropped."""

@@ -11,6 +11,7 @@ from pipelines.config.common import GenerationSettings, KeepSettings, OptimiserS
 from pipelines.config.rl import RlStage, ScheduleSettings
 from pipelines.config.sources import ArithmeticSource
 from pipelines.config.training import ArchitectureSettings, LanguageModellingSettings
+from pipelines.generation import TorchGenerator
 from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
@@ -20,6 +21,7 @@ from pipelines.progress import Journal
 from pipelines.records import GUIDE, PROMPT, Outcome, Segment, Trajectory
 from pipelines.rl import recipe
 from pipelines.rl.inputs.step import Actor
+from pipelines.rl.later import Later
 from pipelines.rl.roles import roles_of
 from pipelines.rl.teachers import Outputs, Teacher, Teachers
 from pipelines.rl.train import train
@@ -117,9 +119,14 @@ def critic(weights, bias: float = 0.0) -> Actor:
     return Actor(policy.requires_grad_(False), TOKENIZER, value_head=policy.value_head)
 
 
+def speaker(policy) -> TorchGenerator:
+    return TorchGenerator(policy, TOKENIZER, GenerationSettings(max_new_tokens=12))
+
+
 def beside(row: str, weights, **overrides):
     """What a recipe needs beside the policy that starts from `weights`."""
     given = {"teachers": Teachers({"*": Teacher(shaken(weights, 0.02, 1))}), "stored": Outputs({}), "critic": critic(weights)}
+    given["later"] = Later({2: Path("2"), 4: Path("4"), 6: Path("6")}, lambda folder: speaker(shaken(weights, 0.01, int(folder.name))))
     given["solutions"] = {p.problem_id: ["", "1 + 1 = 2"] for p in PROBLEMS}
     return {name: given.get(name) or policy_of(weights) for name, role in roles_of(recipe(row, **overrides)).items() if role.source != "copy"}
 

@@ -6,11 +6,15 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipelines.generation import Generator, Sample, respond
-from pipelines.records import GUIDE, Outcome, Trajectory, one_turn
+from pipelines import prompting
+from pipelines.generation import Generator, Request, Sample
+from pipelines.models import ranks
+from pipelines.records import GUIDE, Outcome, Segment, Trajectory
+from pipelines.rl import account
 from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
 from pipelines.rl.answering import trainable
 from pipelines.rl.demands import takes
+from pipelines.rl.episodes import Beginning
 from pipelines.rl.recompose.recomposition import Recomposition
 
 
@@ -20,7 +24,8 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
     later checkpoint, if `tries` samples of it hold one."""
     groups = by_group(training(rollouts))
     hard = {g: group for g, group in groups.items() if sum(r.outcome == Outcome.CORRECT for r in group) <= at_most * len(group)}
-    guided = dict(zip(hard, at.judged(list(hard.values()), functools.partial(_ask_guide, at, guide, tries)), strict=True))
+    begun = [Beginning(group[0], (), tries, len(group)) for group in hard.values()]
+    guided = dict(zip(hard, at.judged(begun, functools.partial(guide_answers, at, guide)), strict=True))
     out = [rollout for rollout in rollouts if rollout.dropped or rollout.group_id not in hard]
     for group_id, group in hard.items():
         wrong = next((r for r in group if r.outcome not in (Outcome.CORRECT, Outcome.INFRASTRUCTURE)), None)
@@ -31,26 +36,40 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
     return out
 
 
-def _ask_guide(at: Recomposition, guide: Generator, tries: int, groups: Sequence[list[Trajectory]]) -> list[list[Trajectory]]:
-    """`tries` responses of the guide to the problem of each of these groups, numbered on from it."""
-    problems = [at.problems[group[0].problem_id] for group in groups]
-    samples = respond(guide, problems, tries, (*at.seed, GUIDE, at.step), slots=[group[0].group_id for group in groups])
-    return [
-        [_guided(group[0], len(group) + number, sample) for number, sample in enumerate(guide_samples)]
-        for group, guide_samples in zip(groups, samples, strict=True)
-    ]
+def guide_answers(at: Recomposition, guide: Generator, begun: Sequence[Beginning]) -> list[list[Trajectory]]:
+    """For each of these the answers of the guide that go on from it, not yet judged."""
+    key = (*at.seed, GUIDE, at.step)
+    requests = [Request(tuple(b.ids), b.count, (*key, b.sibling.group_id, b.sibling.problem_id), b.first) for b in begun]
+    answers = guide.generate(requests)
+    return [[_guided(each, each.first + n, sample, guide) for n, sample in enumerate(said)] for each, said in zip(begun, answers, strict=True)]
 
 
-def _guided(sibling: Trajectory, number: int, sample: Sample) -> Trajectory:
-    """The guide's answer number `number` to what a sibling was asked."""
-    segments = one_turn(sibling.prompt_ids, sample.token_ids, sample.logp, [sample.policy_version] * len(sample.token_ids), GUIDE)
+def advice(at: Recomposition, guide: Generator, purpose: str, asked: Sequence[tuple[Trajectory, Sequence[int]]], tokens: int) -> list[str]:
+    """What the guide says to prompts, each about an answer, in at most so many tokens, its thoughts left out; "" where it does not come to that, or a
+    prompt leaves no room for it. Every process asks for its share."""
+    limit = min(tokens, guide.settings.max_new_tokens)
+    fitting = [place for place, (_, prompt) in enumerate(asked) if len(prompt) + limit <= guide.context]
+    key = (*at.seed, GUIDE, purpose, at.step)
+    requests = [Request(tuple(asked[place][1]), 1, (*key, *account.place(asked[place][0])), limit=limit) for place in fitting]
+    samples = ranks.collect(guide.generate(requests[ranks.rank() :: ranks.world()]))
+    texts = [""] * len(asked)
+    for place, (sample,) in zip(fitting, samples, strict=True):
+        said = sample.text.rpartition(prompting.END_THINK)[2]
+        texts[place] = "" if prompting.THINK in said else said.strip()
+    return texts
+
+
+def _guided(begun: Beginning, number: int, sample: Sample, guide: Generator) -> Trajectory:
+    """The guide's answer as number `number` of the group."""
+    said = Segment(GUIDE, sample.token_ids, sample.logp, [sample.policy_version] * len(sample.token_ids), trains=True)
     return replace(
-        sibling,
+        begun.sibling,
         sample_id=number,
         policy=GUIDE,
         origin=GUIDE,
-        segments=trainable(segments),
+        segments=trainable([begun.sibling.segments[0], *begun.opening, said]),
         finish_reason=sample.finish_reason,
-        response=sample.text,
+        response=guide.tokenizer.decode(begun.opened) + sample.text,
         reward_parts={},
+        part=0,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from pipelines.models import ranks
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.adopting import Adopting
-from pipelines.rl.episodes import Asking
+from pipelines.rl.episodes import Asking, Beginning
 from pipelines.rl.history import History
 from pipelines.rl.inputs.probes import Foreseen
 from pipelines.rl.rewards import Rewards
@@ -45,6 +45,13 @@ class Recomposition:
     foresee: Callable[[Sequence[Foreseen]], list[float]]
     adopting: Adopting | None = None
     """What takes in answers of others."""
+    continued: Callable[[str, Sequence[Beginning]], list[list[Trajectory]]] = None  # type: ignore[assignment]  # a run always has it
+    """See `Source.continued`, of this step."""
+    tokens: Callable[[str, list[Trajectory]], list[list[float]]] = None  # type: ignore[assignment]  # likewise
+    """tokens(name, trajectories): that tensor (tensors.py) of the policy before the update, for each token of the responses. All processes must ask
+    together."""
+    held: MutableMapping[str, float] = field(default_factory=dict)
+    """Numbers that later steps find again, and that a checkpoint keeps."""
 
     def judged(self, asked: Sequence[T], answer: Callable[[Sequence[T]], list[list[Trajectory]]]) -> list[list[Trajectory]]:
         """For each of these the further answers to its problem, with their rewards. answer: gives those for some of them; every process answers and

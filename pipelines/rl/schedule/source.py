@@ -17,7 +17,7 @@ from pipelines.records import Outcome, Problem, Trajectory
 from pipelines.rl.account import episodes
 from pipelines.rl.answering import Answering
 from pipelines.rl.clock import Clock
-from pipelines.rl.episodes import Task
+from pipelines.rl.episodes import Beginning, Task
 from pipelines.rl.ledger import Ledger
 
 
@@ -109,6 +109,31 @@ class Source:
         """Judged answers to the problems, or to `count` of them, of the step's further draw 1, 2, ..., of what is served now."""
         known = self.answered(step, number)
         return self.gathered(step, number, self.answer(step, number, self.tasks(step, number, count), clock)) if known is None else known
+
+    def continued(self, step: int, clock: Clock, name: str, begun: Sequence[Beginning]) -> list[list[Trajectory]]:
+        """For each of these the judged answers that go on from it, of what is served now, without further help. name: what the ledger calls them,
+        another for each call in a step. All processes must ask for the same together."""
+        known = self.ledger.answered(step, name)
+        if known is None:
+            tasks = [self._continuing(step, name, slot, begun[slot]) for slot in self.share(len(begun))]
+            played = self.examining.played(tasks, step, self.seed[1], clock)
+            known = [trajectory for of_task in ranks.collect(played) for trajectory in of_task]
+            self.ledger.record(step, name, known)
+        parts: list[list[Trajectory]] = [[] for _ in begun]
+        for trajectory in known:
+            parts[trajectory.group_id].append(trajectory)
+        return [
+            [replace(t, group_id=each.sibling.group_id, sample_id=each.first + t.sample_id) for t in part]
+            for each, part in zip(begun, parts, strict=True)
+        ]
+
+    def _continuing(self, step: int, name: str, slot: int, begun: Beginning) -> Task:
+        """Whose group is numbered by its place until all are back."""
+        sibling = begun.sibling
+        task = self.examining.task(self.problems[sibling.problem_id], slot, begun.count, (*self.seed, name, step))
+        prompt = replace(task.prompt, ids=sibling.prompt_ids)
+        figures = {"given": float(len(begun.opened))}
+        return replace(task, prompt=prompt, trained_prompt=sibling.trained_prompt, opening=begun.opening, figures=figures)
 
     def pass_rate(self, problems: Sequence[Problem], samples: int, step: int) -> float:
         """Share of right answers of what is served, the policy after `step`, among those that could be judged.

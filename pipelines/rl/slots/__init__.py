@@ -196,6 +196,7 @@ SLOTS: dict[str, Slot] = {
             "second_moment": weighting.second_moment,
             "without_teacher": weighting.without_teacher,
             "uncertain_guide": weighting.uncertain_guide,
+            "praised_guide": weighting.praised_guide,
         },
         several=True,
     ),

@@ -82,6 +82,11 @@ def uncertain_guide(entropy_BT: Tensor, guided_BT: Tensor, mask_BT: Tensor, *, s
     return (~guide_BT | (place_BT < count_B[:, None])).to(mask_BT)
 
 
+def praised_guide(guided_BT: Tensor, advantage_BT: Tensor) -> Tensor:
+    """What a guide wrote trains where its advantage is above 0, so that the policy is drawn to it and never away (ThinkTuning, arXiv 2508.07616)."""
+    return ((guided_BT == 0) | (advantage_BT > 0)).to(advantage_BT)
+
+
 def without_teacher(reprompt_B: Tensor, correct_B: Tensor, mask_BT: Tensor) -> Tensor:
     """Responses that are right, or that no teacher could score: the others are distilled instead (SRPO)."""
     return (correct_B.bool() | ~reprompt_B.bool())[:, None].to(mask_BT).expand_as(mask_BT)
