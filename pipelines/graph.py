@@ -19,9 +19,11 @@ LOADING = (
 """Kinds that load a model, and so torch and transformers."""
 SEEDLESS = ("curation", "report")
 """Kinds that draw nothing at random."""
-SELECTING = ("sft", "pretrain", "grade", "sample", "select", "synthesise", "rl", "preference", "distil", "reward_model", "command")
+SELECTING = (
+    "sft", "pretrain", "grade", "sample", "select", "critique", "target", "synthesise", "rl", "preference", "distil", "reward_model", "command",
+)  # fmt: skip
 """Kinds that write down which rows they have read."""
-CURATING = ("sources", "curation", "grade", "sample", "select", "synthesise")
+CURATING = ("sources", "curation", "grade", "sample", "select", "critique", "target", "synthesise")
 """Kinds that keep and drop rows, with a ledger."""
 
 

@@ -104,6 +104,9 @@ def _sft(given: Any) -> Iterator[str]:
     more = {
         f"weights {_pairs(given.weights)}": given.weights,
         f"answers weigh {given.answer_weight:g}": given.answer_weight != 1,
+        f"of rollouts {given.accept.verdict} answer": given.accept.verdict != "right",
+        f"its own prediction counts up to {given.confidence.most if given.confidence else 0:g}": given.confidence,
+        "pairs as refusals": given.refusals,
         "; ".join(f"{each.times} times{_where(each.where)}" for each in given.duplicate): given.duplicate,
         f"adapters of rank {given.lora.rank if given.lora else 0}": given.lora,
         f"{given.processes} processes": given.processes > 1,
@@ -114,7 +117,8 @@ def _sft(given: Any) -> Iterator[str]:
 
 
 def _pretrain(given: Any) -> Iterator[str]:
-    yield f"from {given.init}; {_data(given)}; loss on the {given.loss} of problems"
+    scored = f"; scores by {given.scored.by}" if given.scored else ""
+    yield f"from {given.init}; {_data(given)}; loss on the {given.loss} of problems{scored}"
     yield from _training(given)
 
 
@@ -134,7 +138,8 @@ def _grade(given: Any) -> Iterator[str]:
 
 def _sample(given: Any) -> Iterator[str]:
     yield f"by {given.init}; {_data(given)}"
-    yield f"{given.samples} samples, hands on {given.rows} rows, as solution the {given.choose} right answer"
+    reflected = f"; {given.reflect.by or given.init} corrects {given.reflect.per_problem} wrong answers of each at most" if given.reflect else ""
+    yield f"{given.samples} samples, hands on {given.rows} rows, as solution the {given.choose} right answer{reflected}"
     yield _generation(given.generation)
 
 
@@ -142,6 +147,16 @@ def _select(given: Any) -> Iterator[str]:
     yield f"{_data(given)}"
     bound = [*([f"of at least {given.at_least:g}"] if given.at_least is not None else []), *([f"at most {given.most}"] if given.most else [])]
     yield f"by {given.score} ({_pairs(given.settings) or 'its defaults'}), {', '.join(bound)}"
+
+
+def _critique(given: Any) -> Iterator[str]:
+    yield f"{_data(given)}; {given.solutions} solutions of each problem and stage"
+
+
+def _target(given: Any) -> Iterator[str]:
+    yield f"{_data(given)}, by what {given.weak} lacks below a pass rate of {given.below:g}"
+    skills = f"skills by {given.skills.model}" if given.skills else "topics as skills"
+    yield f"{skills}; " + (f"budget {given.budget}" if given.budget else f"{given.per_missing} rows for each that is missing")
 
 
 def _synthesise(given: Any) -> Iterator[str]:
@@ -244,7 +259,8 @@ def _listed(value: Any) -> str:
 
 DECIDED: dict[str, Callable[[Any], Iterator[str]]] = {
     "sources": _sources, "curation": _curation, "base": _base, "sft": _sft, "pretrain": _pretrain, "grade": _grade, "sample": _sample,
-    "select": _select, "synthesise": _synthesise, "rl": _rl, "preference": _preference, "distil": _distil, "merge": _merge,
-    "extrapolate": _extrapolate, "reward_model": _reward_model, "command": _command, "evaluation": _evaluation, "report": _report,
+    "select": _select, "critique": _critique, "target": _target, "synthesise": _synthesise, "rl": _rl, "preference": _preference,
+    "distil": _distil, "merge": _merge, "extrapolate": _extrapolate, "reward_model": _reward_model, "command": _command,
+    "evaluation": _evaluation, "report": _report,
 }  # fmt: skip
 """Kind -> lines of the settings that decide most, resolved."""

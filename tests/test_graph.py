@@ -23,6 +23,8 @@ STAGES = {
     "code": {"kind": "rl", "init": "first", "data": {"who": {"share": 3}, "more": {"share": 1}}},
     "said": {"kind": "sample", "init": "code", "data": "curation/rl"},
     "lively": {"kind": "select", "data": ["who", "code/rollouts"], "score": "variance", "most": 1},
+    "asked": {"kind": "critique", "data": ["who", "code/rollouts", "said/rollouts"]},
+    "aimed": {"kind": "target", "data": "curation/sft", "weak": "said", "answers": "said/rollouts", "skills": {}},
     "both": {"kind": "grade", "init": "first", "data": "said", "strong": {"model": "code"}},
     "late": {"kind": "rl", "init": "code", "reference": "first", "data": "own", "keep": {"every": 10}},
     "liked": {"kind": "preference", "init": "late", "reference": "first", "data": ["code/rollouts", "who", "rows/pairs.jsonl"]},
@@ -82,7 +84,7 @@ def test_the_file_that_comes_with_the_project_is_that_of_its_params():
 
 def test_the_stages_are_those_of_params_and_dvcs_own():
     assert list(DOCUMENT) == [dvc_graph.CODE, *NAMES]
-    assert [*STANDING[:3], "first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide", *STANDING[3:]] == NAMES
+    assert [*STANDING[:3], "first", "who", "more", "code", "said", "aimed", "asked", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide", *STANDING[3:]] == NAMES
     assert {stage.kind for stage in GRAPH.values()} == set(ENTRIES)
 
 
@@ -103,6 +105,8 @@ DEPS = {
     "code": ["data/models/first", "data/rows/more/problems.parquet", "data/rows/who/problems.parquet"],
     "said": ["data/models/code", "data/curation/rl.parquet"],
     "lively": ["data/rollouts/code", "data/rows/who/problems.parquet"],
+    "aimed": ["data/curation/sft.parquet", "data/rows/said/problems.parquet", "data/rollouts/said"],
+    "asked": ["data/rollouts/code", "data/rollouts/said", "data/rows/who/problems.parquet"],
     "both": ["data/models/first", "data/models/code", "data/rows/said/problems.parquet"],
     "late": ["data/models/code", "data/models/first", "data/rows/own/problems.parquet"],
     "later": ["data/kept/late", "data/models/code"],
@@ -152,6 +156,8 @@ OUTS = {
     "code": ["data/models/code", "data/rollouts/code", "data/seen/code.parquet"],
     "said": ["data/rows/said", "data/rollouts/said", "data/seen/said.parquet"],
     "lively": ["data/rows/lively", "data/seen/lively.parquet"],
+    "asked": ["data/rows/asked", "data/seen/asked.parquet"],
+    "aimed": ["data/rows/aimed", "data/seen/aimed.parquet"],
     "late": ["data/models/late", "data/rollouts/late", "data/kept/late", "data/seen/late.parquet"],
     "later": ["data/models/later"],
     "wide": ["data/models/wide", "data/kept/wide", "data/seen/wide.parquet"],
@@ -204,7 +210,7 @@ def test_paths_that_stages_write_do_not_collide():
 
 
 def test_order_of_stages():
-    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide"]
+    assert [name for name in NAMES if name in STAGES] == ["first", "who", "more", "code", "said", "aimed", "asked", "both", "own", "late", "later", "liked", "lively", "plain", "theirs", "plainly", "scorer", "pleasing", "sought", "taught", "wide"]
     other = {"a": {"kind": "rl", "init": "b", "reference": "c", "data": "z"}, "b": {"kind": "sft", "init": "base", "data": "curation/sft"}}
     other |= {"c": {"kind": "merge", "init": "b", "models": ["b"]}, "z": {"kind": "grade", "init": "c", "data": "curation/rl"}}
     found = graph.graph(params(stages=other, evaluation={"gate": {"candidate": "a", "against": "b"}}))

@@ -88,6 +88,8 @@ def generations(params: Params) -> dict[str, GenerationSettings]:
             found[f"stages.{name}.generation"] = stage.generation
         if isinstance(stage, GradeStage) and stage.strong and stage.strong.generation:
             found[f"stages.{name}.strong.generation"] = stage.strong.generation
+        if isinstance(stage, SampleStage) and stage.reflect and stage.reflect.generation:
+            found[f"stages.{name}.reflect.generation"] = stage.reflect.generation
         if isinstance(stage, PreferenceStage) and stage.critic.completions:
             found[f"stages.{name}.critic.generation"] = stage.critic.generation
         if isinstance(stage, MergeStage | ExtrapolateStage) and stage.search:

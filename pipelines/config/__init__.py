@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pipelines.config.checking import check, nearest
 from pipelines.config.command import CommandStage
 from pipelines.config.common import Section
+from pipelines.config.critique import CritiqueStage
 from pipelines.config.curation import CurationSettings, GradeStage, SynthesiseStage
 from pipelines.config.distil import DistilStage
 from pipelines.config.evaluation import EvaluationSettings, MergeStage, ReportSettings
@@ -26,28 +27,32 @@ from pipelines.config.sampling import SampleStage
 from pipelines.config.selection import SelectStage
 from pipelines.config.sources import GENERATORS, SourcesSettings
 from pipelines.config.stage import FILES, OUTPUTS, ROLLOUTS, TEXT, Reading
+from pipelines.config.targeting import TargetStage
 from pipelines.config.training import BaseSettings, PretrainStage, SftStage
 from pipelines.errors import UserError
 
 STANDING = ("sources", "curation", "base", "evaluation", "report")
 """Stages that every project has, each with a section of its own; those between `base` and `evaluation` are the mapping `stages`."""
 Stage = Annotated[
-    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | SynthesiseStage | RlStage | PreferenceStage | DistilStage | RewardModelStage
-    | MergeStage | ExtrapolateStage | CommandStage,
+    SftStage | PretrainStage | GradeStage | SampleStage | SelectStage | CritiqueStage | TargetStage | SynthesiseStage | RlStage | PreferenceStage
+    | DistilStage | RewardModelStage | MergeStage | ExtrapolateStage | CommandStage,
     Field(discriminator="kind"),
 ]
 SPLITS = ("base", "sft", "rl")
 ROWS: dict[str, tuple[str, ...]] = {
-    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems",), "select": ("problems",), "synthesise": ("problems",),
+    "grade": ("problems", "graded", "ungraded", "strong"), "sample": ("problems", "reflections"), "select": ("problems",), "critique": ("problems",),
+    "target": ("problems",), "synthesise": ("problems",),
 }  # fmt: skip
 """Kinds that make rows -> the files of rows that they make; a reference that names no file means the first."""
+OF = {"strong": "strong", "reflections": "reflect"}
+"""File of rows that is not always made -> the setting that it is made by."""
 POLICIES = ("sft", "pretrain", "rl", "preference", "distil", "merge", "extrapolate", "command")
 """Kinds that make a policy: a model that answers, and that others start from."""
 REWARD_MODELS = ("reward_model",)
 """Kinds that make a model which says what a response is worth."""
 MODELS = (*POLICIES, *REWARD_MODELS)
 """Kinds that make a model."""
-READING_ROLLOUTS = ("sft", "select", "preference", "reward_model")
+READING_ROLLOUTS = ("sft", "select", "critique", "target", "preference", "reward_model")
 """Kinds that read the rollouts of others."""
 
 
@@ -97,6 +102,7 @@ class Params(Section):
         known("evaluation.gate.candidate", [gate.candidate], "model that is evaluated", evaluated)
         known("evaluation.gate.against", [gate.against], "model that is evaluated", evaluated)
         known("evaluation.compare", [name for pair in self.evaluation.compare for name in pair], "model that is evaluated", evaluated)
+        known("evaluation.gaps", [name for gap in self.evaluation.gaps for name in gap], "model that is evaluated", evaluated)
         if (most := max(self.evaluation.ks, default=1)) > self.evaluation.samples:
             told.append(f"evaluation.ks: pass@{most} needs as many samples, got evaluation.samples = {self.evaluation.samples}")
         if told:
@@ -112,7 +118,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
     for model in stage.models_read:
         if model not in models:
             keys = ("init", "start", "reference", "later", "models", "teachers")
-            nested = "outputs.by" if stage.kind == "sample" else "strong.model"
+            of_sample = "outputs.by" if stage.kind == "sample" and stage.outputs and stage.outputs.by == model else "reflect.by"
+            nested = of_sample if stage.kind == "sample" else "strong.model"
             key = next((key for key in keys if model in _names(getattr(stage, key, None))), nested)
             yield f"{key}: {_unfit(model, name, stages, 'model')}; choose one of {', '.join(models)}{nearest(model, models)}"
     for key, scorer in stage.reward_models_named:
@@ -125,7 +132,7 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
         if model in models and not getattr(others.get(model), "keep", None):
             keeping = [other for other, each in others.items() if getattr(each, "keep", None)]
             yield f"{key}: '{model}' keeps no weights along its training; {_choice(keeping)}"
-    made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ()) if file != "strong" or getattr(each, file)]
+    made = [(other, file) for other, each in others.items() for file in ROWS.get(each.kind, ()) if getattr(each, OF.get(file, "kind"))]
     rows = [f"curation/{split}" for split in SPLITS] + _rollouts(stage, others)
     rows += [other if file == "problems" else f"{other}/{file}" for other, file in made]
     for reference in stage.rows_read:
@@ -137,7 +144,8 @@ def _references(name: str, stage: Stage, stages: Mapping[str, Stage]) -> Iterato
                 yield f"stored: '{reference}' names no outputs; {choice}{nearest(reference, there)}"
             continue
         if not reference.endswith(files) and reference.removesuffix("/problems") not in rows:
-            key = "data" if isinstance(stage, Reading) else "search.data"
+            own = next((key for key in ("weak", "answers") if getattr(stage, key, None) == reference), "data")
+            key = own if isinstance(stage, Reading) else "search.data"
             choice = f"choose one of {', '.join(rows)}, or a file *{' or *'.join(files)}"
             yield f"{key}: {_unfit(reference, name, stages, 'rows')}; {choice}{nearest(reference, rows)}"
 

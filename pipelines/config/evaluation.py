@@ -100,6 +100,9 @@ class EvaluationSettings(Section):
     """Stages with rollouts whose rewards over steps are looked at; null takes those among the models."""
     compare: tuple[tuple[str, str], ...] = ()
     """Pairs [MODEL, AGAINST] to compare problem by problem, beside each model with the gate's `against` and its candidate with each."""
+    gaps: tuple[tuple[str, str, str], ...] = ()
+    """Triples [MODEL, WEAK, CEILING]: how much of the gap in pass@1 between a weak model and the ceiling a model that learnt of the weak one recovers
+    (Weak-to-Strong Generalization, arXiv 2312.09390), with a bootstrap interval."""
     samples: Positive = 16
     """Responses per problem; pass@k needs k <= samples."""
     ks: tuple[Positive, ...] = (1, 2, 4, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -17,8 +18,15 @@ EXPLAIN = (
 )
 
 
-def _shows(instruction: str) -> str:
-    if missing := [name for name in SHOWN if name not in instruction]:
+REFLECTED = ("{problem}", "{answer}", "{feedback}")
+REFLECT = (
+    "{problem}\n\nHere is an answer that is not right:\n\n{answer}\n\nWhat checked it says: {feedback}\n\n"
+    "Reflection: find what went wrong, and then write the corrected answer in full, as it would be given to the problem alone."
+)
+
+
+def _shows(instruction: str, names: tuple[str, ...]) -> str:
+    if missing := [name for name in names if name not in instruction]:
         raise ValueError(f"must hold {missing[0]}")
     return instruction
 
@@ -27,7 +35,7 @@ class ExplainSettings(Section):
     """Semantic Soft Bootstrapping (SSB): a row that was answered rightly and wrongly is answered once more by the same model, which is shown the
     first right answer and one of the most common wrong ones; what is right then becomes the output of the bare row."""
 
-    instruction: Annotated[str, AfterValidator(_shows)] = EXPLAIN
+    instruction: Annotated[str, AfterValidator(functools.partial(_shows, names=SHOWN))] = EXPLAIN
     """What the model is asked; {problem}, {right} and {wrong} stand for theirs."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.4
     """Of that answer; the rest is as `generation` says."""
@@ -48,6 +56,20 @@ class OutputSettings(Section):
     """Null takes the right answers of each row, in the prompt in which they were given; otherwise their explanations, as SSB does."""
 
 
+class ReflectSettings(Section):
+    """Wrong answers are corrected (Re-ReST, arXiv 2406.01495): a reflector sees the problem, the answer and what the verifier says of it. Right
+    corrections solve their rows, and are the rows NAME/reflections, of which a reflector learns."""
+
+    by: str | None = None
+    """The model that reflects; null: `init`."""
+    instruction: Annotated[str, AfterValidator(functools.partial(_shows, names=REFLECTED))] = REFLECT
+    """What it is asked; {problem}, {answer} and {feedback} stand for theirs."""
+    per_problem: Positive = 4
+    """Different wrong answers to each row that are reflected on, by hash."""
+    generation: GenerationSettings | None = None
+    """How it answers; null: as `generation` of the stage says."""
+
+
 class SampleStage(Starting, Judging, Reading):
     """Answers of a model or an endpoint to rows, judged: rows with right answers as their solutions, and all answers as rollouts."""
 
@@ -61,6 +83,8 @@ class SampleStage(Starting, Judging, Reading):
     kind sft takes several."""
     outputs: OutputSettings | None = None
     """Null writes no outputs of a teacher."""
+    reflect: ReflectSettings | None = None
+    """Null leaves wrong answers as they are."""
     generation: GenerationSettings = GenerationSettings()
     """Engine `server` asks an endpoint; `init` is then the model whose tokenizer the rollouts are written in."""
 
@@ -70,4 +94,5 @@ class SampleStage(Starting, Judging, Reading):
 
     @property
     def models_read(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([self.init, *([self.outputs.by] if self.outputs and self.outputs.by else [])]))
+        beside = [self.outputs.by if self.outputs else None, self.reflect.by if self.reflect else None]
+        return tuple(dict.fromkeys([self.init, *filter(None, beside)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -118,12 +118,37 @@ class BaseSettings(Section):
 
 
 class AcceptSettings(Section):
-    """Which right answers of rollouts are trained on: rejection sampling."""
+    """Which answers of rollouts are trained on: rejection sampling, or labels of a weaker model."""
 
+    verdict: Literal["right", "any"] = "right"
+    """`right`: rejection sampling. `any`: whatever was answered, if it has a text, as labels are that nobody has checked."""
     per_problem: Positive = 4
     """At most so many different ones of each problem."""
     choose: Literal["random", "shortest"] = "random"
     """Where there are more: by hash, or the shortest in tokens."""
+
+
+class ConfidenceSettings(Section):
+    """A loss against errors of a weaker model's labels: (1 - a) times that of the label's token and a times that of the token which the model itself
+    holds likeliest, so that it may go on disagreeing (Weak-to-Strong Generalization, arXiv 2312.09390, on text)."""
+
+    most: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """a once it is warm; the paper's largest models have 0.75."""
+    warm: Share = 0.1
+    """Share of the steps in which it is not."""
+    ramp: Literal["released", "linear"] = "released"
+    """How a rises in them: `most` times the share of all steps, after which it jumps, as in the released code; or evenly up to `most`."""
+
+
+class RefusalSettings(Section):
+    """How a model learns to turn to a refusal after an answer has begun that it should not give (DeRTa, arXiv 2407.09121), from files whose rows have
+    `prompt`, `chosen` (the refusal) and `rejected` (that answer)."""
+
+    bare_every: Positive = 3
+    """Of so many rows one has its refusal at once, the others after some words of the rejected answer; 1: all of them, plain SFT on refusals."""
+    share: Share = 0.05
+    """Of the tokens of request and rejected answer, at which the refusal's first token is learnt, where they are the answer's; 0 makes no such
+    examples."""
 
 
 class Duplicate(Section):
@@ -162,9 +187,14 @@ class SupervisedStage(TrainedStage):
     keep: KeepSettings | None = None
     """Null keeps the last weights alone."""
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Tokens that the model gets, to be told by them what to say, and that it never samples."""
+        return ()
+
 
 class SftStage(SupervisedStage):
-    """Worked solutions in the chat template, conversations, or right answers of a stage's rollouts as they were sampled.
+    """Worked solutions in the chat template, conversations, or answers of a stage's rollouts as they were sampled.
 
     A file whose rows have `messages` holds conversations: messages in the form of the chat APIs, with `tools` and calls of them.
     """
@@ -177,6 +207,10 @@ class SftStage(SupervisedStage):
     weights: dict[str, Rate] = {}
     """Reference of `data` -> weight of its tokens in the loss, 1 where it says nothing. A conversation and each of its messages may have a
     `weight` too; they multiply."""
+    confidence: ConfidenceSettings | None = None
+    """For labels that a weaker model gave: its rollouts in `data`, with `accept: {verdict: any}`. Null trusts every label."""
+    refusals: RefusalSettings | None = None
+    """Of files of pairs in `data`, which null refuses."""
     answer_weight: Rate = 1.0
     """Weight of what follows the working in a worked solution, beside that of its reference (as GUI-Libra, arXiv 2602.22190, weighs what acts)."""
     duplicate: tuple[Duplicate, ...] = ()
@@ -191,13 +225,41 @@ class SftStage(SupervisedStage):
         return self
 
 
+ALIGNED, MISALIGNED = "<|aligned|>", "<|misaligned|>"
+"""Control tokens of conditional training."""
+
+
+class ScoredSettings(Section):
+    """What is made of the scores of sentences (Pretraining Language Models with Human Preferences, arXiv 2302.08582), in files whose rows have
+    `texts`, the sentences of a document in their order, and `scores`, a number for each."""
+
+    by: Literal["conditional", "filtering", "unlikelihood", "rwr", "awr"] = "conditional"
+    """`conditional`: a control token says before each sentence whether its score is good. `filtering`: documents of a bad mean score are left out.
+    `unlikelihood`: tokens of bad sentences are made less likely. `rwr`, `awr`: tokens weigh by their sentence's reward; by how much it is above what
+    a value head expects."""
+    settings: dict[str, Any] = {}
+    """Of the method: {drop: 0.01} of conditional, {alpha: 1} of unlikelihood, {beta: 10} of rwr, {alpha: 0.5, beta: 10} of awr."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which scores are: toxicity, or a reward."""
+    threshold: float | None = None
+    """The score at which a sentence (filtering: a document by its mean) is still good. Null: `quantile` says; the paper's are of one corpus."""
+    quantile: Share = 0.5
+    """Share of the sentences (documents) that are good."""
+
+
 class PretrainStage(SupervisedStage):
     """Continued pre-training of any model on plain text: documents, and problems with their worked solutions as documents.
 
-    A file of text (*.txt) is a document; a JSONL or Parquet file whose rows have `text` and no answer holds one a row. Longer documents than
-    `train.max_tokens` are cut into pieces.
+    A file of text (*.txt) is a document; a JSONL or Parquet file whose rows have `text`, or `texts` for its sentences, and no answer holds one a row.
+    Longer documents than `train.max_tokens` are cut into pieces.
     """
 
     kind: Literal["pretrain"] = "pretrain"
     loss: Literal["document", "solution"] = "document"
     """Of problems: the whole document, or the worked solution alone. Of other documents always the whole."""
+    scored: ScoredSettings | None = None
+    """Of files with scores; null reads them as plain text."""
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        return (ALIGNED, MISALIGNED) if self.scored and self.scored.by == "conditional" else ()

@@ -27,6 +27,7 @@ from pipelines.evaluation.statistics import (
     interval_of,
     mcnemar,
     percentiles,
+    recovered,
     share_interval,
     sign_flip,
     verdict,
@@ -90,14 +91,16 @@ def score_benchmark(
     *,
     taus: Sequence[float] = (),
     cluster_by: str | None = None,
+    gaps: Sequence[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
     """All figures of benchmark `name` from the samples of every model.
 
     pairs: models to compare, at the smallest and largest of `ks`. taus: thresholds of G-pass@k at the largest k. cluster_by: label of
-    the topics (`passage` for `passage 12`) whose value says which problems belong together.
+    the topics (`passage` for `passage 12`) whose value says which problems belong together. gaps: (model, weak, ceiling), of which is asked how much
+    of the gap between the last two the first recovers.
 
-    Returns {"problems", "left_out", "clusters", "constant_answer", "models": {model: figures}, "differences": [...]}. The differences
-    lack what depends on all comparisons: `judge_together` adds it.
+    Returns {"problems", "left_out", "clusters", "constant_answer", "models": {model: figures}, "differences": [...], "recovered": [...]}. The
+    differences lack what depends on all comparisons: `judge_together` adds it.
 
     Raises:
         InfrastructureError: no problem was judged often enough by every model.
@@ -129,6 +132,7 @@ def score_benchmark(
     flips = sign_flip(deltas_PM, resamples, seeding.generator(seed, "evaluation", "sign flip", name), clusters)
     single = {model for model in rows if clusters is None and all(len({row.response for row in group}) == 1 for group in groups[model])}
     topics = [items[p].topics for p in used]
+    first = {model: list(columns).index((model, f"pass@{min(ks)}")) for model in rows}
     return {
         "problems": len(used),
         "left_out": len(items) - len(used),
@@ -142,6 +146,12 @@ def score_benchmark(
         "differences": [
             {"model": a, "against": b, "benchmark": name, "k": k, **_difference(delta_P, delta_means[:, i], clusters, flips[i], {a, b} <= single)}
             for i, ((a, b, k), delta_P) in enumerate(zip(compared, deltas_PM.T, strict=True))
+        ],
+        "recovered": [
+            {"model": a, "weak": b, "ceiling": c, "k": min(ks)}
+            | asdict(recovered(everything[:, places].mean(0), column_means[:, places], len(used) if clusters is None else int(clusters.max()) + 1))
+            for a, b, c in gaps
+            for places in ([first[a], first[b], first[c]],)
         ],
     }
 

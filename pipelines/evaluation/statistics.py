@@ -53,6 +53,27 @@ class Difference:
     count: int
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio and its 95 % interval; all None where its denominator is 0."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+def recovered(figures_3: Floats, means_R3: Floats, clusters: int) -> Ratio:
+    """The performance gap recovered (Weak-to-Strong Generalization, arXiv 2312.09390): (model - weak) / (ceiling - weak), which may be below 0 or
+    above 1. figures_3: of model, weak, ceiling; means_R3: the same of resampled problems, without those where the last two are equal."""
+
+    def shares(figures: Floats) -> Floats:
+        model, weak, ceiling = figures[np.abs(figures[:, 2] - figures[:, 1]) > _EPS].T
+        return (model - weak) / (ceiling - weak)
+
+    share, resampled = shares(figures_3[None]), shares(means_R3)
+    return Ratio(float(share[0]), *percentiles(resampled, clusters)) if len(share) and len(resampled) else Ratio(None, None, None)
+
+
 def cluster_sums(values: Floats, clusters_P: Clusters) -> tuple[Floats, Floats]:
     """Sums over each cluster (C,) or (C, M), and the problems in it (C,)."""
     if clusters_P is None:

@@ -13,18 +13,20 @@ from pipelines.generation.protocol import Request, Sample
 
 @dataclass(frozen=True)
 class Responses:
-    """How responses of one model end and read. ends: token ids that end a turn."""
+    """How responses of one model end and read. ends: token ids that end a turn. banned: those that are never sampled."""
 
     tokenizer: Any
     ends: tuple[int, ...]
     settings: GenerationSettings
+    banned: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Any, generation_config: Any, settings: GenerationSettings) -> Responses:
-        """generation_config: the model's, which may name more ends than the tokenizer does."""
+        """generation_config: the model's, which may name more ends than the tokenizer does, and tokens that it must not say."""
         ends = generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
-        return cls(tokenizer, tuple(sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})), settings)
+        banned = tuple(generation_config.suppress_tokens or ())
+        return cls(tokenizer, tuple(sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})), settings, banned)
 
     def check_room(self, requests: Sequence[Request], context: float) -> int:
         """The most tokens that a prompt and its response have together.

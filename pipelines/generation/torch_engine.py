@@ -138,6 +138,7 @@ class _Rows:
         self._engine, self._settings, self._decoder = engine, engine.settings, engine._decoder
         device, budget = engine._device, engine.settings.max_new_tokens
         self._ends = torch.tensor(engine._responses.ends, device=device)
+        self._banned = torch.tensor(engine._responses.banned, dtype=torch.long, device=device)
         self._requests: list[Request] = []
         self._waiting: deque[int] = deque()
         self._numbers: list[int | None] = []
@@ -233,6 +234,8 @@ class _Rows:
         """One token for every row."""
         rows, count, settings = torch.arange(len(self), device=self._count_B.device), self._count_B, self._settings
         uniform = self._uniform_BT[rows, count.clamp(max=self._uniform_BT.shape[1] - 1)]
+        if len(self._banned):
+            self._logits_BV = self._logits_BV.index_fill(1, self._banned, -math.inf)
         self._chosen_B, logp_B = pick(self._logits_BV, uniform, settings.temperature, settings.top_p, settings.top_k)
         if self._greedy_B.any():
             self._chosen_B = torch.where(self._greedy_B, self._logits_BV.argmax(-1), self._chosen_B)

@@ -36,6 +36,8 @@ UNFINISHED = "unfinished"
 """Label of weights that are being replaced."""
 WHOLE = ("stop", "length")
 """Finish reasons of responses that were not broken off."""
+NEVER = -100.0
+"""The lowest that vLLM adds to a logit."""
 SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 """A forked process would keep the guard's pipe open, and none of its new environment would show."""
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
@@ -123,6 +125,7 @@ class VllmGenerator(Blocking):
             "stop_token_ids": list(self._responses.ends),
             "logprobs": 0,  # the sampled token's and no other
             "seed": seed >> 1,  # vLLM's seeds are signed
+            **({"logit_bias": dict.fromkeys(self._responses.banned, NEVER)} if self._responses.banned else {}),
         }
 
     def _sample(self, answer: Answer, request: Request) -> Sample:

@@ -60,8 +60,8 @@ def token_scores(
     """Scores of the tokens ids[b, t] given ids[b, :t] where `score_BT` is true, and 0 elsewhere: name -> (B, T, ...), float32.
 
     temperature divides the logits, one number or one a row (B,). along: tensors (B, T, ...) that a score reads at its
-    position, beside `target`. on_hidden: functions of what the head sees, (N, E) -> (N, ...). after: (name, token): also the
-    log-probability (B,) of that token right after the last scored one.
+    position, beside `target`, the tokens themselves, or in place of it. on_hidden: functions of what the head sees, (N, E) -> (N, ...).
+    after: (name, token): also the log-probability (B,) of that token right after the last scored one.
 
     Rows are right-padded and attention is causal, so padding needs no mask. `score_BT[:, 0]` must be false: nothing
     predicts the first token.

@@ -6,17 +6,15 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor
-
 from pipelines.config.learning import LearningStage
 from pipelines.errors import UserError
 from pipelines.models import precision
 from pipelines.models.sharding import weights
+from pipelines.models.value_head import add_value_head, bin_edges
 from pipelines.rl.inputs.step import Actor
 from pipelines.rl.outcomes import CLASSES
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.roles import roles_of
-from pipelines.rl.value_head import ValueHead, bin_edges
 
 
 def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningStage, frozen: Mapping[str, Any]) -> Actor:
@@ -40,11 +38,6 @@ def make_actor(policy: Any, tokenizer: Any, recipe: Recipe, settings: LearningSt
         size = recipe.setting("projected_BTK", "size") if "projected_BTK" in recipe.needs else 0
         add_value_head(policy, edges, CLASSES if "outcome_logits_BTK" in recipe.needs else 1, size)
     return Actor(policy, tokenizer, models, getattr(policy, "value_head", None))
-
-
-def add_value_head(policy: Any, edges: Tensor | None = None, classes: int = 1, projection: int = 0) -> None:
-    """Give `policy` one, in place, which says the same of everything."""
-    policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device, classes, projection)
 
 
 def follow(actor: Actor, recipe: Recipe, moment: Literal["scored", "updated"], step: int) -> None:

@@ -134,13 +134,18 @@ def _conversation(given: Any, where: str) -> Conversation:
     return Conversation(of, messages, [m.role for m in row.messages], [row.weight * m.weight for m in row.messages], row.tools)
 
 
+def framing(tokenizer: Any) -> list[str]:
+    """Tokens that open or close what text must not: turns and whole texts."""
+    return [token for token in tokenizer.all_special_tokens if token not in (THINK, END_THINK)]
+
+
 class Renderer:
     """Conversations to examples, by the chat template of a tokenizer. roles: whose messages the loss is of."""
 
     def __init__(self, tokenizer: Any, roles: Sequence[Role]) -> None:
         self._tokenizer, self._roles = tokenizer, roles
         self._template = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
-        self._framing = [token for token in tokenizer.all_special_tokens if token not in (THINK, END_THINK)]
+        self._framing = framing(tokenizer)
 
     def examples(self, conversation: Conversation) -> list[Example]:
         """

@@ -17,8 +17,8 @@ from pipelines.errors import UserError
 from pipelines.row_files import Malformed
 from pipelines.sft.examples import Example
 
-FIELD = "text"
-"""Where a row of a JSONL or Parquet file holds its document."""
+FIELD, SENTENCES = "text", "texts"
+"""Where a row of a JSONL or Parquet file holds its document, whole or as sentences that follow each other."""
 ANSWERS = ("answer", "gold")
 """A row with one of these is a problem, wherever its prompt stands."""
 
@@ -30,7 +30,7 @@ def holds(path: Path) -> bool:
     if path.suffix not in FILES or not path.is_file():
         return False
     names = row_files.first(path)
-    return FIELD in names and not any(answer in names for answer in ANSWERS)
+    return (FIELD in names or SENTENCES in names) and not any(answer in names for answer in ANSWERS)
 
 
 def read(path: Path) -> dict[str, str]:
@@ -56,9 +56,13 @@ def examples(tokenizer: Any, documents: Mapping[str, str], longest: int) -> list
     tokenised: list[list[int]] = tokenizer(list(documents.values()))["input_ids"] if documents else []
     for of, ids in zip(documents, tokenised, strict=True):
         whole = ids if ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-        starts = range(0, len(whole) - 1, longest - 1)
-        found += [Example.after(whole[start : start + longest], 1, of) for start in starts]
+        found += [Example.after(piece, 1, of) for _, piece in cut(whole, longest)]
     return found
+
+
+def cut(ids: list[int], longest: int) -> Iterator[tuple[int, list[int]]]:
+    """The pieces of a document, each with where it begins."""
+    return ((start, ids[start : start + longest]) for start in range(0, len(ids) - 1, longest - 1))
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -66,13 +70,16 @@ def _texts(path: Path) -> Iterator[str]:
     if path.suffix == TEXT:
         yield path.read_text(encoding="utf-8", errors="replace")
         return
-    for number, row in row_files.rows(path, [FIELD]):
+    field = FIELD if FIELD in row_files.first(path) else SENTENCES
+    for number, row in row_files.rows(path, [field]):
         try:
             if isinstance(row, Malformed):
                 raise row
-            text = row_files.value(row, FIELD)
+            text = row_files.value(row, field)
+            if field == SENTENCES and isinstance(text, list) and all(isinstance(sentence, str) for sentence in text):
+                text = "".join(text)
             if not isinstance(text, str):
-                raise Malformed(f"{FIELD}: expected a string, got {type(text).__name__}")
+                raise Malformed(f"{field}: expected {'a string' if field == FIELD else 'a list of strings'}, got {type(text).__name__}")
         except Malformed as wrong:
             raise UserError(f"{path.name}:{number}: {wrong}; a file that is read must be read whole") from None
         yield text

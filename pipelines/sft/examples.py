@@ -36,11 +36,12 @@ E = TypeVar("E", bound=Trains)
 @dataclass(frozen=True, slots=True)
 class Example:
     """`ids` with the loss on `spans`, in order; the first begins at 1 or later, since nothing predicts the first token. of: the problem or
-    conversation that it is of, which is held out whole."""
+    conversation that it is of, which is held out whole. target: the token that should stand at all scored places; none: what stands there."""
 
     ids: list[int]
     spans: tuple[Span, ...]
     of: str = ""
+    target: int | None = None
 
     @classmethod
     def after(cls, ids: list[int], start: int, of: str = "") -> Example:
@@ -114,11 +115,12 @@ def weighed(example: Example, weight: float) -> Example:
 def accepted_examples(
     trajectories: Iterable[Trajectory], settings: AcceptSettings, max_tokens: int, key: tuple[object, ...]
 ) -> tuple[dict[str, list[Example]], int]:
-    """SFT on right answers of rollouts, by problem id: their ids as they were sampled, the loss on what the policy wrote. Second value: answers too
+    """SFT on answers of rollouts, by problem id: their ids as they were sampled, the loss on what the policy wrote. Second value: answers too
     long to use. key: of the choice at random."""
     found: dict[str, dict[tuple[int, ...], Trajectory]] = {}
     for trajectory in trajectories:
-        if trajectory.outcome == Outcome.CORRECT and trajectory.origin == POLICY:
+        taken = trajectory.outcome == Outcome.CORRECT or (settings.verdict == "any" and trajectory.response.strip())
+        if taken and trajectory.origin == POLICY:
             found.setdefault(trajectory.problem_id, {}).setdefault(tuple(trajectory.response_ids), trajectory)
     accepted: dict[str, list[Example]] = {}
     too_long = 0

@@ -1,21 +1,20 @@
 """THE LOOP of supervised training: batches -> loss -> update -> journal -> checkpoint, for the base model, for SFT and for reward models.
 
-What is learnt is an `Objective`: the loss of a batch is the mean of its examples' by their weights. That of next tokens is their negative
-log-likelihood, in nats; those of reward models are in pipelines/reward_model. With a goal, training goes on by rounds until held-out problems
-show that it is reached, or the rounds are used up. Several processes run the same loop, each on its share of every batch.
+What is learnt is an `Objective`: the loss of a batch is the mean of its examples' by their weights. Those of text are in objectives.py, those of
+reward models in pipelines/reward_model. With a goal, training goes on by rounds until held-out problems show that it is reached, or the rounds are
+used up. Several processes run the same loop, each on its share of every batch.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines.config.training import TrainingSettings
 from pipelines.models import ranks
@@ -24,37 +23,11 @@ from pipelines.models.exactness import deterministic
 from pipelines.models.kept import Kept
 from pipelines.models.optimisation import keep_batch, make_optimiser, schedule, update
 from pipelines.models.precision import autocast
-from pipelines.models.scoring import pad, token_logp
 from pipelines.models.sharding import gathered, shard, spread
 from pipelines.progress import Journal
-from pipelines.sft.examples import E, Example, batches
+from pipelines.sft.examples import E, batches
 from pipelines.sft.goal import Goal
-
-
-@dataclass(frozen=True)
-class Objective(Generic[E]):
-    """What is learnt. loss(model, examples): the sum of their losses by their weights. idle: what a process runs, to no effect, where another has one
-    more micro-batch: sharded weights need every process at every pass. scored: the journal's name of what the loss is of."""
-
-    loss: Callable[[Any, Sequence[E]], Tensor]
-    idle: E
-    scored: str
-
-
-def _next_tokens(model: Any, examples: Sequence[Example]) -> Tensor:
-    ids = pad([example.ids for example in examples], device=model.device)
-    weights = torch.zeros(ids.shape, device=ids.device)
-    for row, example in enumerate(examples):
-        for begin, end, of in example.spans:
-            weights[row, begin:end] = of
-    score = weights > 0
-    if examples[0] is IDLE:
-        score[0, 1] = True
-    return -(token_logp(model, ids, score) * weights).sum()
-
-
-IDLE = Example([0, 0], ((1, 2, 0.0),))
-NEXT_TOKENS = Objective(_next_tokens, IDLE, "scored_tokens")
+from pipelines.sft.objectives import NEXT_TOKENS, Objective
 
 
 def train(
@@ -94,7 +67,7 @@ def train(
             began = time.monotonic()
             step, batch = step + 1, next(remaining)
             share = schedule(settings.optimiser, (step - 1) % measures.per_round + 1, measures.per_round)
-            loss = gradients(model, batch, settings, objective)
+            loss = gradients(model, batch, settings, objective.after(min(1.0, (step - 1) / measures.per_round)))
             keep = functools.partial(_keep, checkpoints.folder / f"not-finite-{step:08d}.pt", batch)
             norm = update(model, optimiser, share, settings.optimiser.max_grad_norm, loss, keep)
             speed = sum(example.tokens for example in batch) / (time.monotonic() - began)

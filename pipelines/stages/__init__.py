@@ -24,6 +24,8 @@ ENTRIES = {
     "pretrain": ("pipelines.stages.pretrain", "pipelines.config.training", "PretrainStage"),
     "sample": ("pipelines.stages.sample", "pipelines.config.sampling", "SampleStage"),
     "select": ("pipelines.stages.select", "pipelines.config.selection", "SelectStage"),
+    "critique": ("pipelines.stages.critique", "pipelines.config.critique", "CritiqueStage"),
+    "target": ("pipelines.stages.target", "pipelines.config.targeting", "TargetStage"),
     "synthesise": ("pipelines.stages.synthesise", "pipelines.config.curation", "SynthesiseStage"),
     "rl": ("pipelines.stages.rl", "pipelines.config.rl", "RlStage"),
     "preference": ("pipelines.stages.preference", "pipelines.config.preference", "PreferenceStage"),

@@ -34,14 +34,15 @@ from pipelines.models import ranks
 from pipelines.models.adapters import VALUE_HEAD
 from pipelines.models.scoring import pad, token_scores
 from pipelines.models.sharding import weights
+from pipelines.models.value_head import add_value_head
 from pipelines.records import Outcome, Problem, Trajectory, Verdict
-from pipelines.rl.actor import add_value_head
 from pipelines.rl.inputs.probes import step_starts
 from pipelines.rl.inputs.scores import value
 from pipelines.rl.inputs.step import Actor
 from pipelines.rl.recipe import Recipe
 from pipelines.rl.tensors import Asks
-from pipelines.sft.train import Objective, train
+from pipelines.sft.objectives import Objective
+from pipelines.sft.train import train
 from pipelines.stages import Context
 from pipelines.stages.learning import beside_policy
 from pipelines.stages.responses import Responses

@@ -48,6 +48,7 @@ def run(context: Context) -> dict[str, float]:
             name,
             taus=settings.taus,
             cluster_by=settings.clusters.get(name),
+            gaps=settings.gaps,
         )
         for name in benchmarks
     }
@@ -83,6 +84,10 @@ def headline(scores: Mapping[str, Any]) -> dict[str, float]:
         for name, figures in results.items():
             flat |= {f"{model}_{name}_pass_at_{k}": interval["mean"] for k, interval in figures["pass_at_k"].items()}
             flat[f"{model}_{name}_mean_tokens"] = figures["tokens"]["mean"]
+    for name, result in scores["benchmarks"].items():
+        for gap in result["recovered"]:
+            if gap["mean"] is not None:
+                flat[f"{gap['model']}_{name}_gap_recovered"] = gap["mean"]
     return flat
 
 

@@ -17,7 +17,8 @@ from pipelines.models.loading import load_tokenizer
 from pipelines.models.reward_model import HEAD, Form, Record, begin, form_of, save
 from pipelines.reward_model.examples import IDLE_MARKED, IDLE_PAIR, marked_loss, pair_loss, split
 from pipelines.sft.examples import hold_out
-from pipelines.sft.train import Objective, train
+from pipelines.sft.objectives import Objective
+from pipelines.sft.train import train
 from pipelines.stages import Context
 from pipelines.stages.judgements import Reader
 from pipelines.stages.measured import measure

@@ -1,14 +1,15 @@
 """Kind sample: a model or an endpoint answers rows; its answers are kept as rollouts, and right ones as solutions of the rows.
 
-Writes data/rows/<NAME>/{problems, dropped}.parquet with ledger.json, with `outputs` also outputs.parquet, and data/rollouts/<NAME>, each whole or not
-at all. A row keeps its id, source and licence; where the answer is a program, the program becomes the row's answer, so the row is a new one whose
-parent is the row that was asked.
+Writes data/rows/<NAME>/{problems, dropped}.parquet with ledger.json, with `outputs` also outputs.parquet, with
+`reflect` reflections.parquet, and data/rollouts/<NAME>, each whole or not at all. A row keeps its id, source and licence; where the answer is a
+program, the program becomes the row's answer, so the row is a new one whose parent is the row that was asked.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines.stages import Context, rows
 from pipelines.stages.answers import Answer, Policy, forget_others
 from pipelines.stages.identity import identity
 from pipelines.stages.outputs import Outputs
+from pipelines.stages.reflections import Reflections
 from pipelines.store import replacing_folder, write_dropped, write_json, write_problems, write_trajectories
 from pipelines.verifiers.text import program, working
 
@@ -33,10 +35,11 @@ PART = 2048
 
 @dataclass
 class Account:
-    """What became of the rows. asked: with their pass rates. solved: ids of those with a right answer. kept: what is handed on."""
+    """What became of the rows. asked: with their pass rates. chosen: ids of those with a right answer, and the one that is their solution. kept: what
+    is handed on."""
 
     asked: list[Problem] = field(default_factory=list)
-    solved: set[str] = field(default_factory=set)
+    chosen: dict[str, str] = field(default_factory=dict)
     kept: list[Problem] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
@@ -63,32 +66,36 @@ def run(context: Context) -> dict[str, float]:
         if not problems:
             raise UserError(f"{context.stage}: there is nothing to ask: the prompts of {len(account.dropped)} rows exceed the model's context")
         outputs = Outputs(context, policy) if settings.outputs else None
+        reflections = Reflections(context) if settings.reflect else None
         of_rollouts = stack.enter_context(replacing_folder(context.root / paths.ROLLOUTS / context.stage))
         of_rows = stack.enter_context(replacing_folder(context.root / paths.ROWS / context.stage))
-        _write_rollouts(of_rollouts, _answered(policy, problems, account, outputs, context))
+        _write_rollouts(of_rollouts, _answered(policy, problems, account, [*filter(None, (outputs, reflections))], context))
         write_vocabulary(of_rollouts, policy.tokenizer)
-        _refuse_empty(account, context)
-        policies = [policy, *outputs.write(of_rows, stack, work)] if outputs else [policy]
+        policies = [policy]
+        if reflections:
+            policies += reflections.write(of_rows, stack, work, functools.partial(solved, settings=settings))
+        _settle(account, reflections.corrected if reflections else {}, context)
+        policies += outputs.write(of_rows, stack, work) if outputs else []
         write_problems(of_rows / paths.MADE, account.kept)
         write_dropped(of_rows / paths.DROPPED, account.dropped)
         write_json(of_rows / paths.LEDGER, _ledger(account, settings))
     if settings.generation.engine == "server":
         context.journal.say("an endpoint says no log-probabilities, so the rollouts have none; their ids are the text through the tokenizer of init")
     forget_others(context, policies)
-    return _summary(account) | (outputs.figures() if outputs else {})
+    return _summary(account) | (outputs.figures() if outputs else {}) | (reflections.counts if reflections else {})
 
 
 def _answered(
-    policy: Policy, problems: Sequence[Problem], account: Account, outputs: Outputs | None, context: Context
+    policy: Policy, problems: Sequence[Problem], account: Account, takers: Sequence[Outputs | Reflections], context: Context
 ) -> Iterator[list[Trajectory]]:
     """The answers to each row as trajectories; the account is kept on the way."""
     settings: SampleStage = context.settings
     for place, (problem, answers) in enumerate(zip(problems, policy.answers(problems, settings.samples), strict=True)):
         _enter(account, problem, answers, context)
-        if outputs:
-            outputs.take(problem, answers)
+        for taker in takers:
+            taker.take(problem, answers)
         asked = len(account.asked)
-        context.journal.show(place + 1, len(problems), f"{len(account.solved)} of {asked} rows solved" if asked else "")
+        context.journal.show(place + 1, len(problems), f"{len(account.chosen)} of {asked} rows solved" if asked else "")
         yield [_trajectory(policy, problem, place, answer, settings.init) for answer in answers]
 
 
@@ -104,14 +111,9 @@ def _enter(account: Account, problem: Problem, answers: Sequence[Answer], contex
     account.asked.append(judged)
     right = [answer for answer in answers if answer.verdict.correct]
     if right:
-        account.solved.add(problem.problem_id)
         rank = {"shortest": lambda answer: len(answer.ids), "random": lambda _: 0}[settings.choose]
         chosen = min(right, key=lambda a: (rank(a), seeding.key(context.seed, context.stage, "choose", problem.problem_id, a.text)))
-        account.kept.append(solved(judged, chosen.text, settings))
-    elif settings.rows == "all":
-        account.kept.append(judged)
-    else:
-        account.dropped.append(Dropped(judged, settings.kind, "no_right_answer", f"none of {judged.pass_n} answers is right"))
+        account.chosen[problem.problem_id] = chosen.text
 
 
 def solved(problem: Problem, text: str, settings: SampleStage) -> Problem:
@@ -158,9 +160,19 @@ def _write_rollouts(folder: Path, groups: Iterator[list[Trajectory]]) -> None:
         write_trajectories(folder / f"part-{number:06d}.parquet", part)
 
 
-def _refuse_empty(account: Account, context: Context) -> None:
+def _settle(account: Account, corrected: Mapping[str, str], context: Context) -> None:
+    """What is handed on. corrected: right answers of a reflector to rows that the policy may not have solved."""
+    settings: SampleStage = context.settings
     if not account.asked:
         raise InfrastructureError(f"{context.stage}: not one answer could be judged: {account.dropped[-1].detail}")
+    texts = {**corrected, **account.chosen}
+    for judged in account.asked:
+        if judged.problem_id in texts:
+            account.kept.append(solved(judged, texts[judged.problem_id], settings))
+        elif settings.rows == "all":
+            account.kept.append(judged)
+        else:
+            account.dropped.append(Dropped(judged, settings.kind, "no_right_answer", f"none of {judged.pass_n} answers is right"))
     if not account.kept:
         told = ", ".join(f"{count} {outcome.value}" for outcome, count in sorted(account.outcomes.items()))
         raise UserError(
@@ -178,7 +190,7 @@ def _ledger(account: Account, settings: SampleStage) -> dict[str, Any]:
         "domains": {
             domain: {
                 "asked": len(of_domain),
-                "solved": sum(row.problem_id in account.solved for row in of_domain),
+                "solved": sum(row.problem_id in account.chosen for row in of_domain),
                 **pooled(of_domain),
             }
             for domain, of_domain in _by_domain(account.asked).items()
@@ -196,7 +208,7 @@ def _summary(account: Account) -> dict[str, float]:
         "asked": len(account.asked),
         "answers": answers,
         "right": account.outcomes[Outcome.CORRECT],
-        "solved": len(account.solved),
+        "solved": len(account.chosen),
         "kept": len(account.kept),
         "dropped": len(account.dropped),
         "mean_tokens": account.tokens / answers,

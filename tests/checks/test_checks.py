@@ -76,7 +76,7 @@ FAULTS = [
     ({"stages__more": {"kind": "pretrain", "init": "base", "data": "note.txt"}}, "stages.more.data: note.txt: no such file"),
     ({"stages__later": {"kind": "extrapolate", "init": "math", "target": 9}}, "stages.later.init: 'math' keeps no weights along its training; give a stage that trains `keep: {every: ...}`"),
     ({"stages__math__keep": {"every": 1}, "stages__later": {"kind": "extrapolate", "init": "math", "target": 9, "settings": {"rnk": 1}}}, "stages.later.settings: method 'relex': unknown setting 'rnk'; did you mean 'rank'?"),
-    ({"stages__math__kind": "rll"}, "stages.math.kind: 'rll' is none of sft, pretrain, grade, sample, select, synthesise, rl, preference, distil, reward_model, merge, extrapolate, command; did you mean 'rl'?"),
+    ({"stages__math__kind": "rll"}, "stages.math.kind: 'rll' is none of sft, pretrain, grade, sample, select, critique, target, synthesise, rl, preference, distil, reward_model, merge, extrapolate, command; did you mean 'rl'?"),
     ({"stages__evaluation": {"kind": "sft", "init": "base", "data": "curation/sft"}}, "stages.evaluation: a stage of every project is called so; choose another name"),
     ({"evaluation__rollouts": ["mth"]}, "evaluation.rollouts: 'mth' is no stage that leaves rollouts; there are code, math; did you mean 'math'?"),
     ({"stages__merged__tokenizer": {"source": "unoin"}}, "stages.merged.tokenizer.source: 'unoin' is neither union, nor base, nor a folder"),

@@ -16,18 +16,20 @@ import pytest
 
 from pipelines import paths
 from pipelines.__main__ import write_plot
+from pipelines.config.critique import CritiqueStage
 from pipelines.config.curation import CurationSettings, SynthesiseStage
 from pipelines.config.evaluation import ReportSettings
 from pipelines.config.extrapolation import ExtrapolateStage
 from pipelines.config.sampling import SampleStage
 from pipelines.config.selection import SelectStage
 from pipelines.config.sources import ArithmeticSource, SourcesSettings
+from pipelines.config.targeting import TargetStage
 from pipelines.evaluation.benchmarks import SAMPLE_SCHEMA
 from pipelines.evaluation.report import Group, Inputs, render, trained_on, training
 from pipelines.lineage.manifests import begin, write_manifest
 from pipelines.progress import Journal
 from pipelines.records import GUIDE, REPLAY, Segment, Trajectory, one_turn
-from pipelines.stages import Context, curation, extrapolate, report, sample, select, sources, synthesise
+from pipelines.stages import Context, critique, curation, extrapolate, report, sample, select, sources, synthesise, target
 from pipelines.store import read_problems, write_json, write_problems, write_table, write_trajectories
 
 ATTACK = "</pre><script>document.title='owned'</script><img src=http://evil.example/x.png onerror=alert(1)>\u202e\x07 & \"quoted\""
@@ -48,7 +50,7 @@ RESULTS = (
     "outcomes",
     "samples",
 )
-SECTIONS = (*RESULTS, "curation", "difficulty", "selected", "sampled", "synthesis", "lineage")
+SECTIONS = (*RESULTS, "curation", "difficulty", "selected", "critiques", "targeted", "sampled", "synthesis", "lineage")
 JUDGED = {
     "accuracy": 0.731, "accuracy_low": 0.622, "accuracy_high": 0.818, "pairs": 120.0, "pairs_better_shorter": 60.0, "accuracy_better_shorter": 0.512,
     "pairs_better_longer": 0.0, "ece": 0.031, "ece_before": 0.092, "brier": 0.188, "temperature": 1.64,
@@ -86,6 +88,10 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_problems(root / paths.rows("pool"), read_problems(evaluated / paths.BENCHMARKS / "sums.parquet"))
     choosing = SelectStage.model_validate({"data": ["pool", "sums/rollouts"], "score": "variance", "most": 5})
     run(root, "few", choosing, select)
+    criticising = CritiqueStage.model_validate({"data": ["difficulty/graded", "asked/rollouts"]})
+    run(root, "criticised", criticising, critique)
+    aiming = TargetStage.model_validate({"data": "curation/sft", "weak": "difficulty/graded", "least": 1, "budget": 9})
+    run(root, "aimed", aiming, target)
     for step, model in ((40, "sft"), (130, "sums")):
         shutil.copytree(root / paths.model(model), root / paths.KEPT / "sums" / f"step-{step:06d}")
     going_on = ExtrapolateStage(init="sums", start="base", target=200, method="line")
@@ -103,6 +109,8 @@ def project(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("synthesis", "synthesise", [paths.rows("difficulty/graded")], [paths.ROWS / "synthesis"]),
         ("asked", "sample", [paths.model("sums"), paths.rows("difficulty/graded")], [paths.ROWS / "asked"], asking.model_dump(mode="json")),
         ("few", "select", [paths.rows("pool")], [paths.ROWS / "few"], choosing.model_dump(mode="json")),
+        ("criticised", "critique", [paths.ROLLOUTS / "asked"], [paths.ROWS / "criticised"], criticising.model_dump(mode="json")),
+        ("aimed", "target", [paths.rows("difficulty/graded")], [paths.ROWS / "aimed"], aiming.model_dump(mode="json")),
         ("later", "extrapolate", [paths.KEPT / "sums", paths.BASE], [paths.model("later")], going_on.model_dump(mode="json")),
         ("judge", "reward_model", [paths.model("sft")], [paths.METRICS / "judge.json"]),
         ("sums", "rl", [paths.model("sft"), paths.ROWS / "difficulty", paths.ROWS / "synthesis"], [paths.model("sums")]),
@@ -301,7 +309,7 @@ def test_a_missing_part_leaves_a_sentence(tmp_path: Path, evaluated: Path) -> No
     assert tuple(Reader(empty).ids) == SECTIONS and empty.count('class="absent"') == len(SECTIONS)
     shutil.copytree(evaluated / paths.EVALUATION, tmp_path / paths.EVALUATION)
     run(tmp_path, "report", ReportSettings(), report)
-    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 10  # training, reward models, extrapolation, curation, difficulty, selected, sampled, synthesis, lineage
+    assert (tmp_path / paths.PAGE).read_text().count('class="absent"') == 12  # training, reward models, extrapolation, those of rows, lineage
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:

@@ -198,7 +198,7 @@ def test_an_upgrade_of_torch_changes_the_stages_that_use_it_and_no_other(tmp_pat
     put(tmp_path, "torch-99.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
     after = identities(tmp_path)
     changed = {name: changes(before[name], after[name]) for name in before}
-    assert {name for name, found in changed.items() if not found} == {"sources", "select", "report"}
+    assert {name for name, found in changed.items() if not found} == {"sources", "select", "critique", "target", "report"}
     assert changed["base"] == changed["rl"] == [f"torch {before['base']['libraries']['torch']} -> 99.0"]
 
 

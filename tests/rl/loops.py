@@ -16,10 +16,10 @@ from pipelines.models.checkpoints import Checkpoints
 from pipelines.models.loading import save_policy
 from pipelines.models.tiny import tiny_model
 from pipelines.models.tokenizer import train_tokenizer
+from pipelines.models.value_head import add_value_head
 from pipelines.progress import Journal
 from pipelines.records import GUIDE, PROMPT, Outcome, Segment, Trajectory
 from pipelines.rl import recipe
-from pipelines.rl.actor import add_value_head
 from pipelines.rl.inputs.step import Actor
 from pipelines.rl.later import Later
 from pipelines.rl.roles import roles_of

@@ -11,9 +11,9 @@ from loops import run
 from pipelines.config.common import OptimiserSettings
 from pipelines.config.learning import KlControl
 from pipelines.errors import UserError
+from pipelines.models.value_head import ValueHead, bin_edges, expected, histogram
 from pipelines.rl import RECIPES, advantages, objective, recipe
 from pipelines.rl.critic_warmup import DONE, explained_variance, warms
-from pipelines.rl.value_head import ValueHead, bin_edges, expected, histogram
 
 DOUBLE = torch.float64
 UNIT = torch.linspace(0, 1, 6, dtype=DOUBLE)

@@ -71,6 +71,8 @@ def _sections(inputs: Inputs, shown: int) -> list[tuple[str, str, Html]]:
         ("curation", "Curation", rows.curation(ledgers, inputs.card), "No ledger of sources or curation."),
         ("difficulty", "Difficulty", _of_kind(inputs, "grade", lambda name: rows.difficulty(inputs.graded[name], ledgers[name])), "None is graded."),
         ("selected", "Rows selected by a run", _of_kind(inputs, "select", lambda name: rows.chosen(ledgers[name])), "No ledger of kind select."),
+        ("critiques", "Answers as rows", _of_kind(inputs, "critique", lambda name: rows.chosen(ledgers[name])), "No ledger of kind critique."),
+        ("targeted", "Missing skills", _of_kind(inputs, "target", lambda name: rows.targeted(ledgers[name])), "No ledger of kind target."),
         ("sampled", "Answers that were sampled", _of_kind(inputs, "sample", lambda name: rows.sampled(ledgers[name])), "No ledger of kind sample."),
         ("synthesis", "Synthesis", _of_kind(inputs, "synthesise", lambda name: rows.synthesis(ledgers[name])), "No ledger of synthesis."),
         (

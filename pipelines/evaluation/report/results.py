@@ -157,6 +157,10 @@ def _benchmark_table(scores: Scores, name: str) -> Html:
     grouped = f" in {about['clusters']} clusters" if about["clusters"] < about["problems"] else ""
     note = f"{about['problems']} problems{grouped}, {sample['samples'] // about['problems']} samples each.{left} "
     note += f"Always answering “{answer}” would score {number(constant['share'])}."
+    for gap in about["recovered"]:
+        between = f"the gap in pass@{gap['k']} between {gap['weak']} and {gap['ceiling']}"
+        share = "an unknown share" if gap["mean"] is None else f"{number(gap['mean'])} ({number(gap['low'])} to {number(gap['high'])})"
+        note += f" {gap['model']} recovers {share} of {between}."
     head = el("thead", el("tr", [el("th", h, scope="col") for h in heads]))
     return join([el("h3", name), el("p", note, class_="note"), el("div", el("table", head, el("tbody", rows), class_="scores"), class_="scroll")])
 

@@ -132,11 +132,22 @@ def difficulty(graded: Sequence[Graded], ledger: Mapping[str, Any] | None) -> Ht
 
 
 def chosen(ledger: Mapping[str, Any]) -> Html:
-    """Which rows a stage of kind select hands on, and why others are left out."""
+    """Which rows a stage of kind select, critique or target hands on, and why others are left out."""
     (step,) = ledger["steps"]
     first = max(step["input"], 1)
     bars = [_bar("rows", first, 0, first, {}), _bar(step["step"], step["kept"], step["dropped"], first, step["reasons"])]
     return join([legend([("kept", "w-kept"), ("dropped here", "w-dropped")]), el("div", bars, class_="waterfall")])
+
+
+def targeted(ledger: Mapping[str, Any]) -> Html:
+    """Which skills are missing, and the rows that were taken for them."""
+    entries = [
+        [skill["name"], f"{skill['rows']:,}", f"{skill['difficult']:,}", f"{skill['low']:.2f} to {skill['high']:.2f}"]
+        + [f"{skill[part]:,}" for part in ("missing", "wanted", "taken")]
+        for skill in ledger["skills"]
+    ]
+    heads = ("Skill", "Rows that need it", "Difficult", "Share, 95 %", "Missing", "Rows wanted", "Taken")
+    return join([chosen(ledger), table(heads, entries)])
 
 
 def synthesis(ledger: Mapping[str, Any]) -> Html:

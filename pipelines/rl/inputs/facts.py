@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines import prompting
 from pipelines.errors import UserError
+from pipelines.models.value_head import bin_edges
 from pipelines.records import GUIDE, POLICY, TOOL, Outcome, Trajectory
 from pipelines.rl.batch import group_mean
 from pipelines.rl.inputs.scores import of_critic
@@ -21,7 +22,6 @@ from pipelines.rl.inputs.step import Step
 from pipelines.rl.multiplier import Form, costs_of
 from pipelines.rl.outcomes import PASSED, class_of
 from pipelines.rl.statistics import component_weights
-from pipelines.rl.value_head import bin_edges
 from pipelines.verifiers.confidence import stated_confidence
 
 _OUTCOME_LEVEL = {Outcome.CORRECT.value: 1, Outcome.WRONG.value: 2}

@@ -84,12 +84,7 @@ def value_logits(actor: Actor) -> Callable[[Tensor], Tensor]:
     """What the value head says (N, K) of what the language-model head sees, float32."""
     head = actor.value_head
     assert head is not None
-
-    def said(hidden_NE: Tensor) -> Tensor:
-        with torch.autocast(hidden_NE.device.type, enabled=False):
-            return head((hidden_NE.detach() if actor.warming else hidden_NE).float())
-
-    return said
+    return lambda hidden_NE: head.said(hidden_NE.detach() if actor.warming else hidden_NE)
 
 
 def value(actor: Actor) -> Callable[[Tensor], Tensor]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from pipelines.config.learning import LearningStage
 from pipelines.models.precision import autocast
 from pipelines.models.scoring import Score, token_scores
+from pipelines.models.value_head import ValueHead
 from pipelines.records import Problem, Trajectory
 from pipelines.rl.batch import Batch
 from pipelines.rl.history import History
-from pipelines.rl.value_head import ValueHead
 
 
 @dataclass

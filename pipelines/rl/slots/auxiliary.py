@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipelines.models.value_head import histogram
 from pipelines.rl.batch import present
 from pipelines.rl.objectives.self_distillation import self_distillation
-from pipelines.rl.value_head import histogram
 
 
 def value(value_BT: Tensor, value_old_BT: Tensor, return_BT: Tensor, *, coefficient: float = 1.0, clip: float | None = 0.5) -> Tensor:

@@ -7,6 +7,8 @@ Or it says the logits of K classes of outcomes, and no value.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,19 @@ class ValueHead(torch.nn.Linear):
             with torch.no_grad():
                 self.projection.weight.copy_(drawn)
 
+    def said(self, hidden_NE: Tensor) -> Tensor:
+        """Its output (N, K) on what the language-model head sees, float32."""
+        with torch.autocast(hidden_NE.device.type, enabled=False):
+            return self(hidden_NE.float())
+
     def value(self, said_NK: Tensor) -> Tensor:
         """The value (N,) that its output stands for."""
         return said_NK[:, 0] if self.edges is None else expected(said_NK, self.edges)
+
+
+def add_value_head(policy: Any, edges: Tensor | None = None, classes: int = 1, projection: int = 0) -> None:
+    """Give `policy` one, in place, which says the same of everything."""
+    policy.value_head = ValueHead(policy.config.hidden_size, edges, policy.device, classes, projection)
 
 
 def bin_edges(*, bins: int = 51, low: float = 0.0, high: float = 1.0, margin: float = 2.25) -> Tensor:
