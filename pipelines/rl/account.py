@@ -69,6 +69,14 @@ def episodes(rollouts: Iterable[Trajectory]) -> list[Trajectory]:
     return [rollout for rollout in rollouts if rollout.part == 0]
 
 
+def free(rollouts: Iterable[Trajectory]) -> dict[int, int]:
+    """By group the first number from which on no answer has one."""
+    numbers: dict[int, int] = defaultdict(int)
+    for rollout in rollouts:
+        numbers[rollout.group_id] = max(numbers[rollout.group_id], rollout.sample_id + 1)
+    return numbers
+
+
 def place(rollout: Trajectory) -> tuple[int, int, int]:
     """What tells a rollout from the others that train with it."""
     return rollout.group_id, rollout.sample_id, rollout.part

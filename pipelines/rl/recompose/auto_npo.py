@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pipelines.records import POLICY, Outcome, Trajectory
-from pipelines.rl.account import SPARE, by_group, drop, of_policy, training
+from pipelines.rl.account import SPARE, by_group, drop, free, of_policy, training
 from pipelines.rl.demands import passes, takes
 from pipelines.rl.episodes import Beginning
 from pipelines.rl.later import Later
@@ -53,7 +53,7 @@ def auto_npo(
     if hard and rested and stalls(rates[-window:], failed, now / max(first, 1e-9), window=window, slope=slope, failing=failing, unsure=unsure):
         own = [t for group in hard for t in judged(group)]
         at.held[LOOKED] = float(at.step)
-        at.held[GUIDE_STEP], seen = _best(hard, at, later, later.near(at.step, ahead), tries, gain * _right(own))
+        at.held[GUIDE_STEP], seen = _best(hard, free(rollouts), at, later, later.near(at.step, ahead), tries, gain * _right(own))
     guide = int(at.held.get(GUIDE_STEP, 0))
     chosen = inject(rollouts, at, later.generator(guide), at_most=at_most, tries=tries) if hard and guide > at.step else rollouts
     return [*chosen, *seen]
@@ -87,12 +87,19 @@ def _right(answers: Sequence[Trajectory]) -> float:
 
 
 def _best(
-    hard: Sequence[Sequence[Trajectory]], at: Recomposition, later: Later, steps: Sequence[int], tries: int, least: float
+    hard: Sequence[Sequence[Trajectory]],
+    numbers: Mapping[int, int],
+    at: Recomposition,
+    later: Later,
+    steps: Sequence[int],
+    tries: int,
+    least: float,
 ) -> tuple[float, list[Trajectory]]:
-    """The step whose checkpoint is worth most, 0 where none is worth `least`, and what all of them said."""
+    """The step whose checkpoint is worth most, 0 where none is worth `least`, and what all of them said. numbers: by group the first that no answer
+    has."""
     quality, cost, said = [], [], list[Trajectory]()
     for number, step in enumerate(steps, 1):
-        begun = [Beginning(group[0], (), tries, max(t.sample_id for t in group) + 1 + number * tries) for group in hard]
+        begun = [Beginning(group[0], (), tries, numbers[group[0].group_id] + number * tries) for group in hard]  # after those of `inject`
         answers = [t for part in at.judged(begun, functools.partial(guide_answers, at, later.generator(step))) for t in part]
         logps = zip(answers, at.tokens("logp_old_BT", answers), strict=True)
         quality.append(_right(judged(answers)))

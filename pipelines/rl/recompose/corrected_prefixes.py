@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pipelines.generation import Generator
 from pipelines.records import Outcome, Trajectory, cut
-from pipelines.rl.account import REPLACED, SPARE, by_group, drop, episodes, place, training
+from pipelines.rl.account import REPLACED, SPARE, by_group, drop, episodes, free, place, training
 from pipelines.rl.demands import passes, takes
 from pipelines.rl.episodes import Beginning
 from pipelines.rl.inputs.probes import step_starts
@@ -44,11 +44,10 @@ def corrected_prefixes(
         steps = right_steps([next(scores) for _ in of_t], below)
         if 0 < steps < len(of_t) and len(t.prompt_ids) + of_t[steps - 1] <= at.asking.longest:
             kept[t.group_id].append((of_t[steps - 1], t))
-    begun = []
+    numbers, begun = free(rollouts), []
     for group_id, found in kept.items():
-        first = max(t.sample_id for t in groups[group_id]) + 1
         longest = sorted(found, key=lambda each: -each[0])[:most]
-        begun += [Beginning(t, cut(t.turns, end), 1, first + number) for number, (end, t) in enumerate(longest)]
+        begun += [Beginning(t, cut(t.turns, end), 1, numbers[group_id] + number) for number, (end, t) in enumerate(longest)]
     corrected = [t for (t,) in at.judged(begun, functools.partial(guide_answers, at, guide))]
     gone = {place(b.sibling) for b, t in zip(begun, corrected, strict=True) if t.outcome == Outcome.CORRECT}
     return [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from pipelines import seeding
 from pipelines.records import GUIDE, Segment, Trajectory, cut
-from pipelines.rl.account import by_group, episodes, training
+from pipelines.rl.account import by_group, episodes, free, training
 from pipelines.rl.demands import passes, takes
 from pipelines.rl.episodes import Beginning
 from pipelines.rl.recompose.recomposition import Recomposition
@@ -27,18 +26,14 @@ def critical_tokens(
     """
     groups = by_group(training(rollouts))
     answers = [t for group in groups.values() for t in episodes(group)]
-    free: dict[int, int] = defaultdict(int)
-    """By group the first number that no answer has."""
-    for t in rollouts:
-        free[t.group_id] = max(free[t.group_id], t.sample_id + 1)
-    begun = []
+    numbers, begun = free(rollouts), []
     for t, entropy in zip(answers, at.tokens("entropy_old_BT", answers), strict=True):
         most = max(int(min(longest, at.asking.longest - len(t.prompt_ids))), 0)
         if places := candidates(at.asking.tokenizer, t.response_ids[: most + 1], entropy, top):
             place = places[int(seeding.generator(*at.seed, "critical token", at.step, t.group_id, t.sample_id).integers(len(places)))]
             opening = cut(t.turns, place) if trains else (Segment(GUIDE, t.response_ids[:place]),)
-            begun.append(Beginning(t, opening, branches, free[t.group_id]))
-            free[t.group_id] += branches
+            begun.append(Beginning(t, opening, branches, numbers[t.group_id]))
+            numbers[t.group_id] += branches
     return [*rollouts, *(t for part in at.continued("branches", begun) for t in part)]
 
 

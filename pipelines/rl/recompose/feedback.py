@@ -13,7 +13,7 @@ from pipelines import prompting, seeding
 from pipelines.config.common import PromptSettings, Shot
 from pipelines.generation import Generator
 from pipelines.records import GUIDE, Segment, Trajectory, cut
-from pipelines.rl.account import REPLACED, by_group, drop, episodes, place, training
+from pipelines.rl.account import REPLACED, by_group, drop, episodes, free, place, training
 from pipelines.rl.demands import takes
 from pipelines.rl.episodes import Beginning
 from pipelines.rl.recompose.inject import advice
@@ -51,10 +51,10 @@ def feedback(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *,
     drawn = [t for group in groups.values() for t in episodes(group) if _random(at, t).random() < share]
     kept = [cut(t.turns, working(at.asking.tokenizer, t.response_ids)) for t in drawn]
     said = advice(at, guide, "feedback", [(t, _asked(at, guide, t, part)) for t, part in zip(drawn, kept, strict=True)], tokens)
-    begun = []
+    numbers, begun = free(rollouts), []
     for t, part, comment in zip(drawn, kept, said, strict=True):
         ids = at.asking.tokenizer(f"\n{comment}\n", add_special_tokens=False)["input_ids"]
-        beginning = Beginning(t, (*part, Segment(GUIDE, ids, trains=True)), 1, max(r.sample_id for r in groups[t.group_id]) + 1 + t.sample_id)
+        beginning = Beginning(t, (*part, Segment(GUIDE, ids, trains=True)), 1, numbers[t.group_id] + t.sample_id)
         if comment and len(beginning.ids) <= at.asking.longest:
             begun.append(beginning)
     gone = {place(beginning.sibling) for beginning in begun}

@@ -11,7 +11,7 @@ from pipelines.generation import Generator, Request, Sample
 from pipelines.models import ranks
 from pipelines.records import GUIDE, Outcome, Segment, Trajectory
 from pipelines.rl import account
-from pipelines.rl.account import REPLACED, SPARE, by_group, drop, training
+from pipelines.rl.account import REPLACED, SPARE, by_group, drop, free, training
 from pipelines.rl.answering import trainable
 from pipelines.rl.demands import takes
 from pipelines.rl.episodes import Beginning
@@ -24,7 +24,8 @@ def inject(rollouts: list[Trajectory], at: Recomposition, guide: Generator, *, a
     later checkpoint, if `tries` samples of it hold one."""
     groups = by_group(training(rollouts))
     hard = {g: group for g, group in groups.items() if sum(r.outcome == Outcome.CORRECT for r in group) <= at_most * len(group)}
-    begun = [Beginning(group[0], (), tries, len(group)) for group in hard.values()]
+    numbers = free(rollouts)
+    begun = [Beginning(group[0], (), tries, numbers[g]) for g, group in hard.items()]
     guided = dict(zip(hard, at.judged(begun, functools.partial(guide_answers, at, guide)), strict=True))
     out = [rollout for rollout in rollouts if rollout.dropped or rollout.group_id not in hard]
     for group_id, group in hard.items():

@@ -12,7 +12,7 @@ from pipelines import prompting
 from pipelines.config.common import PromptSettings
 from pipelines.generation import Generator
 from pipelines.records import GUIDE, Outcome, Segment, Trajectory
-from pipelines.rl.account import PROBE, by_group, drop, episodes, training
+from pipelines.rl.account import PROBE, by_group, drop, episodes, free, training
 from pipelines.rl.demands import Need, needs, takes
 from pipelines.rl.episodes import Beginning
 from pipelines.rl.explore.help_after_failure import failed
@@ -52,14 +52,13 @@ def interventions(
     starts = [_steps(at.asking.tokenizer, t, delimiter) for t, _ in shown]
     prompts = [_asked(at, guide, t, ends) for (t, _), ends in zip(shown, starts, strict=True)]
     replies = advice(at, guide, "intervention", [(t, prompt) for (t, _), prompt in zip(shown, prompts, strict=True)], tokens)
-    last = {t.group_id: t.sample_id for t in sorted(rollouts, key=lambda t: t.sample_id)}
-    begun = []
+    numbers, begun = free(rollouts), []
     for (t, number), ends, reply in zip(shown, starts, replies, strict=True):
         mended = intervention(reply, len(ends) - 1, at.problems[t.problem_id].answer)
         if mended is not None:
             before, new = t.response_ids[: ends[mended[0]]], at.asking.tokenizer(mended[1], add_special_tokens=False)["input_ids"]
             opening = tuple(Segment(GUIDE, ids, trains=trains) for ids, trains in ((before, beginning_trains), (new, True)) if ids)
-            beginning = Beginning(t, opening, continuations, last[t.group_id] + 1 + number * continuations)
+            beginning = Beginning(t, opening, continuations, numbers[t.group_id] + number * continuations)
             if len(beginning.ids) <= at.asking.longest:
                 begun.append(beginning)
     quiet = [replace(each, opening=tuple(replace(s, trains=False) for s in each.opening)) for each in begun]
