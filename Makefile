@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= -q -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST_FLAGS ?= -q -n 4 --dist loadfile --no-loadscope-reorder
 SHELL := /bin/sh
 BIN := .venv/bin
 INSTALLED := .venv/.installed

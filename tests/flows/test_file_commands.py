@@ -226,6 +226,7 @@ def test_evaluate_a_base_model_of_another_family_on_a_hugging_face_dataset(here,
 KILLED = "import sys; from pipelines.evaluation import benchmarks; benchmarks.PART = 8; from flows.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.long
 def test_an_evaluation_killed_at_work_is_finished_by_the_next_and_leaves_the_same_bytes(here, weights, monkeypatch):
     bench = write(here / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in range(20)])
     command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "4", "--max-new-tokens", "24", "--out"]

@@ -195,6 +195,7 @@ def test_a_stage_of_another_kind_keeps_nothing_of_the_kind_that_it_was(project):
     assert left_of(project, "code") == ["manifests/code.json", "metrics/code.json", "models/code", "plots/code.csv", "seen/code.parquet"]
 
 
+@pytest.mark.long
 def test_an_edit_of_a_program_or_of_its_packages_reruns_its_stage(project):
     installed = project / ".venv-own/lib/python3.11/site-packages/trl-1.0.dist-info"
     (project / ".venv-own/bin").mkdir(parents=True)

@@ -124,6 +124,7 @@ def test_stages_whose_inputs_are_made_run_together_and_make_what_they_make_alone
     assert mini_project.touchstone(project, "run", **environment).stdout.startswith("everything is current\n")
 
 
+@pytest.mark.long
 def test_after_a_failure_what_runs_may_end_and_nothing_starts(project, environment):
     """`math` fails while `code` runs and `other` waits for a free place."""
     edited(project, code=entry("code", **SFT), other=entry("code", **SFT), merged=entry("merged", models=["code", "math"]))

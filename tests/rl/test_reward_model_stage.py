@@ -125,6 +125,7 @@ def of_two(rank: int, root: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_do_what_one_does(root):
     """`one` twice, so that both have the same randomness."""
     processes.spawn(of_two, (str(root),), nprocs=2)

@@ -85,7 +85,7 @@ NOT_CENTRED = (
     "reinforce", "a_lol", "remax", "rae",  # a baseline of the batch, a critic, the greedy answer, a role
     "reinforce_ada", "reinforce_ada_positive", "rorecomp",  # all that was answered
     "gigpo", "traffic_r1",  # fewer turns to the end are worth more; turns have rewards of their own
-    "relift",  # what a guide wrote is learnt whatever it earns
+    "relift", "int",  # what a guide wrote is learnt whatever it earns
     "on_policy_distillation", "iw_opd",  # the teacher's word, whatever the reward
     "lagrangian",  # costs differ where rewards do not
     "dsdr", "rlcr", "aepo", "sngs", "recap", "laser",  # the shaped reward or another objective varies where the verdict does not
@@ -156,7 +156,7 @@ def test_on_policy_the_gradient_raises_what_has_an_advantage(name):
     trained = (made.mask_BT > 0) & (made.advantage_BT.abs() > 1e-9)
     if name == "srpo":
         trained = trained & (made.correct_B | ~made.reprompt_B)[:, None]
-    if name == "prefix_rft":  # of what the guide wrote only some trains
+    if name in ("prefix_rft", "think_tuning"):  # of what the guide wrote only some trains
         trained = trained & (made.guided_BT == 0)
     assert trained.any()
     assert torch.equal(gradients[acting(RECIPES[name])].sign()[trained], -_direction(name, made).sign()[trained])

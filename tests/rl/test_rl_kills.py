@@ -102,7 +102,7 @@ SYNCHRONOUS = {"kind": "synchronous"}
 
 
 @pytest.mark.parametrize(
-    ("schedule", "seed", "most"), [(SYNCHRONOUS, 1, 2), (IN_FLIGHT, 2, 2), pytest.param(SYNCHRONOUS, 3, 6, marks=LONG), pytest.param(IN_FLIGHT, 4, 6, marks=LONG)]
+    ("schedule", "seed", "most"), [(IN_FLIGHT, 2, 2), pytest.param(SYNCHRONOUS, 3, 6, marks=LONG), pytest.param(IN_FLIGHT, 4, 6, marks=LONG)]
 )
 def test_killed_while_an_outside_program_leads(rl_project, tmp_path, monkeypatch, schedule, seed, most):
     """The same, where it asks three times, in two conversations. No process of it is left."""

@@ -135,9 +135,9 @@ LOOPS = {
 }  # fmt: skip
 """Probes that generate, a statistic of the whole batch, a choice among all groups, a guide, further draws, a data half of many parts, problems and
 prompts that are chosen, answers made beside updates, stored ones with mismatched pairs across ranks, a teacher, fewer held-out problems than ranks, a
- reset, a baseline that goes through the answers of all ranks, solutions of all ranks in a contrast, a cost's multiplier, what a
- lagged policy allows, a mask by what all ranks' tokens have moved, solutions that teachers wrote, demonstrations in
- groups and in a step of their own, and answers that go on from the beginnings of others."""
+reset, a baseline that goes through the answers of all ranks, solutions of all ranks in a contrast, a cost's multiplier, what a lagged policy allows,
+a mask by what all ranks' tokens have moved, solutions that teachers wrote, demonstrations in groups and in a step of their own, and answers that go
+on from the beginnings of others."""
 
 
 def loop(rank: int, folder: Path, start, row: str, overrides: dict | None = None, stored=None, **changes) -> dict:

@@ -225,6 +225,7 @@ def of_two(rank: int, root: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_and_a_value_head_do_what_one_does(project: Path) -> None:
     other = Path(shutil.copytree(project, project / "other"))
     processes.spawn(of_two, (str(other),), nprocs=2)
