@@ -257,6 +257,7 @@ def test_an_evaluation_killed_at_work_is_finished_by_the_next_and_leaves_the_sam
     assert all((here / "out" / file).read_bytes() == (here / "alone" / file).read_bytes() for file in files)
 
 
+@pytest.mark.long
 def test_two_evaluations_of_the_same_work_at_once_do_it_together(here, weights):
     bench = write(here / "bench.jsonl", [{"question": f"Mia has {n} pears. How many?", "answer": n} for n in range(20)])
     command = ["evaluate", str(weights), "--benchmark", bench, "--samples", "4", "--max-new-tokens", "24", "--out"]

@@ -72,6 +72,7 @@ def test_a_bare_repro_sees_an_edit_of_code_and_no_comment(repro):
     assert mini_project.touchstone(project, "run", "--until", "curation").stdout == "everything is current\n"
 
 
+@pytest.mark.long
 def test_what_is_edited_while_dvc_runs_a_stage_is_not_recorded(repro, ports):
     project = repro.project
     locked = read_yaml(project / "data/dvc.lock")["stages"]["sources"]

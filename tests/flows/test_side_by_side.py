@@ -163,7 +163,8 @@ def test_the_errors_of_all_that_ran_are_told_and_a_bug_among_them_is_not_hidden(
     assert begun == [(stage, ()) for stage in stages], "one at a time, in the order of the graph"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGTERM, signal.SIGKILL))])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_a_run_is_ended_no_stage_is_left_and_the_next_run_goes_on(project, environment, number):
     for name in ("code", "math"):
         (project / f"waits-{name}").touch()

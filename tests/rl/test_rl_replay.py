@@ -426,6 +426,7 @@ def two(start, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_two_processes_share_over_a_folder(two):
     """Whichever came second at its first step found what the first had said; what it took are the other's words."""
     runs = [two / f"run-{number}" for number in (0, 1)]
@@ -438,6 +439,7 @@ def test_two_processes_share_over_a_folder(two):
     assert len(list((two / "between").iterdir())) == 2
 
 
+@pytest.mark.long
 def test_two_ranks_do_what_one_process_does(two, tmp_path, start, monkeypatch):
     monkeypatch.setenv(FOLDER, str(tmp_path))
     for name, changes in RANKS.items():
