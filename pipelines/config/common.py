@@ -115,6 +115,19 @@ class ServerSettings(Section):
     """Further tries after what may pass."""
 
 
+class AskingSettings(Section):
+    """How an OpenAI-compatible endpoint is asked."""
+
+    model: str = "default"
+    """Model name sent with each request."""
+    max_tokens: Positive = 1024
+    """Longest reply."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for one request."""
+    retries: Count = 3
+    """Further tries after a failed request."""
+
+
 class GenerationSettings(Section):
     """How responses are sampled."""
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipelines.config.checking import nearest
-from pipelines.config.common import Count, GenerationSettings, Positive, Section, Share, Span, Weights, canonical
+from pipelines.config.common import AskingSettings, Count, GenerationSettings, Positive, Section, Share, Span, Weights, canonical
 from pipelines.config.sources import Source
 from pipelines.config.stage import Judging, Reading, Starting
 
@@ -136,20 +136,15 @@ class SemanticDuplicateSettings(Section):
     """Rounds of k-means."""
 
 
-class EndpointSettings(Section):
+class EndpointSettings(AskingSettings):
     """The OpenAI-compatible endpoint of `reformulate`, `consensus`, `grade` and `solve`. Address and key come from TOUCHSTONE_TEACHER_URL and
     TOUCHSTONE_TEACHER_KEY; which model answered, and a digest of what it said, are in the stage's manifest."""
 
-    model: str = "default"
-    """Model name sent with each request."""
     missing: Literal["fail", "skip"] = "fail"
     """What becomes of these steps where no address is set: nothing starts, or they are left out, as the ledger then says."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.7
     max_tokens: Positive = 2048
     timeout: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds for one request."""
-    retries: Count = 3
-    """Further tries after a failed request."""
 
 
 class ConsensusSettings(Section):
@@ -296,21 +291,14 @@ class GradeStage(Starting, Judging, Reading, Preset):
         return tuple(dict.fromkeys([self.init, *([self.strong.model] if self.strong else [])]))
 
 
-class TeacherSettings(Section):
+class TeacherSettings(AskingSettings):
     """An OpenAI-compatible endpoint. Its address and key come from TOUCHSTONE_TEACHER_URL and TOUCHSTONE_TEACHER_KEY."""
 
-    model: str = "default"
-    """Model name sent with each request."""
     votes: Positive = 5
     """Independent answers per new problem."""
     agree: Positive = 3
     """Answers that must agree for the row to be kept; the consensus is its gold answer."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.7
-    max_tokens: Positive = 1024
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for one request."""
-    retries: Count = 3
-    """Further tries after a failed request."""
 
 
 class SynthesiseStage(Reading):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from pipelines.config.common import Count, GenerationSettings, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
+from pipelines.config.common import AskingSettings, Count, GenerationSettings, OptimiserSettings, Positive, PromptSettings, Rate, Section, Share
 from pipelines.config.learning import Answered, LearningStage
 from pipelines.config.stage import BOUND, ROLLOUTS, Reading, Served, Starting
 
 
-class PreferringSettings(Section):
+class PreferringSettings(AskingSettings):
     """Who says which of two responses is the better one: a stage of kind reward_model, or an OpenAI-compatible endpoint, whose address and key come
     from TOUCHSTONE_JUDGE_URL and TOUCHSTONE_JUDGE_KEY."""
 
@@ -21,16 +21,8 @@ class PreferringSettings(Section):
     """Of the stage: as `judge.bound` of other kinds."""
     principle: str | None = None
     """Of the stage: as `judge.principle` of other kinds."""
-    model: str = "default"
-    """Model name sent with each request."""
     criterion: str = "The better response solves the problem correctly; of two that do, or of two that do not, it is the clearer one."
     """What the judge is told to go by."""
-    max_tokens: Positive = 1024
-    """Longest reply."""
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for one request."""
-    retries: Count = 3
-    """Further tries after a failed request."""
 
     @property
     def served(self) -> Served | None:

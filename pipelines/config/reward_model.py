@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.config.common import Count, OptimiserSettings, Positive, Section, Span
+from pipelines.config.common import AskingSettings, OptimiserSettings, Positive, Span
 from pipelines.config.preference import PairSettings, Responding
 from pipelines.config.training import TrainedStage, TrainingSettings
 
@@ -21,12 +21,10 @@ def _whole(question: str) -> str:
     return question
 
 
-class FeedbackSettings(Section):
+class FeedbackSettings(AskingSettings):
     """Rows of files whose `feedback`, a text or one of each who gave some, says what a response is worth: an OpenAI-compatible endpoint reads
     principles from it, with yes or no (RLBFF). Its address and key come from TOUCHSTONE_TEACHER_URL and TOUCHSTONE_TEACHER_KEY."""
 
-    model: str = "default"
-    """Model name sent with each request."""
     people: Positive = 2
     """Responses on which fewer have given feedback are left out. Of several all must name a principle."""
     evidence: Annotated[float, Field(ge=0.0, le=100.0)] = 60.0
@@ -36,12 +34,6 @@ class FeedbackSettings(Section):
     embedding: str = "all-MiniLM-L6-v2"
     """`all-MiniLM-L6-v2` (extra `embedding`), a folder or a hub id; the paper's is Qwen3-Embedding-8B."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    max_tokens: Positive = 1024
-    """Longest reply."""
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for one request."""
-    retries: Count = 3
-    """Further tries after a failed request."""
 
 
 class ScorerTrainingSettings(TrainingSettings):

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Count, Positive, Section, Share
+from pipelines.config.common import AskingSettings, Positive, Share
 from pipelines.config.stage import ROLLOUTS, Reading
 
 
-class SkillSettings(Section):
+class SkillSettings(AskingSettings):
     """A teacher says which skills a problem needs, and which of them a wrong answer lacks: an OpenAI-compatible endpoint, whose address and key come
     from TOUCHSTONE_TEACHER_URL and TOUCHSTONE_TEACHER_KEY."""
 
@@ -20,14 +20,7 @@ class SkillSettings(Section):
     """Skills that it lists at most."""
     shown: Positive = 50
     """Problems that it reads for that, drawn by hash."""
-    model: str = "default"
-    """Model name sent with each request."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    max_tokens: Positive = 1024
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for one request."""
-    retries: Count = 3
-    """Further tries after a failed request."""
 
 
 class TargetStage(Reading):

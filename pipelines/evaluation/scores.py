@@ -132,11 +132,11 @@ def score_benchmark(
     flips = sign_flip(deltas_PM, resamples, seeding.generator(seed, "evaluation", "sign flip", name), clusters)
     single = {model for model in rows if clusters is None and all(len({row.response for row in group}) == 1 for group in groups[model])}
     topics = [items[p].topics for p in used]
-    first = {model: list(columns).index((model, f"pass@{min(ks)}")) for model in rows}
+    independent = len(used) if clusters is None else int(clusters.max()) + 1
     return {
         "problems": len(used),
         "left_out": len(items) - len(used),
-        "clusters": len(used) if clusters is None else int(clusters.max()) + 1,
+        "clusters": independent,
         "constant_answer": _constant_answer([items[p] for p in used]),
         "models": {
             m: _figures([row for p in used for row in rows[m][p]], intervals[m], calibrated.get(m))
@@ -147,13 +147,18 @@ def score_benchmark(
             {"model": a, "against": b, "benchmark": name, "k": k, **_difference(delta_P, delta_means[:, i], clusters, flips[i], {a, b} <= single)}
             for i, ((a, b, k), delta_P) in enumerate(zip(compared, deltas_PM.T, strict=True))
         ],
-        "recovered": [
-            {"model": a, "weak": b, "ceiling": c, "k": min(ks)}
-            | asdict(recovered(everything[:, places].mean(0), column_means[:, places], len(used) if clusters is None else int(clusters.max()) + 1))
-            for a, b, c in gaps
-            for places in ([first[a], first[b], first[c]],)
-        ],
+        "recovered": [_recovered(gap, min(ks), columns, column_means, independent) for gap in gaps],
     }
+
+
+def _recovered(
+    gap: tuple[str, str, str], k: int, columns: Mapping[tuple[str, str], Floats], column_means: Floats, independent: int
+) -> dict[str, Any]:
+    """How much of the gap in pass@k a model recovers. gap: (model, weak, ceiling). column_means (R, columns): of resampled problems."""
+    names = [(model, f"pass@{k}") for model in gap]
+    places = [list(columns).index(name) for name in names]
+    share = recovered(np.array([columns[name].mean() for name in names]), column_means[:, places], independent)
+    return dict(zip(("model", "weak", "ceiling"), gap, strict=True)) | {"k": k} | asdict(share)
 
 
 def _difference(delta_P: Floats, means_R: Floats, clusters_P: Clusters, flipped: float, single: bool) -> dict[str, Any]:

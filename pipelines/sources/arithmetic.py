@@ -14,7 +14,6 @@ in one of several styles, as text in the wild is ('Echo Chamber', arXiv 2504.079
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -23,8 +22,8 @@ import numpy as np
 
 from pipelines import seeding
 from pipelines.config.sources import ArithmeticSource
-from pipelines.records import Problem, problem_id
-from pipelines.sources.drawing import distinct
+from pipelines.records import Problem
+from pipelines.sources.drawing import distinct, whole_number
 
 DOMAIN = "math"
 NAMES = ("Mia", "Omar", "Lena", "Ivan", "Ruth", "Paul", "Nina", "Hugo", "Aiko", "Samir", "Clara", "Felix", "Dora", "Jonas", "Priya", "Marco")
@@ -43,22 +42,9 @@ def problems(settings: ArithmeticSource, seed: int, name: str, root: Path) -> It
     """
     rng = seeding.generator(seed, "arithmetic", name)
     told = functools.partial(story, largest=settings.largest)
-    for position, level, _, (prompt, answer, solution) in distinct(rng, settings.count, settings.levels, settings.styles, name, itemgetter(0), told):
-        yield Problem(
-            problem_id=problem_id(prompt, answer),
-            domain=DOMAIN,
-            prompt=prompt,
-            answer=answer,
-            answer_type="integer",
-            verifier="math",
-            verifier_args=json.dumps({"require_boxed": True}),
-            solution=solution,
-            source=name,
-            source_id=f"{name}/{position}",
-            licence="generated",
-            topics=("word problem", f"level {level}"),
-            difficulty=float(level),
-        )
+    for position, level, _, said in distinct(rng, settings.count, settings.levels, settings.styles, name, itemgetter(0), told):
+        topics = ("word problem", f"level {level}")
+        yield whole_number(name, position, said, domain=DOMAIN, level=level, topics=topics, verifier_args={"require_boxed": True})
 
 
 def story(rng: np.random.Generator, level: int, style: str, largest: int = 20) -> tuple[str, str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pipelines.errors import UserError
+from pipelines.records import Problem, problem_id
 
 TRIES = 200
 """Draws in a row that bring nothing new before the space of problems counts as used up."""
@@ -43,6 +45,28 @@ def distinct(
         if not stale:
             seen.add(prompt_of(drawn))
             yield len(seen) - 1, level, style, drawn
+
+
+def whole_number(
+    name: str, position: int, said: tuple[str, str, str], *, domain: str, level: int, topics: tuple[str, ...], verifier_args: Mapping[str, Any]
+) -> Problem:
+    """The generated problem of source `name` at `position` whose (prompt, answer, worked solution) was `said`, and whose answer is a whole number."""
+    prompt, answer, solution = said
+    return Problem(
+        problem_id=problem_id(prompt, answer),
+        domain=domain,
+        prompt=prompt,
+        answer=answer,
+        answer_type="integer",
+        verifier="math",
+        verifier_args=json.dumps(verifier_args),
+        solution=solution,
+        source=name,
+        source_id=f"{name}/{position}",
+        licence="generated",
+        topics=topics,
+        difficulty=float(level),
+    )
 
 
 def _choices(weights: Mapping[S, float]) -> tuple[list[S], np.ndarray]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 
 from pipelines import seeding
 from pipelines.config.sources import SumsSource
-from pipelines.records import Problem, problem_id
-from pipelines.sources.drawing import distinct
+from pipelines.records import Problem
+from pipelines.sources.drawing import distinct, whole_number
 
 DOMAIN = "sums"
 REQUESTS = ("What is {sum}?", "Work out {sum}.", "How many is {sum}?")
@@ -29,22 +28,9 @@ def problems(settings: SumsSource, seed: int, name: str, root: Path) -> Iterator
     """
     rng = seeding.generator(seed, "sums", name)
     drawn = distinct(rng, settings.count, settings.digits, settings.operations, name, itemgetter(0), request)
-    for position, digits, operation, (prompt, answer, solution) in drawn:
-        yield Problem(
-            problem_id=problem_id(prompt, answer),
-            domain=DOMAIN,
-            prompt=prompt,
-            answer=answer,
-            answer_type="integer",
-            verifier="math",
-            verifier_args=json.dumps(settings.verifier_args),
-            solution=solution,
-            source=name,
-            source_id=f"{name}/{position}",
-            licence="generated",
-            topics=(operation, f"{digits} digits"),
-            difficulty=float(digits),
-        )
+    for position, digits, operation, said in drawn:
+        topics = (operation, f"{digits} digits")
+        yield whole_number(name, position, said, domain=DOMAIN, level=digits, topics=topics, verifier_args=settings.verifier_args)
 
 
 def request(rng: np.random.Generator, digits: int, operation: str) -> tuple[str, str, str]:

@@ -74,7 +74,7 @@ def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float
     """Kill the run at so many random instants; whenever it has ended, it has left what it leaves alone."""
     rng = random.Random(seed)
     forget(root)
-    kills = trained = finished = 0
+    kills = lost = trained = finished = 0
     while kills < most:
         ended, _ = harness("after", rng.uniform(0, 0.8 * seconds))
         assert ended in (0, signal.SIGKILL)
@@ -86,9 +86,10 @@ def killed(root: Path, harness: Harness, first: dict[str, bytes], seconds: float
             finished += 1
         else:
             assert ended
+            lost += 1
     assert harness("end")[0] == 0
     assert made(root) == first
-    assert trained + harness.steps() <= (finished + 1) * STEPS + kills * EVERY
+    assert trained + harness.steps() <= (finished + 1) * STEPS + lost * EVERY
 
 
 def left(program: str) -> list[str]:
