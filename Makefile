@@ -15,8 +15,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 run: $(INSTALLED) bubblewrap
 	@$(BIN)/touchstone run
 
-# DVC starts stages with the `python` of PATH
-repro: export PATH := $(CURDIR)/$(BIN):$(PATH)
+# DVC starts stages, and kind `command` its programs, with the `python` of PATH; Debian has none of its own
+repro test test-long check: export PATH := $(CURDIR)/$(BIN):$(PATH)
 repro: $(INSTALLED) bubblewrap
 	@$(BIN)/dvc repro
 
